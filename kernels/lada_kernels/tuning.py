@@ -1,0 +1,18 @@
+"""The tile sizes a launcher passes to its kernel."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    def kwargs(self) -> dict[str, int]:
+        """The fields as keyword arguments of a kernel launch."""
+        return asdict(self)

@@ -1,0 +1,96 @@
+"""Where the kernels run: compiled on a GPU if there is one, else in Triton's interpreter."""
+
+import importlib
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+STEMS = [
+    "block_sparse_linear",
+    "low_rank_linear",
+    "sparse_low_rank_linear",
+    "tuning",
+]
+PAD = 4096
+CANARY = 1234.0
+
+
+def _python_modules(*packages: str) -> list[str]:
+    """Imported modules of `packages`, compiled extensions aside: those cannot be loaded twice."""
+    return [
+        name
+        for name in sys.modules
+        if name.split(".")[0] in packages and not name.startswith("triton._C")
+    ]
+
+
+def _interpreted_copy() -> SimpleNamespace:
+    """A second copy of Triton and of our kernels, imported in interpreter mode, then hidden again.
+
+    Triton decides at decoration, so one copy cannot both interpret and compile.
+    """
+    import triton  # noqa: F401  the first copy, if nobody has imported it yet
+
+    first = {n: sys.modules.pop(n) for n in _python_modules("triton", "lada_kernels")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        copy = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in STEMS}
+        importlib.import_module("triton.runtime.interpreter")
+        namespace = SimpleNamespace(**copy, triton=sys.modules["triton"])
+    for name in _python_modules("triton", "lada_kernels"):
+        del sys.modules[name]
+    sys.modules.update(first)
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def kernels() -> SimpleNamespace:
+    """The kernel modules by stem, to be called on the tensors of `device`."""
+    if not torch.cuda.is_available():
+        return _interpreted_copy()
+    modules = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in STEMS}
+    return SimpleNamespace(**modules, triton=importlib.import_module("triton"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(params=["float32", "float16", "bfloat16"])
+def dtype(request, device) -> torch.dtype:
+    if request.param == "bfloat16" and device.type == "cpu":
+        pytest.skip("the interpreter multiplies the bit patterns of bfloat16")
+    return getattr(torch, request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def poisoned_outputs(monkeypatch):
+    """Outputs start as NaN between two fences: what is left unwritten or overrun fails the test."""
+    new_empty, buffers = torch.Tensor.new_empty, []
+
+    def poisoned(self, *size, **kwargs):
+        shape = torch.Size(size)
+        if len(shape) != 2:  # not an output: Triton's interpreter allocates too
+            return new_empty(self, *size, **kwargs)
+        buffer = new_empty(self, PAD + shape.numel() + PAD, **kwargs).fill_(CANARY)
+        buffers.append(buffer)
+        return buffer[PAD:-PAD].view(shape).fill_(float("nan"))
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    yield
+    for buffer in buffers:
+        assert (buffer[:PAD] == CANARY).all(), "wrote before the output"
+        assert (buffer[-PAD:] == CANARY).all(), "wrote past the output"

@@ -1,0 +1,89 @@
+"""Operands, tolerances and the dense fp64 oracle of the kernel tests."""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+# The oracle gets the operands as rounded to the dtype. fp32: sums of a few hundred products in
+# another order. fp16 and bf16: 2 to 4 roundings, of the intermediate and of the output, with a
+# unit roundoff of 2^-11 and 2^-8.
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+}
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def dense_oracle(x, weight, bias=None, residual=None, activation="none"):
+    """``activation(x @ weight.T + bias) + residual`` in fp64; weight (N, K)."""
+    y = x.double() @ weight.double().T
+    if bias is not None:
+        y = y + bias.double()
+    y = ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual.double()
+
+
+def assert_matches(y, want):
+    """`y` has the shape and the values of the fp64 `want`, to the tolerance of its dtype."""
+    torch.testing.assert_close(y.double(), want, **TOLERANCE[y.dtype])
+
+
+def normal(*shape, dtype, device, scale=1.0):
+    return (torch.randn(*shape, dtype=torch.float64) * scale).to(device, dtype)
+
+
+def factors(n, k, rank, dtype, device):
+    """u (N, R) and v (R, K), scaled so that x @ (u @ v).T keeps the variance of x."""
+    u = normal(n, rank, dtype=dtype, device=device, scale=rank**-0.5)
+    return u, normal(rank, k, dtype=dtype, device=device, scale=k**-0.5)
+
+
+def sparse_weight(pattern, block, dtype, device):
+    """Dense W (N, K) with a random block wherever the boolean `pattern` is true, as rounded."""
+    rows, cols = block
+    mask = pattern.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
+    scale = max(1, int(mask.sum(1).max())) ** -0.5
+    weight = torch.randn(mask.shape, dtype=torch.float64) * scale * mask
+    return weight.to(device, dtype)
+
+
+def to_bsr(weight, block, column_major=True):
+    """crow_indices, col_indices, values of the non-zero blocks, by torch's own conversion."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: BSR support is in beta
+        bsr = weight.cpu().float().to_sparse_bsr(block)
+    values = bsr.values().to(weight.device, weight.dtype)
+    if column_major:
+        values = values.transpose(1, 2).contiguous().transpose(1, 2)
+    indices = (bsr.crow_indices(), bsr.col_indices())
+    return *(i.to(weight.device, torch.int32) for i in indices), values
+
+
+def random_pattern(rows, cols, density):
+    return torch.rand(rows, cols) < density
+
+
+def fenced(tensor, fence):
+    """The same tensor, dense, in the middle of a buffer filled with `fence`."""
+    pad = 4096
+    buffer = tensor.new_full((pad + tensor.numel() + pad,), fence)
+    view = buffer[pad:-pad].view(tensor.shape)
+    return view.copy_(tensor)
+
+
+def row_strided(tensor, fence=float("nan")):
+    """The same matrix with `fence` in the gap between its rows and around it."""
+    rows, cols = tensor.shape
+    buffer = tensor.new_full((rows + 8, cols + 80), fence)
+    view = buffer[4:-4, 64:-16]
+    return view.copy_(tensor)

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from tests.kernels.operands import (
+    ACTIVATIONS,
+    assert_matches,
+    dense_oracle,
+    factors,
+    fenced,
+    normal,
+    row_strided,
+    sparse_weight,
+    to_bsr,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
+
+
+@pytest.fixture
+def fwd(kernels):
+    return kernels.sparse_low_rank_linear.sparse_low_rank_linear_fwd
+
+
+def operands(m, pattern, block, rank, dtype, device):
+    """x, u, v, the sparse part as dense, and the dense fp64 weight of both together."""
+    sparse = sparse_weight(pattern, block, dtype, device)
+    n, k = sparse.shape
+    u, v = factors(n, k, rank, dtype, device)
+    x = normal(m, k, dtype=dtype, device=device)
+    return x, u, v, sparse, u.double() @ v.double() + sparse.double()
+
+
+@pytest.mark.parametrize("rank", [1, 5, 16, 64, 96, 300])
+def test_any_rank_is_a_dense_linear(fwd, rank, dtype, device):
+    pattern = torch.rand(3, 7) < 0.4
+    x, u, v, sparse, weight = operands(17, pattern, (32, 16), rank, dtype, device)
+    bias, residual = (normal(*s, dtype=dtype, device=device) for s in [(96,), (17, 96)])
+    want = dense_oracle(x, weight, bias, residual, "gelu")
+    assert_matches(fwd(x, u, v, *to_bsr(sparse, (32, 16)), bias, residual, "gelu"), want)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(torch.zeros(3, 5, dtype=torch.bool), id="no-blocks"),
+        pytest.param(torch.ones(2, 7, dtype=torch.bool), id="full"),
+        pytest.param(torch.arange(13) < torch.tensor([[0], [13], [2]]), id="unbalanced"),
+    ],
+)
+def test_any_pattern(fwd, pattern, dtype, device):
+    x, u, v, sparse, weight = operands(33, pattern, (16, 16), 8, dtype, device)
+    assert_matches(fwd(x, u, v, *to_bsr(sparse, (16, 16)), None), dense_oracle(x, weight))
+
+
+@pytest.mark.parametrize("column_major", [True, False], ids=["column-major", "row-major"])
+@pytest.mark.parametrize("block", [(16, 64), (64, 32), (128, 16)], ids=str)
+def test_any_block_shape(fwd, block, column_major, device):
+    pattern = torch.rand(2, 5) < 0.5
+    x, u, v, sparse, weight = operands(2, pattern, block, 24, torch.float16, device)
+    bsr = to_bsr(sparse, block, column_major)
+    assert_matches(fwd(x, u, v, *bsr, None), dense_oracle(x, weight))
+
+
+@pytest.mark.parametrize("m", [1, 65])
+def test_any_number_of_rows(fwd, m, dtype, device):
+    x, u, v, sparse, weight = operands(m, torch.rand(2, 5) < 0.5, (16, 32), 12, dtype, device)
+    assert_matches(fwd(x, u, v, *to_bsr(sparse, (16, 32)), None), dense_oracle(x, weight))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("has_residual", [True, False], ids=["residual", "no-residual"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
+def test_epilogue(fwd, has_bias, has_residual, activation, device):
+    kind = {"dtype": torch.float32, "device": device}
+    x, u, v, sparse, weight = operands(19, torch.rand(2, 5) < 0.5, (16, 16), 6, **kind)
+    bias = normal(32, **kind) if has_bias else None
+    residual = normal(19, 32, **kind) if has_residual else None
+    want = dense_oracle(x, weight, bias, residual, activation)
+    assert_matches(fwd(x, u, v, *to_bsr(sparse, (16, 16)), bias, residual, activation), want)
+
+
+def test_reads_nothing_outside_its_operands(fwd, dtype, device):
+    kind = {"dtype": dtype, "device": device}
+    x, u, v, sparse, weight = operands(21, torch.rand(3, 7) < 0.5, (16, 16), 11, **kind)
+    bias, residual = normal(48, **kind), normal(21, 48, **kind)
+    crow, col, values = to_bsr(sparse, (16, 16), column_major=False)
+    want = dense_oracle(x, weight, bias, residual)
+    x, residual = row_strided(x), row_strided(residual)
+    u, v, bias, values = (fenced(t, float("nan")) for t in (u, v, bias, values))
+    # past the end of a row of x, where the NaN are
+    crow, col = fenced(crow, col.numel() + 4), fenced(col, 7)
+    assert_matches(fwd(x, u, v, crow, col, values, bias, residual), want)
+
+
+def test_no_rows(fwd, device):
+    pattern = torch.ones(2, 3, dtype=torch.bool)
+    x, u, v, sparse, _ = operands(0, pattern, (16, 16), 4, torch.float32, device)
+    assert fwd(x, u, v, *to_bsr(sparse, (16, 16)), None).shape == (0, 32)
