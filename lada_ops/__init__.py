@@ -1,0 +1,36 @@
+"""Compressed BERTs that are actually fast: compress, swap in, measure.
+
+Importing this package also registers its checkpoints with transformers, so that
+``AutoModel.from_pretrained`` loads a compressed model.
+"""
+
+from .formats import Bsr, Counts, LowRank, SparseLowRank
+from .modules.block_sparse_linear import BlockSparseLinear
+from .modules.low_rank_linear import LowRankLinear
+from .modules.sparse_low_rank_linear import SparseLowRankLinear
+from .ops.block_sparse_linear import block_sparse_linear
+from .ops.low_rank_linear import low_rank_linear
+from .ops.sparse_low_rank_linear import sparse_low_rank_linear
+from .plans import CompressionPlan, LayerPlan, plan
+from .report import CompressionReport, LayerReport
+from .swap import compress, restore
+
+__all__ = [
+    "BlockSparseLinear",
+    "Bsr",
+    "CompressionPlan",
+    "CompressionReport",
+    "Counts",
+    "LayerPlan",
+    "LayerReport",
+    "LowRank",
+    "LowRankLinear",
+    "SparseLowRank",
+    "SparseLowRankLinear",
+    "block_sparse_linear",
+    "compress",
+    "low_rank_linear",
+    "plan",
+    "restore",
+    "sparse_low_rank_linear",
+]

@@ -1,0 +1,107 @@
+"""Gram matrices of the inputs of linears, from calibration batches run through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .progress import progress_bar
+
+
+@torch.no_grad()
+def input_grams(
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Mapping[str, Any]],
+    quiet: bool = False,
+) -> dict[str, Tensor]:
+    """``X X^T / tokens`` (in, in) in fp64 of the inputs of each named linear, over all batches.
+
+    batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device.
+    Tokens whose attention_mask is 0 are left out. The model runs in eval mode and is left in the
+    mode it was in.
+
+    Raises TypeError on a batch that is no dict; ValueError where there is no batch, a linear never
+    ran, or its inputs hold NaN or infinity.
+    """
+    device = next(model.parameters()).device
+    collector = _Collector({name: model.get_submodule(name) for name in names})
+    was_training = model.training
+    with ExitStack() as stack:
+        stack.callback(model.train, was_training)
+        model.eval()
+        collector.hook(stack)
+        progress = stack.enter_context(progress_bar(quiet))
+        task = progress.add_task("calibration", total=_length(batches))
+        for index, batch in enumerate(batches):
+            if not isinstance(batch, Mapping):
+                raise TypeError(
+                    f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
+                    "model's inputs, as a tokenizer returns it"
+                )
+            inputs = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+            collector.start(inputs.get("attention_mask"))
+            model(**inputs)
+            progress.advance(task)
+    return collector.grams()
+
+
+class _Collector:
+    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
+        self.linears = linears
+        self.sums: dict[str, Tensor] = {}
+        self.tokens = dict.fromkeys(linears, 0)
+        self.mask: Tensor | None = None
+        self.last: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+
+    def hook(self, stack: ExitStack) -> None:
+        for name, linear in self.linears.items():
+            handle = linear.register_forward_pre_hook(
+                lambda _, args, name=name: self.add(name, args[0])
+            )
+            stack.callback(handle.remove)
+
+    def start(self, attention_mask: Tensor | None) -> None:
+        self.mask = None if attention_mask is None else attention_mask.bool()
+
+    def add(self, name: str, x: Tensor) -> None:
+        if x is not self.last[0]:  # query, key and value share one input: multiply it once
+            if self.mask is not None and x.shape[:-1] == self.mask.shape:
+                rows = x[self.mask].double()
+            else:
+                rows = x.reshape(-1, x.shape[-1]).double()
+            self.last = x, rows.T @ rows, rows.shape[0]
+        _, product, tokens = self.last
+        assert product is not None
+        if name in self.sums:
+            self.sums[name] += product
+        else:
+            self.sums[name] = product.clone()
+        self.tokens[name] += tokens
+
+    def grams(self) -> dict[str, Tensor]:
+        silent = [name for name, tokens in self.tokens.items() if tokens == 0]
+        if silent:
+            raise ValueError(
+                f"calibration: no token reached {silent[0]}"
+                f"{f' and {len(silent) - 1} more' if len(silent) > 1 else ''}; "
+                "expected at least one batch with unmasked tokens"
+            )
+        for name, gram in self.sums.items():
+            if not gram.isfinite().all():
+                raise ValueError(f"calibration: the inputs of {name} hold NaN or infinity")
+        return {name: gram / self.tokens[name] for name, gram in self.sums.items()}
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None

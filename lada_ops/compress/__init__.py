@@ -1,0 +1,1 @@
+"""Dense weight to compressed formats; no training, and no module is known here."""

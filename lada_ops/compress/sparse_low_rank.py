@@ -1,0 +1,61 @@
+"""``W = u v + S``: low rank plus block sparse, by alternation."""
+
+import torch
+from torch import Tensor
+
+from ..formats import Bsr, LowRank, SparseLowRank, block_count, check_block, check_rank
+from .blocks import largest_blocks, refit
+from .svd import leading_factors, whitened_factors
+
+
+@torch.no_grad()
+def alternate(
+    weight: Tensor,
+    rank: int,
+    block: tuple[int, int],
+    density: float,
+    gram: Tensor | None = None,
+    steps: int = 8,
+) -> SparseLowRank:
+    """``u v + S`` near ``weight (out, in)``: u v of `rank`, S with a share `density` of the blocks.
+
+    Alternates ``u v = SVD_rank(W - S)`` and ``S = largest blocks of (W - u v)`` `steps` times
+    (OATS, Zhang and Papyan, ICLR 2025, with blocks for single weights). With ``gram = X X^T`` (in,
+    in) fp64, positive definite, both steps minimise ``||(W - u v - S) X||_F``: the SVD is whitened
+    and the blocks refitted. Returns the best of all steps by that norm (without gram, Frobenius).
+    """
+    shape = weight.shape[0], weight.shape[1]
+    check_rank("alternate", rank, shape)
+    check_block("alternate", block, shape)
+    count = block_count(shape, block, density)
+    target = weight.double()
+    whitener = None if gram is None else torch.linalg.cholesky(gram)
+    sparse, best = torch.zeros_like(target), None
+    for _ in range(steps):
+        u, v = _low_rank(target - sparse, rank, whitener)
+        rest = target - u @ v
+        keep = largest_blocks(rest, block, count, gram)
+        if gram is None:
+            sparse = Bsr.from_dense(rest, block, keep).to_dense()
+        else:
+            sparse = refit(rest, block, keep, gram)
+        error = _squared_norm(rest - sparse, gram)
+        if best is None or error < best[0]:
+            best = error, u, v, sparse, keep
+    assert best is not None
+    _, u, v, sparse, keep = best
+    return SparseLowRank(
+        LowRank(u.to(weight.dtype), v.to(weight.dtype)),
+        Bsr.from_dense(sparse.to(weight.dtype), block, keep),
+    )
+
+
+def _low_rank(weight: Tensor, rank: int, whitener: Tensor | None) -> tuple[Tensor, Tensor]:
+    if whitener is None:
+        return leading_factors(weight, rank)
+    return whitened_factors(weight, rank, whitener)
+
+
+def _squared_norm(weight: Tensor, gram: Tensor | None) -> float:
+    """``||W X||_F^2``, or ``||W||_F^2`` without gram."""
+    return float((weight * (weight if gram is None else weight @ gram)).sum())

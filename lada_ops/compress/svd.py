@@ -1,0 +1,64 @@
+"""Low-rank factors of a weight, in Frobenius norm or in the norm its inputs give it."""
+
+import torch
+from torch import Tensor
+
+from ..formats import LowRank, check_rank
+
+
+@torch.no_grad()
+def truncated_svd(weight: Tensor, rank: int) -> LowRank:
+    """The factors that minimise ``||W - u v||_F`` (Eckart-Young), computed in fp64.
+
+    weight (out, in); the factors have its dtype and device, and share the singular values evenly.
+    """
+    check_rank("truncated_svd", rank, (weight.shape[0], weight.shape[1]))
+    u, v = leading_factors(weight.double(), rank)
+    return LowRank(u.to(weight.dtype), v.to(weight.dtype))
+
+
+@torch.no_grad()
+def whitened_svd(weight: Tensor, rank: int, gram: Tensor) -> LowRank:
+    """The factors that minimise ``||(W - u v) X||_F`` for inputs with ``gram = X X^T``.
+
+    weight (out, in); gram (in, in) fp64, positive definite (see `damped`). With ``L L^T = gram``
+    the optimum is the truncated SVD of ``W L``, its right factor multiplied by ``L^-1``
+    (SVD-LLM, Wang et al., ICLR 2025; the closed form of DRONE, Chen et al., NeurIPS 2021).
+    """
+    check_rank("whitened_svd", rank, (weight.shape[0], weight.shape[1]))
+    u, v = whitened_factors(weight.double(), rank, torch.linalg.cholesky(gram))
+    return LowRank(u.to(weight.dtype), v.to(weight.dtype))
+
+
+def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The truncated SVD of a fp64 weight as ``u sqrt(s)`` and ``sqrt(s) v^T``.
+
+    By the eigenvectors Q of the smaller of ``W W^T`` and ``W^T W``: several times faster than an
+    SVD. ``Q Q^T W`` is the best approximation whatever the rounding of small singular values.
+    """
+    if weight.shape[0] > weight.shape[1]:
+        v, u = leading_factors(weight.T, rank)
+        return u.T, v.T
+    squares, vectors = torch.linalg.eigh(weight @ weight.T)
+    vectors = vectors[:, -rank:].flip(1)
+    squares = squares[-rank:].flip(0)
+    root = squares.clamp(min=1e-24 * squares[0]).clamp(min=1e-300).pow(0.25)
+    return vectors * root, (vectors / root).T @ weight
+
+
+def whitened_factors(weight: Tensor, rank: int, whitener: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors u, v of a fp64 weight that minimise ``||(W - u v) whitener||_F``."""
+    u, v = leading_factors(weight @ whitener, rank)
+    return u, torch.linalg.solve_triangular(whitener, v, upper=False, left=False)
+
+
+def damped(gram: Tensor, damping: float = 0.01) -> Tensor:
+    """``gram`` plus `damping` times its mean diagonal on the diagonal: positive definite.
+
+    Directions that the calibration text never used keep a small weight instead of none. A gram of
+    zeros (a layer whose inputs were all zero) becomes the identity.
+    """
+    scale = gram.diagonal().mean()
+    if scale == 0:
+        return torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return gram + damping * scale * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)

@@ -1,0 +1,42 @@
+"""Which linears of a model belong to its encoder, by the names Hugging Face gives them."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+_BERT = (  # bert, roberta, xlm-roberta, camembert, electra, ernie, roformer, mpnet, deberta
+    r"encoder\.layer\.\d+\.(attention\.(self\.(query|key|value|in_proj|pos_proj|pos_q_proj"
+    r"|query_proj|key_proj|value_proj)|attn\.(q|k|v|o)|output\.dense)"
+    r"|(intermediate|output)\.dense)"
+)
+_ALBERT = (
+    r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+"
+    r"\.(attention\.(query|key|value|dense)|ffn|ffn_output)"
+)
+_DISTILBERT = r"transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])"
+_MODERNBERT = r"layers\.\d+\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))"
+
+ENCODER_LINEARS = rf"(^|\.)({_BERT}|{_ALBERT}|{_DISTILBERT}|{_MODERNBERT})$"
+
+
+def encoder_linears(model: nn.Module, layers: str | None = None) -> dict[str, nn.Linear]:
+    """The `nn.Linear`s of the model's encoder, by name, in the order of the modules.
+
+    layers: a regular expression searched in the names, for models whose names are not known here.
+    Subclasses of `nn.Linear` are left out: they mean more than a weight and a bias.
+
+    Raises ValueError if none matches, naming linears that the model has.
+    """
+    pattern = re.compile(ENCODER_LINEARS if layers is None else layers)
+    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+    found = {name: m for name, m in linears.items() if pattern.search(name)}
+    if not found:
+        some = ", ".join(list(linears)[:5]) or "none at all"
+        raise ValueError(
+            f"no encoder linear found in {type(model).__name__}; "
+            f"layers={layers!r} matches none of its nn.Linear modules ({some}"
+            f"{', ...' if len(linears) > 5 else ''})"
+        )
+    return found

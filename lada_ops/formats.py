@@ -1,0 +1,336 @@
+"""Compressed weights: low rank, block sparse (BSR), and their sum.
+
+A format holds tensors and their meaning; it knows no module and no kernel. All shapes are
+``(out_features, in_features)``, as in `torch.nn.Linear`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+INDEX_DTYPE = torch.int32
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a weight costs to store and to apply. Counts add up with ``+``.
+
+    parameters: stored floating-point values, explicit zeros included.
+    nonzeros: stored values that are not zero: what papers on pruning count.
+    masked_bytes: the non-zeros at their own width, plus one bit per element of each stored matrix
+        that has zeros: the size of an ideal unstructured encoding.
+    stored_bytes: bytes of all stored tensors, values and indices: what is in the file.
+    flops_per_token: multiplications and additions to apply the weight to one token.
+    """
+
+    parameters: int = 0
+    nonzeros: int = 0
+    masked_bytes: int = 0
+    stored_bytes: int = 0
+    flops_per_token: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @classmethod
+    def of(cls, values: Tensor, flops_per_value: int = 2) -> Counts:
+        """The counts of a tensor stored as it is."""
+        nonzeros = int(torch.count_nonzero(values))
+        mask = 0 if nonzeros == values.numel() else (values.numel() + 7) // 8
+        return cls(
+            parameters=values.numel(),
+            nonzeros=nonzeros,
+            masked_bytes=nonzeros * values.element_size() + mask,
+            stored_bytes=values.numel() * values.element_size(),
+            flops_per_token=flops_per_value * values.numel(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """``weight = u @ v`` with u (out, rank) and v (rank, in), of one dtype and device.
+
+    Raises ValueError or TypeError where the factors don't fit, or the rank is not within
+    1 .. min(out, in).
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __post_init__(self) -> None:
+        _check_float("LowRank", u=self.u, v=self.v)
+        if self.u.ndim != 2 or self.v.ndim != 2 or self.u.shape[1] != self.v.shape[0]:
+            raise ValueError(
+                f"LowRank: u {tuple(self.u.shape)} and v {tuple(self.v.shape)}; "
+                "expected u (out, rank) and v (rank, in)"
+            )
+        check_rank("LowRank", self.rank, self.shape)
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.u.shape[0], self.v.shape[1]
+
+    def to_dense(self) -> Tensor:
+        """The weight (out, in)."""
+        return self.u @ self.v
+
+    def counts(self) -> Counts:
+        return Counts.of(self.u) + Counts.of(self.v)
+
+
+@dataclass(frozen=True, eq=False)
+class Bsr:
+    """Block-sparse rows, with `torch.sparse_bsr_tensor`'s names and rectangular blocks.
+
+    crow_indices (out / block_rows + 1,) and col_indices (nnz,): int32 or int64, kept as int32;
+    values (nnz, block_rows, block_cols); shape (out, in). Within a block row the column indices
+    ascend strictly. Raises ValueError or TypeError where one of this does not hold.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_float("Bsr", values=self.values)
+        if self.values.ndim != 3:
+            raise ValueError(
+                f"Bsr: values {tuple(self.values.shape)}; "
+                "expected 3 dimensions (nnz, block_rows, block_cols)"
+            )
+        check_block("Bsr", self.block, self.shape)
+        rows, cols = self.grid
+        for name, tensor, length in (
+            ("crow_indices", self.crow_indices, rows + 1),
+            ("col_indices", self.col_indices, self.values.shape[0]),
+        ):
+            if tensor.dtype not in (torch.int32, torch.int64):
+                raise TypeError(f"Bsr: {name} is {tensor.dtype}; expected int32 or int64")
+            if tensor.device != self.values.device:
+                raise ValueError(
+                    f"Bsr: {name} on {tensor.device}, values on {self.values.device}; "
+                    "expected one device"
+                )
+            if tuple(tensor.shape) != (length,):
+                raise ValueError(f"Bsr: {name} {tuple(tensor.shape)}; expected ({length},)")
+        if not self.values.is_meta:
+            _check_indices(self.crow_indices, self.col_indices, cols)
+        object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1])))
+        object.__setattr__(self, "crow_indices", self.crow_indices.to(INDEX_DTYPE))
+        object.__setattr__(self, "col_indices", self.col_indices.to(INDEX_DTYPE))
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[2]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of block rows and block columns."""
+        return self.shape[0] // self.block[0], self.shape[1] // self.block[1]
+
+    @property
+    def nnz(self) -> int:
+        """The number of stored blocks."""
+        return self.values.shape[0]
+
+    @property
+    def density(self) -> float:
+        return self.nnz / (self.grid[0] * self.grid[1])
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, block: tuple[int, int], keep: Tensor | None = None) -> Bsr:
+        """The blocks of ``weight (out, in)`` where ``keep (block rows, block columns)`` is true.
+
+        Without `keep`, the blocks that hold a non-zero.
+        """
+        if weight.ndim != 2:
+            raise ValueError(f"Bsr.from_dense: weight {tuple(weight.shape)}; expected (out, in)")
+        check_block("Bsr.from_dense", block, tuple(weight.shape))
+        blocks = split_blocks(weight, block)
+        if keep is None:
+            keep = (blocks != 0).any(-1).any(-1)
+        elif keep.shape != blocks.shape[:2] or keep.dtype != torch.bool:
+            raise ValueError(
+                f"Bsr.from_dense: keep {tuple(keep.shape)} {keep.dtype}; "
+                f"expected {tuple(blocks.shape[:2])} torch.bool"
+            )
+        crow_indices = torch.zeros(keep.shape[0] + 1, dtype=INDEX_DTYPE, device=weight.device)
+        crow_indices[1:] = keep.sum(1).cumsum(0)
+        col_indices = keep.nonzero()[:, 1].to(INDEX_DTYPE)
+        shape = (weight.shape[0], weight.shape[1])
+        return cls(crow_indices, col_indices, panel_major(blocks[keep]), shape)
+
+    @classmethod
+    def from_torch(cls, tensor: Tensor) -> Bsr:
+        """From a 2-D tensor of layout `torch.sparse_bsr`; unsorted rows are refused."""
+        if tensor.layout != torch.sparse_bsr or tensor.ndim != 2:
+            raise TypeError(
+                f"Bsr.from_torch: {tensor.ndim}-D tensor of layout {tensor.layout}; "
+                "expected 2-D torch.sparse_bsr"
+            )
+        return cls(
+            tensor.crow_indices(),
+            tensor.col_indices(),
+            panel_major(tensor.values()),
+            (tensor.shape[0], tensor.shape[1]),
+        )
+
+    def to_torch(self) -> Tensor:
+        """The same weight as a `torch.sparse_bsr` tensor."""
+        return torch.sparse_bsr_tensor(
+            self.crow_indices, self.col_indices, self.values.contiguous(), self.shape
+        )
+
+    def to_dense(self) -> Tensor:
+        """The weight (out, in)."""
+        return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.shape[1])
+
+    def counts(self) -> Counts:
+        itemsize = self.values.element_size()
+        nonzeros = int(torch.count_nonzero(self.values))
+        indices = self.crow_indices.numel() + self.col_indices.numel()
+        return Counts(
+            parameters=self.values.numel(),
+            nonzeros=nonzeros,
+            masked_bytes=nonzeros * itemsize + (self.shape[0] * self.shape[1] + 7) // 8,
+            stored_bytes=self.values.numel() * itemsize + indices * INDEX_DTYPE.itemsize,
+            flops_per_token=2 * self.values.numel(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SparseLowRank:
+    """``weight = u @ v + S`` with S block sparse; both of one shape, dtype and device."""
+
+    low_rank: LowRank
+    bsr: Bsr
+
+    def __post_init__(self) -> None:
+        if self.low_rank.shape != self.bsr.shape:
+            raise ValueError(
+                f"SparseLowRank: low_rank {self.low_rank.shape}, bsr {self.bsr.shape}; "
+                "expected one shape (out, in)"
+            )
+        _check_float("SparseLowRank", u=self.low_rank.u, values=self.bsr.values)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bsr.shape
+
+    def to_dense(self) -> Tensor:
+        """The weight (out, in)."""
+        return self.low_rank.to_dense() + self.bsr.to_dense()
+
+    def counts(self) -> Counts:
+        return self.low_rank.counts() + self.bsr.counts()
+
+
+Format: TypeAlias = LowRank | Bsr | SparseLowRank
+
+
+def split_blocks(weight: Tensor, block: tuple[int, int]) -> Tensor:
+    """A view of ``weight (out, in)`` as (block rows, block columns, *block)."""
+    (out, cols), (rows, width) = weight.shape, block
+    return weight.reshape(out // rows, rows, cols // width, width).transpose(1, 2)
+
+
+def panel_major(values: Tensor) -> Tensor:
+    """``values (nnz, rows, cols)`` laid out column-major within each block.
+
+    The blocks of a block row then form one dense (cols of its blocks, rows) panel in memory, which
+    a single product can read without a copy.
+    """
+    return values.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def bsr_to_dense(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, in_features: int
+) -> Tensor:
+    """The weight (out, in) of valid BSR tensors; differentiable in `values`, static in shape."""
+    nnz, rows, cols = values.shape
+    grid = crow_indices.numel() - 1, in_features // cols
+    row_indices = torch.repeat_interleave(
+        torch.arange(grid[0], device=values.device), crow_indices.diff().long(), output_size=nnz
+    )
+    blocks = values.new_zeros(*grid, rows, cols)
+    blocks = blocks.index_put((row_indices, col_indices.long()), values)
+    return blocks.transpose(1, 2).reshape(grid[0] * rows, in_features)
+
+
+def check_rank(owner: str, rank: int, shape: tuple[int, int]) -> None:
+    """Raise ValueError unless ``1 <= rank <= min(shape)``."""
+    if not 1 <= rank <= min(shape):
+        raise ValueError(
+            f"{owner}: rank {rank} for a weight {tuple(shape)}; expected 1 to {min(shape)}"
+        )
+
+
+def check_block(owner: str, block: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Raise ValueError unless `block` tiles `shape`, naming blocks and paddings that would do."""
+    if len(shape) != 2 or len(block) != 2 or min(*shape, *block) < 1:
+        raise ValueError(f"{owner}: block {block}, shape {shape}; expected two positive pairs")
+    if shape[0] % block[0] or shape[1] % block[1]:
+        fitting = " x ".join(
+            "{" + ", ".join(str(b) for b in (16, 32, 64, 128) if size % b == 0) + "}"
+            for size in shape
+        )
+        padded = tuple(-(-size // b) * b for size, b in zip(shape, block, strict=True))
+        raise ValueError(
+            f"{owner}: block {tuple(block)} does not divide the weight {tuple(shape)} (out, in); "
+            f"blocks that do: {fitting}; or pad the weight to {padded}"
+        )
+
+
+def block_count(shape: tuple[int, int], block: tuple[int, int], density: float) -> int:
+    """The number of blocks that are the share `density` of all blocks of `shape`.
+
+    Raises ValueError unless ``0 <= density <= 1``.
+    """
+    if not 0 <= density <= 1:
+        raise ValueError(f"density {density}; expected 0 to 1")
+    return round(density * (shape[0] // block[0]) * (shape[1] // block[1]))
+
+
+def _check_float(owner: str, **tensors: Tensor) -> None:
+    (first_name, first), *rest = tensors.items()
+    if first.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{owner}: {first_name} is {first.dtype}; expected one of {FLOAT_DTYPES}")
+    for name, tensor in rest:
+        if (tensor.dtype, tensor.device) != (first.dtype, first.device):
+            raise TypeError(
+                f"{owner}: {name} is {tensor.dtype} on {tensor.device}; "
+                f"expected {first.dtype} on {first.device}, as {first_name}"
+            )
+
+
+def _check_indices(crow_indices: Tensor, col_indices: Tensor, cols: int) -> None:
+    crow, col = crow_indices.cpu().long(), col_indices.cpu().long()
+    counts = crow.diff()
+    if crow[0] != 0 or crow[-1] != len(col) or (counts < 0).any():
+        raise ValueError(
+            f"Bsr: crow_indices {crow.tolist()}; expected 0 first, never descending, "
+            f"and {len(col)} (the number of blocks) last"
+        )
+    outside = (col < 0) | (col >= cols)
+    if outside.any():
+        raise ValueError(
+            f"Bsr: col_indices holds {int(col[outside][0])}; expected 0 to {cols - 1}"
+        )
+    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    unsorted = (rows.diff() == 0) & (col.diff() <= 0)
+    if unsorted.any():
+        row = int(rows[1:][unsorted][0])
+        raise ValueError(
+            f"Bsr: col_indices of block row {row} are {col[crow[row] : crow[row + 1]].tolist()}; "
+            "expected strictly ascending"
+        )

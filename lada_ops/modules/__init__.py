@@ -1,0 +1,1 @@
+"""`torch.nn` modules that hold a compressed weight, one file each."""

@@ -1,0 +1,135 @@
+"""`BlockSparseLinear`: a linear whose weight is block sparse (BSR)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..compress.blocks import prune_blocks
+from ..formats import INDEX_DTYPE, Bsr, block_count, check_block, panel_major
+from ..ops.block_sparse_linear import block_sparse_linear
+from .compressed_linear import CompressedLinear
+
+
+class BsrLinear(CompressedLinear):
+    """Base of the linears with a block-sparse part: its tensors, and their check on loading."""
+
+    crow_indices: Tensor
+    col_indices: Tensor
+
+    def _init_bsr(
+        self,
+        block: tuple[int, int],
+        density: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        shape = self.out_features, self.in_features
+        check_block(type(self).__name__, block, shape)
+        rows, cols = shape[0] // block[0], shape[1] // block[1]
+        nnz = block_count(shape, block, density)
+        # blocks spread evenly over the grid: a valid pattern until one is loaded
+        cells = torch.arange(nnz) * (rows * cols) // max(nnz, 1)
+        crow_indices = torch.searchsorted(cells, torch.arange(rows + 1) * cols)
+        self.register_buffer("crow_indices", crow_indices.to(device, INDEX_DTYPE))
+        self.register_buffer("col_indices", (cells % cols).to(device, INDEX_DTYPE))
+        values = torch.empty(nnz, *block, device=device, dtype=dtype)
+        self.values = nn.Parameter(panel_major(values))
+
+    def _set_bsr(self, bsr: Bsr) -> None:
+        self.crow_indices = bsr.crow_indices.clone()
+        self.col_indices = bsr.col_indices.clone()
+        self.values = nn.Parameter(panel_major(bsr.values.detach().clone()))
+
+    @property
+    def bsr(self) -> Bsr:
+        """The block-sparse part, shared with the module; its indices are checked when read."""
+        shape = self.out_features, self.in_features
+        return Bsr(self.crow_indices, self.col_indices, self.values.detach(), shape)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # an index out of range would read foreign memory on a GPU: refuse before anything changes
+        names = ("crow_indices", "col_indices", "values")
+        given = [state_dict.get(prefix + name) for name in names]
+        if all(t is not None and t.shape == getattr(self, n).shape for t, n in zip(given, names)):
+            Bsr(*given, shape=(self.out_features, self.in_features))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _format_repr(self) -> str:
+        nnz, rows, cols = self.values.shape
+        density = nnz * rows * cols / (self.out_features * self.in_features)
+        return f", block={rows}x{cols}, density={density:.3f}"
+
+
+class BlockSparseLinear(BsrLinear):
+    """``act(x S^T + bias) + residual`` with S stored as crow_indices, col_indices and values.
+
+    values (nnz, block_rows, block_cols) is a parameter; the int32 indices are buffers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        block: tuple[int, int],
+        density: float,
+        bias: bool = True,
+        activation: str = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, activation, device, dtype)
+        self._init_bsr(block, density, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the values so that the output keeps the scale of the input."""
+        kept = self.values.numel() / self.out_features
+        nn.init.normal_(self.values, std=max(kept, 1.0) ** -0.5)
+
+    @classmethod
+    def from_format(
+        cls, weight: Bsr, bias: Tensor | None = None, activation: str = "none"
+    ) -> BlockSparseLinear:
+        """A module that holds copies of the given blocks and bias."""
+        out_features, in_features = weight.shape
+        module = cls(
+            in_features,
+            out_features,
+            weight.block,
+            weight.density,
+            bias is not None,
+            activation,
+            device="meta",
+        )
+        module._set_bsr(weight)
+        module._set_bias(bias)
+        return module
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        block: tuple[int, int],
+        density: float,
+        activation: str = "none",
+    ) -> BlockSparseLinear:
+        """The blocks of `linear` of largest Frobenius norm, in its dtype and on its device."""
+        bsr = prune_blocks(linear.weight, block, density)
+        return cls.from_format(bsr, linear.bias, activation)
+
+    @property
+    def format(self) -> Bsr:
+        return self.bsr
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (..., in), residual (..., out) -> (..., out)."""
+        return block_sparse_linear(
+            x,
+            self.crow_indices,
+            self.col_indices,
+            self.values,
+            self.bias,
+            activation=self.activation,
+            residual=residual,
+        )

@@ -1,0 +1,74 @@
+"""`LowRankLinear`: a linear whose weight is ``u @ v``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..compress.svd import truncated_svd
+from ..formats import LowRank, check_rank
+from ..ops.low_rank_linear import low_rank_linear
+from .compressed_linear import CompressedLinear
+
+
+class LowRankLinear(CompressedLinear):
+    """``act(x v^T u^T + bias) + residual`` with u (out, rank) and v (rank, in)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        activation: str = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_rank(type(self).__name__, rank, (out_features, in_features))
+        super().__init__(in_features, out_features, bias, activation, device, dtype)
+        self.u = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.v = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw u and v so that the output keeps the scale of the input."""
+        nn.init.normal_(self.u, std=self.rank**-0.5)
+        nn.init.normal_(self.v, std=self.in_features**-0.5)
+
+    @classmethod
+    def from_format(
+        cls, weight: LowRank, bias: Tensor | None = None, activation: str = "none"
+    ) -> LowRankLinear:
+        """A module that holds copies of the given factors and bias."""
+        out_features, in_features = weight.shape
+        module = cls(
+            in_features, out_features, weight.rank, bias is not None, activation, device="meta"
+        )
+        module.u = nn.Parameter(weight.u.detach().clone())
+        module.v = nn.Parameter(weight.v.detach().clone())
+        module._set_bias(bias)
+        return module
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, rank: int, activation: str = "none"
+    ) -> LowRankLinear:
+        """The truncated SVD of `linear` at `rank`, in its dtype and on its device."""
+        return cls.from_format(truncated_svd(linear.weight, rank), linear.bias, activation)
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[1]
+
+    @property
+    def format(self) -> LowRank:
+        return LowRank(self.u.detach(), self.v.detach())
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (..., in), residual (..., out) -> (..., out)."""
+        return low_rank_linear(
+            x, self.u, self.v, self.bias, activation=self.activation, residual=residual
+        )
+
+    def _format_repr(self) -> str:
+        return f", rank={self.rank}"

@@ -1,0 +1,100 @@
+"""`SparseLowRankLinear`: a linear whose weight is ``u @ v + S`` with S block sparse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..compress.sparse_low_rank import alternate
+from ..formats import LowRank, SparseLowRank, check_rank
+from ..ops.sparse_low_rank_linear import sparse_low_rank_linear
+from .block_sparse_linear import BsrLinear
+
+
+class SparseLowRankLinear(BsrLinear):
+    """``act(x v^T u^T + x S^T + bias) + residual``; tensors as in the two modules it joins."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        block: tuple[int, int],
+        density: float,
+        bias: bool = True,
+        activation: str = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_rank(type(self).__name__, rank, (out_features, in_features))
+        super().__init__(in_features, out_features, bias, activation, device, dtype)
+        self.u = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.v = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=dtype))
+        self._init_bsr(block, density, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw u and v so that the output keeps the scale of the input, and start from S = 0."""
+        nn.init.normal_(self.u, std=self.rank**-0.5)
+        nn.init.normal_(self.v, std=self.in_features**-0.5)
+        nn.init.zeros_(self.values)
+
+    @classmethod
+    def from_format(
+        cls, weight: SparseLowRank, bias: Tensor | None = None, activation: str = "none"
+    ) -> SparseLowRankLinear:
+        """A module that holds copies of the given factors, blocks and bias."""
+        out_features, in_features = weight.shape
+        module = cls(
+            in_features,
+            out_features,
+            weight.low_rank.rank,
+            weight.bsr.block,
+            weight.bsr.density,
+            bias is not None,
+            activation,
+            device="meta",
+        )
+        module.u = nn.Parameter(weight.low_rank.u.detach().clone())
+        module.v = nn.Parameter(weight.low_rank.v.detach().clone())
+        module._set_bsr(weight.bsr)
+        module._set_bias(bias)
+        return module
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        rank: int,
+        block: tuple[int, int],
+        density: float,
+        activation: str = "none",
+    ) -> SparseLowRankLinear:
+        """``u @ v + S`` near `linear`'s weight, in its dtype and on its device."""
+        weight = alternate(linear.weight, rank, block, density)
+        return cls.from_format(weight, linear.bias, activation)
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[1]
+
+    @property
+    def format(self) -> SparseLowRank:
+        return SparseLowRank(LowRank(self.u.detach(), self.v.detach()), self.bsr)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (..., in), residual (..., out) -> (..., out)."""
+        return sparse_low_rank_linear(
+            x,
+            self.u,
+            self.v,
+            self.crow_indices,
+            self.col_indices,
+            self.values,
+            self.bias,
+            activation=self.activation,
+            residual=residual,
+        )
+
+    def _format_repr(self) -> str:
+        return f", rank={self.rank}{super()._format_repr()}"

@@ -1,0 +1,1 @@
+"""The ops, one file each: checks, `torch.ops.lada.<stem>`, CPU and CUDA bodies, fake, autograd."""

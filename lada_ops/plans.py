@@ -1,0 +1,231 @@
+"""`CompressionPlan`: which layer gets which format, and `plan`, which makes one for a budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from .encoders import encoder_linears
+from .formats import INDEX_DTYPE, check_block, check_rank
+
+Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]
+Objective = Literal["auto", "activations", "weights"]
+METHODS: tuple[str, ...] = get_args(Method)
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one linear becomes. rank for low-rank formats; block and density for sparse ones.
+
+    Raises ValueError where a field is missing, superfluous, or does not fit the weight.
+    """
+
+    format: Method
+    in_features: int
+    out_features: int
+    rank: int | None = None
+    block: tuple[int, int] | None = None
+    density: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in METHODS:
+            raise ValueError(f"LayerPlan: format {self.format!r}; expected one of {METHODS}")
+        low_rank, sparse = self.format != "block_sparse", self.format != "low_rank"
+        for name, needed in (("rank", low_rank), ("block", sparse), ("density", sparse)):
+            if (getattr(self, name) is not None) != needed:
+                raise ValueError(
+                    f"LayerPlan: {name} {getattr(self, name)!r} for format {self.format!r}; "
+                    f"expected {'a value' if needed else 'None'}"
+                )
+        shape = self.out_features, self.in_features
+        if self.rank is not None:
+            check_rank("LayerPlan", self.rank, shape)
+        if self.block is not None:
+            object.__setattr__(self, "block", tuple(self.block))
+            check_block("LayerPlan", self.block, shape)
+        if self.density is not None and not 0 <= self.density <= 1:
+            raise ValueError(f"LayerPlan: density {self.density}; expected 0 to 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """What every linear of an encoder becomes; made by `plan` or by hand, kept as JSON.
+
+    layers: module name -> LayerPlan. objective: what the compressed weights are fitted to:
+    "weights" minimises ``||W - W'||``, "activations" minimises ``||(W - W') X||`` over calibration
+    batches and needs them, "auto" takes activations if calibration is given, else weights.
+    """
+
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    objective: Objective = "auto"
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"CompressionPlan: objective {self.objective!r}; expected one of {OBJECTIVES}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "objective": self.objective,
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
+        """The plan that `to_dict` gave. Raises ValueError on keys that are unknown or missing."""
+        _check_keys("CompressionPlan", data, {"objective", "layers"}, {"objective", "layers"})
+        known = {f.name for f in fields(LayerPlan)}
+        layers = {}
+        for name, layer in data["layers"].items():
+            where = f"CompressionPlan: layer {name!r}"
+            _check_keys(where, layer, {"format", "in_features", "out_features"}, known)
+            layers[name] = LayerPlan(**layer)
+        return cls(layers, data["objective"])
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressionPlan:
+        return cls.from_dict(json.loads(text))
+
+
+def plan(
+    model: nn.Module,
+    ratio: float = 5.0,
+    method: Method = "low_rank",
+    *,
+    block: tuple[int, int] = (128, 16),
+    rank_multiple: int = 8,
+    low_rank_share: float = 0.75,
+    objective: Objective = "auto",
+    layers: str | None = None,
+) -> CompressionPlan:
+    """A plan that stores the encoder's linears in ``1 / ratio`` of their bytes, or just under.
+
+    The budget counts everything stored: factors, block values, indices, and the biases, which stay
+    dense. It is shared evenly; what rounding leaves over goes to the layers it hurt most.
+
+    ratio: dense bytes over compressed bytes, above 1. block: (out, in) of the sparse blocks; the
+    wide output side is what makes them fast. rank_multiple: ranks are multiples of it.
+    low_rank_share: the part of a layer's budget that "sparse_low_rank" gives to u and v.
+    layers: a regular expression for the names of the linears, by default the encoder's.
+
+    Raises ValueError on arguments out of range, a block that doesn't divide a weight, a ratio that
+    cannot be reached, or a model with no matching linears.
+    """
+    if method not in METHODS:
+        raise ValueError(f"plan: method {method!r}; expected one of {METHODS}")
+    if not ratio > 1:
+        raise ValueError(f"plan: ratio {ratio}; expected above 1")
+    if rank_multiple < 1:
+        raise ValueError(f"plan: rank_multiple {rank_multiple}; expected 1 or more")
+    if not 0 < low_rank_share < 1:
+        raise ValueError(f"plan: low_rank_share {low_rank_share}; expected between 0 and 1")
+    linears = encoder_linears(model, layers)
+    if method != "low_rank":
+        for name, linear in linears.items():
+            check_block(f"plan: {name}", block, _shape(linear))
+
+    budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
+    ranks: dict[str, int] = {}
+    if method != "block_sparse":
+        share = 1.0 if method == "low_rank" else low_rank_share
+        ranks = _spend(
+            {n: share * b for n, b in budget.items()},
+            {n: rank_multiple * _rank_bytes(m) for n, m in linears.items()},
+            {n: min(_shape(m)) // rank_multiple for n, m in linears.items()},
+        )
+        ranks = {n: units * rank_multiple for n, units in ranks.items()}
+    densities: dict[str, float] = {}
+    if method != "low_rank":
+        cells = {n: _cells(m, block) for n, m in linears.items()}
+        left = {
+            n: budget[n] - ranks.get(n, 0) * _rank_bytes(m) - _row_pointer_bytes(m, block)
+            for n, m in linears.items()
+        }
+        counts = _spend(left, {n: _block_bytes(m, block) for n, m in linears.items()}, cells)
+        densities = {n: count / cells[n] for n, count in counts.items()}
+    return CompressionPlan(
+        {
+            name: LayerPlan(
+                method,
+                linear.in_features,
+                linear.out_features,
+                rank=ranks.get(name),
+                block=block if name in densities else None,
+                density=densities.get(name),
+            )
+            for name, linear in linears.items()
+        },
+        objective,
+    )
+
+
+def _spend(
+    budget: Mapping[str, float], price: Mapping[str, int], most: Mapping[str, int]
+) -> dict[str, int]:
+    """Whole units per layer, between 1 and `most`, whose prices stay within the summed budget."""
+    units = {n: min(max(int(b // price[n]), 1), most[n]) for n, b in budget.items()}
+    left = sum(budget.values()) - sum(units[n] * price[n] for n in units)
+    if left < 0 or min(most.values()) < 1:
+        raise ValueError(
+            "plan: ratio cannot be reached: the budget of the encoder's linears is "
+            f"{sum(budget.values()):.0f} bytes beside biases and pointers, and the smallest rank "
+            f"or a single block per layer takes {sum(price.values())}; expected a lower ratio, "
+            "rank_multiple or block"
+        )
+    # what rounding down left over, one unit each, to the layers that lack the largest part of one
+    for n in sorted(units, key=lambda n: units[n] - budget[n] / price[n]):
+        if price[n] <= left and units[n] < most[n]:
+            units[n] += 1
+            left -= price[n]
+    return units
+
+
+def _shape(linear: nn.Linear) -> tuple[int, int]:
+    return linear.out_features, linear.in_features
+
+
+def _cells(linear: nn.Linear, block: tuple[int, int]) -> int:
+    return (linear.out_features // block[0]) * (linear.in_features // block[1])
+
+
+def _dense_bytes(linear: nn.Linear) -> int:
+    return linear.weight.numel() * linear.weight.element_size() + _bias_bytes(linear)
+
+
+def _bias_bytes(linear: nn.Linear) -> int:
+    return 0 if linear.bias is None else linear.bias.numel() * linear.bias.element_size()
+
+
+def _rank_bytes(linear: nn.Linear) -> int:
+    return sum(_shape(linear)) * linear.weight.element_size()
+
+
+def _block_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
+    return block[0] * block[1] * linear.weight.element_size() + INDEX_DTYPE.itemsize
+
+
+def _row_pointer_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
+    return (linear.out_features // block[0] + 1) * INDEX_DTYPE.itemsize
+
+
+def _check_keys(where: str, data: Any, required: set[str], known: set[str]) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: {type(data).__name__}; expected an object")
+    missing, unknown = required - data.keys(), data.keys() - known
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: missing {sorted(missing)}, unknown {sorted(unknown)}; "
+            f"expected {sorted(known)}"
+        )

@@ -1,0 +1,193 @@
+"""Saving and loading through Hugging Face's own `save_pretrained` and `from_pretrained`.
+
+Plan and report travel in the ``quantization_config`` of config.json, the tensors in safetensors
+under their module names; importing `lada_ops` registers the config and the quantizer below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers import (
+    HfQuantizer,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .formats import panel_major
+from .modules.block_sparse_linear import BlockSparseLinear, BsrLinear
+from .modules.compressed_linear import CompressedLinear
+from .modules.low_rank_linear import LowRankLinear
+from .modules.sparse_low_rank_linear import SparseLowRankLinear
+from .plans import CompressionPlan, LayerPlan
+from .report import CompressionReport
+
+METHOD = "lada"
+FORMAT_VERSION = 1
+
+
+class LadaConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a compressed model: plan, report, and format version.
+
+    Raises ValueError on a version that this package doesn't know, or a plan that is none.
+    """
+
+    def __init__(
+        self,
+        plan: dict[str, Any] | None = None,
+        report: dict[str, Any] | None = None,
+        format_version: int | None = None,
+        **_: Any,
+    ) -> None:
+        if format_version not in range(1, FORMAT_VERSION + 1):
+            raise ValueError(
+                f"lada: format_version {format_version!r} in the model's quantization_config; "
+                f"expected 1 to {FORMAT_VERSION}: a newer lada-ops may have written it"
+            )
+        CompressionPlan.from_dict(plan or {})
+        CompressionReport.from_dict(report) if report else None
+        self.quant_method = METHOD
+        self.format_version = format_version
+        self.plan = plan
+        self.report = report
+
+
+class LadaQuantizer(HfQuantizer):
+    """Builds the planned modules before `from_pretrained` loads their tensors."""
+
+    requires_calibration = True  # only compressed checkpoints are loaded; `compress` makes them
+    is_trainable = True
+    is_qat_trainable = True  # type: ignore[assignment]
+    is_compileable = True  # type: ignore[assignment]
+    quantization_config: LadaConfig
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        self.dtype = dtype
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        plan = CompressionPlan.from_dict(self.quantization_config.plan or {})
+        self.names = {name: _resolve(model, name) for name in plan.layers}
+        for name, layer in plan.layers.items():
+            linear = model.get_submodule(self.names[name])
+            assert isinstance(linear, nn.Linear)
+            model.set_submodule(self.names[name], _empty_module(layer, linear))
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **_: Any
+    ) -> PreTrainedModel:
+        for name in self.names.values():
+            module = model.get_submodule(name)
+            tensors = [*module.named_parameters(recurse=False), *module.named_buffers()]
+            missing = [k for k, t in tensors if not getattr(t, "_is_hf_initialized", False)]
+            if missing:
+                raise ValueError(f"lada: the checkpoint lacks {name}.{', '.join(missing)}")
+            if isinstance(module, BsrLinear):
+                _ = module.bsr  # raises on indices that don't fit
+                module.values.data = panel_major(module.values.data)
+            # a key renamed by the base model's prefix keeps the checkpoint's dtype in some releases
+            module.to(self.dtype)
+        self._rename_layers()
+        # a compressed model is an ordinary one: .half(), .to() and Trainer are free to use it
+        model.is_quantized = False
+        return model
+
+    def _rename_layers(self) -> None:
+        config = self.quantization_config
+        for part in filter(None, (config.plan, config.report)):
+            part["layers"] = {self.names[name]: layer for name, layer in part["layers"].items()}
+
+
+def compression_of(model: nn.Module) -> tuple[CompressionPlan, CompressionReport] | None:
+    """The plan and the report that a compressed model carries in its config; None if it is dense.
+
+    Raises ValueError if the model is quantized by another method.
+    """
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    data = config if isinstance(config, dict) else config.to_dict()
+    if data.get("quant_method") != METHOD:
+        raise ValueError(
+            f"{type(model).__name__} is quantized by {data.get('quant_method')!r}; "
+            f"expected a dense model, or one compressed by {METHOD!r}"
+        )
+    return CompressionPlan.from_dict(data["plan"]), CompressionReport.from_dict(data["report"])
+
+
+def record_compression(
+    model: nn.Module, plan: CompressionPlan, report: CompressionReport
+) -> None:
+    """Add plan and report to ``model.config``, if it has one, so that saving keeps them."""
+    before = compression_of(model)
+    if before is not None:
+        old_plan, old_report = before
+        plan = CompressionPlan({**old_plan.layers, **plan.layers}, plan.objective)
+        report = CompressionReport(
+            {**old_report.layers, **report.layers},
+            old_report.model_bytes_dense,
+            report.model_bytes,
+        )
+    if isinstance(config := getattr(model, "config", None), PreTrainedConfig):
+        config.quantization_config = LadaConfig(plan.to_dict(), report.to_dict(), FORMAT_VERSION)
+
+
+def forget_compression(model: nn.Module) -> None:
+    """Make ``model.config`` that of a dense model again."""
+    if compression_of(model) is not None:
+        del model.config.quantization_config
+        # what from_pretrained left on a model that it loaded compressed
+        for name in ("hf_quantizer", "quantization_method"):
+            if hasattr(model, name):
+                delattr(model, name)
+
+
+def _resolve(model: PreTrainedModel, name: str) -> str:
+    """The name in `model` of a linear saved with or without a head, so with another prefix."""
+    prefix = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if isinstance(modules.get(candidate), nn.Linear):
+            return candidate
+    raise ValueError(
+        f"lada: {type(model).__name__} has no nn.Linear named {name!r}, which the checkpoint's "
+        "plan compresses; expected the model class that was saved"
+    )
+
+
+def _empty_module(plan: LayerPlan, linear: nn.Linear) -> CompressedLinear:
+    """A module for `plan` in the place of `linear`, its tensors still to be loaded."""
+    got = linear.in_features, linear.out_features
+    if got != (plan.in_features, plan.out_features):
+        raise ValueError(
+            f"lada: the model's config gives (in, out) {got} where the plan has "
+            f"{(plan.in_features, plan.out_features)}"
+        )
+    kwargs: dict[str, Any] = {
+        "bias": linear.bias is not None,
+        "device": linear.weight.device,
+        "dtype": linear.weight.dtype,
+    }
+    size = plan.in_features, plan.out_features
+    if plan.format == "low_rank":
+        assert plan.rank is not None
+        return LowRankLinear(*size, plan.rank, **kwargs)
+    assert plan.block is not None
+    assert plan.density is not None
+    if plan.format == "block_sparse":
+        return BlockSparseLinear(*size, plan.block, plan.density, **kwargs)
+    assert plan.rank is not None
+    return SparseLowRankLinear(*size, plan.rank, plan.block, plan.density, **kwargs)
+
+
+if METHOD not in AUTO_QUANTIZER_MAPPING:  # a reload of this module must not register twice
+    register_quantization_config(METHOD)(LadaConfig)
+    register_quantizer(METHOD)(LadaQuantizer)

@@ -1,0 +1,83 @@
+"""What compression did: per layer and in all, as numbers and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .formats import Counts
+from .plans import LayerPlan
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One compressed linear.
+
+    objective: "weights" or "activations", what it was fitted to. weight_error: ``||W - W'||_F /
+    ||W||_F``. activation_error: ``||(W - W') X||_F / ||W X||_F`` over the calibration tokens, None
+    without calibration. dense and compressed count weight and bias.
+    """
+
+    plan: LayerPlan
+    objective: str
+    weight_error: float
+    activation_error: float | None
+    dense: Counts
+    compressed: Counts
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """All compressed linears; model_bytes_dense and model_bytes are the whole model's tensors."""
+
+    layers: Mapping[str, LayerReport]
+    model_bytes_dense: int
+    model_bytes: int
+
+    @property
+    def dense(self) -> Counts:
+        """The summed counts of the linears before compression."""
+        return sum((layer.dense for layer in self.layers.values()), Counts())
+
+    @property
+    def compressed(self) -> Counts:
+        """The summed counts of the linears after compression."""
+        return sum((layer.compressed for layer in self.layers.values()), Counts())
+
+    @property
+    def ratio(self) -> float:
+        """Stored bytes of the linears, dense over compressed."""
+        return self.dense.stored_bytes / self.compressed.stored_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model_bytes_dense": self.model_bytes_dense,
+            "model_bytes": self.model_bytes,
+            "ratio": self.ratio,
+            "dense": asdict(self.dense),
+            "compressed": asdict(self.compressed),
+            "layers": {
+                name: asdict(layer) | {"plan": layer.plan.to_dict()}
+                for name, layer in self.layers.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
+        """The report that `to_dict` gave; its sums are computed anew."""
+        return cls(
+            {
+                name: LayerReport(
+                    LayerPlan(**layer["plan"]),
+                    layer["objective"],
+                    layer["weight_error"],
+                    layer["activation_error"],
+                    Counts(**layer["dense"]),
+                    Counts(**layer["compressed"]),
+                )
+                for name, layer in data["layers"].items()
+            },
+            data["model_bytes_dense"],
+            data["model_bytes"],
+        )

@@ -1,0 +1,185 @@
+"""Compress a model in place by a plan, and bring dense linears back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calibrate import input_grams
+from .compress.blocks import prune_blocks
+from .compress.sparse_low_rank import alternate
+from .compress.svd import damped, truncated_svd, whitened_svd
+from .formats import Bsr, Counts, Format, LowRank
+from .modules.block_sparse_linear import BlockSparseLinear
+from .modules.compressed_linear import CompressedLinear
+from .modules.low_rank_linear import LowRankLinear
+from .modules.sparse_low_rank_linear import SparseLowRankLinear
+from .plans import CompressionPlan, LayerPlan
+from .pretrained import compression_of, forget_compression, record_compression
+from .progress import progress_bar
+from .report import CompressionReport, LayerReport
+
+
+def compress(
+    model: nn.Module,
+    plan: CompressionPlan,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    quiet: bool = False,
+) -> CompressionReport:
+    """Replace the planned linears by compressed modules, in place, all or nothing.
+
+    calibration: batches, each a dict of the model's inputs as a tokenizer returns it; some 10,000
+    tokens of the model's own kind of text do. With it the compressed weights are fitted to what
+    the layers see, which keeps far more accuracy than fitting the weights alone.
+    Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them.
+
+    Raises ValueError or TypeError, the model unchanged, where the plan is for another model, a
+    weight or the calibration holds NaN, or calibration is missing or superfluous for the plan.
+    """
+    compression_of(model)  # raises if another method quantized the model
+    linears = _planned_linears(model, plan)
+    if plan.objective == "activations" and calibration is None:
+        raise ValueError(
+            "compress: calibration None for a plan with objective 'activations'; expected batches "
+            "of the model's inputs, or a plan with objective 'weights' or 'auto'"
+        )
+    if plan.objective == "weights" and calibration is not None:
+        raise ValueError(
+            "compress: calibration given for a plan with objective 'weights'; expected None, "
+            "or a plan with objective 'activations' or 'auto'"
+        )
+    grams: Mapping[str, Tensor] = {}
+    if calibration is not None:
+        grams = input_grams(model, linears, calibration, quiet)
+
+    bytes_dense = _model_bytes(model)
+    modules: dict[str, nn.Module] = {}
+    layers: dict[str, LayerReport] = {}
+    with progress_bar(quiet) as progress:
+        for name, linear in progress.track(linears.items(), description="compression"):
+            weight = fit(linear.weight, plan.layers[name], grams.get(name))
+            modules[name] = to_module(weight, linear)
+            layers[name] = _layer_report(plan.layers[name], linear, weight, grams.get(name))
+    replace_modules(model, modules)
+    report = CompressionReport(layers, bytes_dense, _model_bytes(model))
+    record_compression(model, plan, report)
+    return report
+
+
+def restore(model: nn.Module) -> list[str]:
+    """Replace every compressed module by an `nn.Linear` with the same weight, dense, in place.
+
+    The weights are the compressed ones multiplied out: what compression took away stays away.
+    Returns the names of the modules replaced.
+    """
+    linears: dict[str, nn.Module] = {
+        name: module.to_linear()
+        for name, module in model.named_modules()
+        if isinstance(module, CompressedLinear)
+    }
+    replace_modules(model, linears)
+    forget_compression(model)
+    return list(linears)
+
+
+def fit(weight: Tensor, plan: LayerPlan, gram: Tensor | None = None) -> Format:
+    """The format that `plan` names, nearest to ``weight (out, in)``.
+
+    gram: ``X X^T`` (in, in) fp64 of the layer's inputs; without it the weights alone are fitted.
+    """
+    if gram is not None:
+        gram = damped(gram)
+    if plan.format == "low_rank":
+        assert plan.rank is not None
+        if gram is None:
+            return truncated_svd(weight, plan.rank)
+        return whitened_svd(weight, plan.rank, gram)
+    assert plan.block is not None
+    assert plan.density is not None
+    if plan.format == "block_sparse":
+        return prune_blocks(weight, plan.block, plan.density, gram)
+    assert plan.rank is not None
+    return alternate(weight, plan.rank, plan.block, plan.density, gram)
+
+
+def to_module(weight: Format, linear: nn.Linear) -> CompressedLinear:
+    """The module for `weight` that takes the place of `linear`: its bias, mode and grad flag."""
+    if isinstance(weight, LowRank):
+        module = LowRankLinear.from_format(weight, linear.bias)
+    elif isinstance(weight, Bsr):
+        module = BlockSparseLinear.from_format(weight, linear.bias)
+    else:
+        module = SparseLowRankLinear.from_format(weight, linear.bias)
+    return module.train(linear.training).requires_grad_(linear.weight.requires_grad)
+
+
+def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Set every named submodule; if one fails, all are put back and the error goes on."""
+    before = {name: model.get_submodule(name) for name in modules}
+    try:
+        for name, module in modules.items():
+            model.set_submodule(name, module)
+    except BaseException:
+        for name, module in before.items():
+            model.set_submodule(name, module)
+        raise
+
+
+def _planned_linears(model: nn.Module, plan: CompressionPlan) -> dict[str, nn.Linear]:
+    if not isinstance(plan, CompressionPlan):
+        raise TypeError(
+            f"compress: plan is {type(plan).__name__}; expected CompressionPlan, as from "
+            "lada_ops.plan(model, ...)"
+        )
+    if not plan.layers:
+        raise ValueError("compress: plan has no layers; expected at least one")
+    modules = dict(model.named_modules())
+    linears = {}
+    for name, layer in plan.layers.items():
+        linear = modules.get(name)
+        if type(linear) is not nn.Linear:
+            got = "no module" if linear is None else f"a {type(linear).__name__}"
+            raise ValueError(
+                f"compress: the plan is for another model: {type(model).__name__} has {got} "
+                f"named {name!r}; expected an nn.Linear"
+            )
+        got = linear.in_features, linear.out_features
+        if got != (layer.in_features, layer.out_features):
+            raise ValueError(
+                f"compress: the plan is for another model: {name} has (in, out) {got}; "
+                f"the plan expects {(layer.in_features, layer.out_features)}"
+            )
+        if not linear.weight.isfinite().all():
+            raise ValueError(f"compress: the weight of {name} holds NaN or infinity")
+        linears[name] = linear
+    return linears
+
+
+@torch.no_grad()
+def _layer_report(
+    plan: LayerPlan, linear: nn.Linear, weight: Format, gram: Tensor | None
+) -> LayerReport:
+    dense = linear.weight.double()
+    rest = dense - weight.to_dense().double()
+    bias = Counts() if linear.bias is None else Counts.of(linear.bias, flops_per_value=1)
+    return LayerReport(
+        plan,
+        "weights" if gram is None else "activations",
+        _relative(rest.square().sum(), dense.square().sum()),
+        None if gram is None else _relative((rest @ gram * rest).sum(), (dense @ gram * dense).sum()),
+        Counts.of(linear.weight) + bias,
+        weight.counts() + bias,
+    )
+
+
+def _relative(squared_error: Tensor, squared_norm: Tensor) -> float:
+    return float((squared_error.clamp(min=0) / squared_norm.clamp(min=1e-300)).sqrt())
+
+
+def _model_bytes(model: nn.Module) -> int:
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
