@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,15 +64,14 @@ class _Collector:
 
     def hook(self, stack: ExitStack) -> None:
         for name, linear in self.linears.items():
-            handle = linear.register_forward_pre_hook(
-                lambda _, args, name=name: self.add(name, args[0])
-            )
+            handle = linear.register_forward_pre_hook(partial(self.add, name))
             stack.callback(handle.remove)
 
     def start(self, attention_mask: Tensor | None) -> None:
         self.mask = None if attention_mask is None else attention_mask.bool()
 
-    def add(self, name: str, x: Tensor) -> None:
+    def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
         if x is not self.last[0]:  # query, key and value share one input: multiply it once
             if self.mask is not None and x.shape[:-1] == self.mask.shape:
                 rows = x[self.mask].double()

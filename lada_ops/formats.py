@@ -155,7 +155,8 @@ class Bsr:
         """
         if weight.ndim != 2:
             raise ValueError(f"Bsr.from_dense: weight {tuple(weight.shape)}; expected (out, in)")
-        check_block("Bsr.from_dense", block, tuple(weight.shape))
+        shape = weight.shape[0], weight.shape[1]
+        check_block("Bsr.from_dense", block, shape)
         blocks = split_blocks(weight, block)
         if keep is None:
             keep = (blocks != 0).any(-1).any(-1)
@@ -167,7 +168,6 @@ class Bsr:
         crow_indices = torch.zeros(keep.shape[0] + 1, dtype=INDEX_DTYPE, device=weight.device)
         crow_indices[1:] = keep.sum(1).cumsum(0)
         col_indices = keep.nonzero()[:, 1].to(INDEX_DTYPE)
-        shape = (weight.shape[0], weight.shape[1])
         return cls(crow_indices, col_indices, panel_major(blocks[keep]), shape)
 
     @classmethod
@@ -323,9 +323,7 @@ def _check_indices(crow_indices: Tensor, col_indices: Tensor, cols: int) -> None
         )
     outside = (col < 0) | (col >= cols)
     if outside.any():
-        raise ValueError(
-            f"Bsr: col_indices holds {int(col[outside][0])}; expected 0 to {cols - 1}"
-        )
+        raise ValueError(f"Bsr: col_indices holds {int(col[outside][0])}; expected 0 to {cols - 1}")
     rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
     unsorted = (rows.diff() == 0) & (col.diff() <= 0)
     if unsorted.any():

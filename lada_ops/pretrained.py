@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.quantizers import (
-    HfQuantizer,
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
     register_quantizer,
 )
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .formats import panel_major
@@ -51,7 +51,7 @@ class LadaConfig(QuantizationConfigMixin):
             )
         CompressionPlan.from_dict(plan or {})
         CompressionReport.from_dict(report) if report else None
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.format_version = format_version
         self.plan = plan
         self.report = report
@@ -61,12 +61,12 @@ class LadaQuantizer(HfQuantizer):
     """Builds the planned modules before `from_pretrained` loads their tensors."""
 
     requires_calibration = True  # only compressed checkpoints are loaded; `compress` makes them
-    is_trainable = True
+    is_trainable = True  # type: ignore[assignment]
     is_qat_trainable = True  # type: ignore[assignment]
     is_compileable = True  # type: ignore[assignment]
     quantization_config: LadaConfig
 
-    def is_serializable(self, *_: Any, **__: Any) -> bool:
+    def is_serializable(self, *_: Any, **__: Any) -> bool:  # type: ignore[override]
         return True
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -91,13 +91,13 @@ class LadaQuantizer(HfQuantizer):
             if missing:
                 raise ValueError(f"lada: the checkpoint lacks {name}.{', '.join(missing)}")
             if isinstance(module, BsrLinear):
-                _ = module.bsr  # raises on indices that don't fit
+                module.check_indices()
                 module.values.data = panel_major(module.values.data)
             # a key renamed by the base model's prefix keeps the checkpoint's dtype in some releases
             module.to(self.dtype)
         self._rename_layers()
         # a compressed model is an ordinary one: .half(), .to() and Trainer are free to use it
-        model.is_quantized = False
+        setattr(model, "is_quantized", False)  # noqa: B010
         return model
 
     def _rename_layers(self) -> None:
@@ -123,9 +123,7 @@ def compression_of(model: nn.Module) -> tuple[CompressionPlan, CompressionReport
     return CompressionPlan.from_dict(data["plan"]), CompressionReport.from_dict(data["report"])
 
 
-def record_compression(
-    model: nn.Module, plan: CompressionPlan, report: CompressionReport
-) -> None:
+def record_compression(model: nn.Module, plan: CompressionPlan, report: CompressionReport) -> None:
     """Add plan and report to ``model.config``, if it has one, so that saving keeps them."""
     before = compression_of(model)
     if before is not None:
@@ -143,7 +141,7 @@ def record_compression(
 def forget_compression(model: nn.Module) -> None:
     """Make ``model.config`` that of a dense model again."""
     if compression_of(model) is not None:
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")  # noqa: B043
         # what from_pretrained left on a model that it loaded compressed
         for name in ("hf_quantizer", "quantization_method"):
             if hasattr(model, name):

@@ -165,12 +165,15 @@ def _layer_report(
 ) -> LayerReport:
     dense = linear.weight.double()
     rest = dense - weight.to_dense().double()
+    activation_error = None
+    if gram is not None:
+        activation_error = _relative((rest @ gram * rest).sum(), (dense @ gram * dense).sum())
     bias = Counts() if linear.bias is None else Counts.of(linear.bias, flops_per_value=1)
     return LayerReport(
         plan,
         "weights" if gram is None else "activations",
         _relative(rest.square().sum(), dense.square().sum()),
-        None if gram is None else _relative((rest @ gram * rest).sum(), (dense @ gram * dense).sum()),
+        activation_error,
         Counts.of(linear.weight) + bias,
         weight.counts() + bias,
     )

@@ -5,6 +5,8 @@ into one dot of depth BLOCK_K by gathering their columns of x, so a block 16 col
 more per weight than one 64 wide; only the height of a block matters.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -40,17 +42,17 @@ def accumulate_blocks(
 
     lane = tl.arange(0, BLOCK_K) // BSR_COLS
     within = tl.arange(0, BLOCK_K) % BSR_COLS
-    offs_r = first_n % BSR_ROWS + tl.arange(0, BLOCK_N)
+    # Triton 3.6 cannot derive this multiple, and without it loads the values one by one
+    offs_r = tl.multiple_of(first_n % BSR_ROWS, BLOCK_N) + tl.arange(0, BLOCK_N)
     # rows past the end repeat the last one: cheaper than a mask in the loop, and never stored
     x_rows = x_ptr + tl.minimum(offs_m, M - 1)[:, None] * stride_xm
     values_ptr += start.to(tl.int64) * stride_vb
     w_offs = (lane * stride_vb + within * stride_vc)[:, None] + (offs_r * stride_vr)[None, :]
 
-    # the index is fetched one step ahead; the hint must sit on offsets computed in this step, or
-    # the gather falls apart into scalar loads
+    # the index is fetched one step ahead, so that no copy of x waits for it
     col = tl.load(col_ptr + start + lane, mask=lane < end - start, other=0)
     for p in range(start, end, PACK):
-        offs_k = tl.max_contiguous(tl.multiple_of(col * BSR_COLS + within, BSR_COLS), BSR_COLS)
+        offs_k = col * BSR_COLS + within
         live = lane < end - p
         col = tl.load(col_ptr + p + PACK + lane, mask=lane < end - p - PACK, other=0)
         x = tl.load(x_rows + offs_k[None, :], mask=live[None, :], other=0.0)
@@ -126,6 +128,11 @@ def _block_sparse_linear_fwd_kernel(
     )
 
 
+def supports_block(block_rows: int, block_cols: int) -> bool:
+    """Whether the kernels here run blocks of this shape."""
+    return block_rows in (16, 32, 64, 128) and block_cols in (16, 32, 64)
+
+
 def default_config(m: int, block_rows: int, block_cols: int, dtype: torch.dtype) -> TileConfig:
     """Tiles that fit the shared memory of sm_80, sm_90, sm_100 and gfx942 without spilling.
 
@@ -175,6 +182,14 @@ def block_sparse_linear_fwd(
     if m == 0:
         return y
     config = config or default_config(m, block_rows, block_cols, x.dtype)
+    stride_vb, stride_vr, stride_vc = values.stride()
+    constants: dict[str, Any] = {
+        "BSR_ROWS": block_rows,
+        "BSR_COLS": block_cols,
+        "HAS_BIAS": bias is not None,
+        "HAS_RESIDUAL": residual is not None,
+        "ACTIVATION": activation,
+    }
     _block_sparse_linear_fwd_kernel[(triton.cdiv(m, config.BLOCK_M) * (n // config.BLOCK_N),)](
         x,
         crow_indices,
@@ -186,14 +201,12 @@ def block_sparse_linear_fwd(
         m,
         n,
         x.stride(0),
-        *values.stride(),
+        stride_vb,
+        stride_vr,
+        stride_vc,
         0 if residual is None else residual.stride(0),
         y.stride(0),
-        BSR_ROWS=block_rows,
-        BSR_COLS=block_cols,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        ACTIVATION=activation,
+        **constants,
         **config.kwargs(),
     )
     return y

@@ -5,6 +5,8 @@ chip, then sweeps its share of N with it. With few rows, N is split over program
 cheap first product rather than leave the device idle.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -133,6 +135,13 @@ def low_rank_linear_fwd(
     n_tiles = triton.cdiv(n, config.BLOCK_N)
     splits = min(n_tiles, triton.cdiv(_MIN_PROGRAMS, row_tiles))
     n_per_program = triton.cdiv(n_tiles, splits) * config.BLOCK_N
+    constants: dict[str, Any] = {
+        "RANK": rank,
+        "BLOCK_R": max(16, triton.next_power_of_2(rank)),
+        "HAS_BIAS": bias is not None,
+        "HAS_RESIDUAL": residual is not None,
+        "ACTIVATION": activation,
+    }
     _low_rank_linear_fwd_kernel[(row_tiles * triton.cdiv(n, n_per_program),)](
         x,
         u,
@@ -147,11 +156,7 @@ def low_rank_linear_fwd(
         0 if residual is None else residual.stride(0),
         y.stride(0),
         n_per_program,
-        RANK=rank,
-        BLOCK_R=max(16, triton.next_power_of_2(rank)),
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        ACTIVATION=activation,
+        **constants,
         **config.kwargs(),
     )
     return y

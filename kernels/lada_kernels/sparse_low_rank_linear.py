@@ -4,6 +4,8 @@
 ``[u | S]`` into a single accumulator, so the two branches cost one epilogue and one pass over y.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -128,6 +130,14 @@ def sparse_low_rank_linear_fwd(
     if m == 0:
         return y
     config = config or default_config(m, block_rows, block_cols, x.dtype)
+    stride_vb, stride_vr, stride_vc = values.stride()
+    constants: dict[str, Any] = {
+        "BSR_ROWS": block_rows,
+        "BSR_COLS": block_cols,
+        "HAS_BIAS": bias is not None,
+        "HAS_RESIDUAL": residual is not None,
+        "ACTIVATION": activation,
+    }
     _sparse_low_rank_linear_fwd_kernel[(triton.cdiv(m, config.BLOCK_M) * (n // config.BLOCK_N),)](
         x,
         F.linear(x, v),
@@ -142,14 +152,12 @@ def sparse_low_rank_linear_fwd(
         n,
         rank,
         x.stride(0),
-        *values.stride(),
+        stride_vb,
+        stride_vr,
+        stride_vc,
         0 if residual is None else residual.stride(0),
         y.stride(0),
-        BSR_ROWS=block_rows,
-        BSR_COLS=block_cols,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        ACTIVATION=activation,
+        **constants,
         **config.kwargs(),
     )
     return y

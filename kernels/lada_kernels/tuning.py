@@ -1,6 +1,7 @@
 """The tile sizes a launcher passes to its kernel."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,6 @@ class TileConfig:
     num_warps: int
     num_stages: int
 
-    def kwargs(self) -> dict[str, int]:
+    def kwargs(self) -> dict[str, Any]:
         """The fields as keyword arguments of a kernel launch."""
         return asdict(self)

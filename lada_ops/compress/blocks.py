@@ -21,7 +21,7 @@ def prune_blocks(
     check_block("prune_blocks", block, shape)
     keep = largest_blocks(weight.double(), block, block_count(shape, block, density), gram)
     if gram is not None:
-        return Bsr.from_dense(refit(weight.double(), block, keep, gram).to(weight.dtype), block, keep)
+        weight = refit(weight.double(), block, keep, gram).to(weight.dtype)
     return Bsr.from_dense(weight, block, keep)
 
 

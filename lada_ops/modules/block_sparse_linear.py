@@ -47,13 +47,18 @@ class BsrLinear(CompressedLinear):
         shape = self.out_features, self.in_features
         return Bsr(self.crow_indices, self.col_indices, self.values.detach(), shape)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def check_indices(self) -> None:
+        """Raise ValueError or TypeError unless the indices fit the weight, as `Bsr` wants them."""
+        _ = self.bsr
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # an index out of range would read foreign memory on a GPU: refuse before anything changes
         names = ("crow_indices", "col_indices", "values")
-        given = [state_dict.get(prefix + name) for name in names]
-        if all(t is not None and t.shape == getattr(self, n).shape for t, n in zip(given, names)):
-            Bsr(*given, shape=(self.out_features, self.in_features))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        given = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
+        # what is missing or misshapen is for the base class to report
+        if all(n in given and given[n].shape == getattr(self, n).shape for n in names):
+            Bsr(**given, shape=(self.out_features, self.in_features))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _format_repr(self) -> str:
         nnz, rows, cols = self.values.shape

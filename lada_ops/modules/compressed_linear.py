@@ -79,4 +79,3 @@ class CompressedLinear(nn.Module):
 
     def _format_repr(self) -> str:
         raise NotImplementedError
-

@@ -50,9 +50,7 @@ class LowRankLinear(CompressedLinear):
         return module
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, rank: int, activation: str = "none"
-    ) -> LowRankLinear:
+    def from_linear(cls, linear: nn.Linear, rank: int, activation: str = "none") -> LowRankLinear:
         """The truncated SVD of `linear` at `rank`, in its dtype and on its device."""
         return cls.from_format(truncated_svd(linear.weight, rank), linear.bias, activation)
 

@@ -51,10 +51,7 @@ def block_sparse_linear(
 def _forward_cpu(x, crow_indices, col_indices, values, bias, activation, residual):
     x2 = x.reshape(-1, x.shape[-1])
     out_features = (crow_indices.numel() - 1) * values.shape[1]
-    if bias is None:
-        z = x.new_zeros(x2.shape[0], out_features)
-    else:
-        z = bias.repeat(x2.shape[0], 1)
+    z = x.new_zeros(x2.shape[0], out_features) if bias is None else bias.repeat(x2.shape[0], 1)
     add_block_rows_(z, x2, crow_indices, col_indices, values)
     return epilogue_ref(z.view(*x.shape[:-1], out_features), activation, residual)
 
@@ -97,7 +94,13 @@ def _(x, crow_indices, col_indices, values, bias, activation, residual):
             x, crow_indices, col_indices, values, bias, activation, residual
         )
     y = block_sparse_linear_fwd(
-        rows(x), crow_indices, col_indices, values, bias, rows(residual), activation
+        rows(x),
+        crow_indices,
+        col_indices,
+        values,
+        bias,
+        None if residual is None else rows(residual),
+        activation,
     )
     return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -1,5 +1,7 @@
 """What the ops share: operand checks, the autocast rule, and the epilogue ``act(z) + residual``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..reference import ACTIVATIONS
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as autocast wants them: cast where it is enabled, as for `F.linear`.
 
     A custom op has no autocast rule of its own that follows a dtype chosen at run time.
@@ -58,10 +60,8 @@ def check_x(op: str, x: Tensor, in_features: int) -> None:
         raise ValueError(f"{op}: x {tuple(x.shape)}; expected (..., {in_features})")
 
 
-def rows(t: Tensor | None) -> Tensor | None:
+def rows(t: Tensor) -> Tensor:
     """``t (..., features)`` as (tokens, features), each row contiguous, as the kernels want it."""
-    if t is None:
-        return None
     t = t.reshape(-1, t.shape[-1])
     return t if t.stride(1) == 1 else t.contiguous()
 

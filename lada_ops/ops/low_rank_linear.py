@@ -59,7 +59,12 @@ def _(x, u, v, bias, activation, residual):
     if x.dtype not in KERNEL_DTYPES or v.shape[0] > MAX_RANK:
         return low_rank_linear_ref(x, u, v, bias, activation, residual)
     y = low_rank_linear_fwd(
-        rows(x), u.contiguous(), v.contiguous(), bias, rows(residual), activation
+        rows(x),
+        u.contiguous(),
+        v.contiguous(),
+        bias,
+        None if residual is None else rows(residual),
+        activation,
     )
     return y.view(*x.shape[:-1], u.shape[0])
 

@@ -87,7 +87,7 @@ def _(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
         col_indices,
         values,
         bias,
-        rows(residual),
+        None if residual is None else rows(residual),
         activation,
     )
     return y.view(*x.shape[:-1], u.shape[0])

@@ -1,10 +1,11 @@
-"""Compile what a launcher would launch, for a target that need not be present, and read the code."""
+"""Compile what a launcher would launch, for a target that need not be present; read the code."""
 
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -38,6 +39,9 @@ class Binary:
 class Recorder:
     """Stands in for a jit kernel and keeps the arguments of its last launch."""
 
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
             self.args, self.kwargs = args, kwargs
@@ -49,23 +53,21 @@ def compile_launch(kernel, launch: Recorder, target: str) -> Binary:
     """Compile `kernel` for `target`, specialised on the recorded arguments as the runtime does."""
     values = dict(zip(kernel.arg_names, launch.args, strict=False)) | launch.kwargs
     options = {name: values.pop(name) for name in ("num_warps", "num_stages")}
-    signature, constants, attrs = {}, {}, {}
+    signature, constants, attrs = {}, {}, {}  # of triton.compiler.ASTSource
     for i, name in enumerate(kernel.arg_names):
         value = values[name]
-        fixed = kernel.params[i].is_constexpr or value is None or (value == 1) is True
-        if fixed:
+        pointer = isinstance(value, torch.Tensor)
+        if kernel.params[i].is_constexpr or value is None or (not pointer and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
-        tensor = isinstance(value, torch.Tensor)
-        signature[name] = _TYPES[value.dtype] if tensor else "i32"
-        if tensor or value % 16 == 0:
+        signature[name] = _TYPES[value.dtype] if pointer else "i32"
+        if pointer or value % 16 == 0:
             attrs[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attrs)
+    options["enable_fp_fusion"] = True  # the default differs between versions of Triton
     if target.startswith("gfx"):
         return _read_amd(triton.compile(source, GPUTarget("hip", target, 64), options))
     capability = int(target.removeprefix("sm_"))
-    # its default differs between versions of Triton
-    options["enable_fp_fusion"] = True
     return _read_nvidia(triton.compile(source, GPUTarget("cuda", capability, 32), options))
 
 
@@ -75,12 +77,12 @@ def _read_nvidia(compiled) -> Binary:
         cubin.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", cubin.name)
         sass = _run("nvdisasm", "-c", cubin.name)
-    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    registers, stack, local = (_count(rf"\b{n}:(\d+)", usage) for n in ("REG", "STACK", "LOCAL"))
     return Binary(
         code=compiled.asm["ptx"],
         sass=sass,
-        registers=int(registers),
-        spills=int(stack) + int(local) + len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        registers=registers,
+        spills=stack + local + len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         shared=compiled.metadata.shared,
         threads=compiled.metadata.num_warps * 32,
     )
@@ -88,18 +90,21 @@ def _read_nvidia(compiled) -> Binary:
 
 def _read_amd(compiled) -> Binary:
     code = compiled.asm["amdgcn"]
-
-    def count(name):
-        return int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
-
     return Binary(
         code=code,
         sass="",
-        registers=count("vgpr_count"),
-        spills=count("vgpr_spill_count") + count("sgpr_spill_count"),
+        registers=_count(r"\.vgpr_count:\s+(\d+)", code),
+        spills=_count(r"\.vgpr_spill_count:\s+(\d+)", code)
+        + _count(r"\.sgpr_spill_count:\s+(\d+)", code),
         shared=compiled.metadata.shared,
         threads=compiled.metadata.num_warps * 64,
     )
+
+
+def _count(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"no {pattern} in what the tool printed"
+    return int(found[1])
 
 
 def _run(tool: str, *args: str) -> str:

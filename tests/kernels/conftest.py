@@ -1,7 +1,6 @@
 """Where the kernels run: compiled on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib
-import os
 import sys
 from types import SimpleNamespace
 
