@@ -35,6 +35,7 @@ def accumulate_blocks(
     BLOCK_K: tl.constexpr,
 ):
     """``acc + x[offs_m] @ W[first_n : first_n + BLOCK_N].T``; the rows lie in one block row."""
+    tl.static_assert(BSR_ROWS % BLOCK_N == 0 and BLOCK_K % BSR_COLS == 0)
     PACK: tl.constexpr = BLOCK_K // BSR_COLS
     block_row = first_n // BSR_ROWS
     start = tl.load(crow_ptr + block_row)

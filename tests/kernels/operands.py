@@ -88,3 +88,14 @@ def row_strided(tensor, fence=float("nan")):
     buffer = tensor.new_full((rows + 8, cols + 80), fence)
     view = buffer[4:-4, 64:-16]
     return view.copy_(tensor)
+
+
+def far_apart_rows(m, k):
+    """A matrix whose last rows lie 2^31 elements behind the first; takes m pages of memory.
+
+    Its row stride fits in 32 bits, so that only the product with the row number overflows.
+    """
+    stride = 2**31 // (m - 1) + 1
+    buffer = torch.empty(stride * (m - 1) + k, dtype=torch.float16)
+    x = buffer.as_strided((m, k), (stride, 1))
+    return x.copy_(normal(m, k, dtype=torch.float16, device="cpu"))

@@ -5,6 +5,7 @@ from tests.kernels.operands import (
     ACTIVATIONS,
     assert_matches,
     dense_oracle,
+    far_apart_rows,
     fenced,
     normal,
     row_strided,
@@ -85,7 +86,7 @@ def test_epilogue(fwd, has_bias, has_residual, activation, device):
 
 
 @pytest.mark.parametrize("pattern", ["random", "unbalanced", "empty-rows"])
-def test_reads_nothing_outside_its_operands(fwd, pattern, dtype, device):
+def test_reads_nothing_outside_its_operands(fwd, watch_reads, pattern, dtype, device):
     kind = {"dtype": dtype, "device": device}
     weight = sparse_weight(PATTERNS[pattern](), (16, 16), **kind)
     n, k = weight.shape
@@ -96,6 +97,7 @@ def test_reads_nothing_outside_its_operands(fwd, pattern, dtype, device):
     bias, values = fenced(bias, float("nan")), fenced(values, float("nan"))
     # past the end of a row of x, where the NaN are
     crow, col = fenced(crow, col.numel() + 4), fenced(col, k // 16)
+    watch_reads(x, crow, col, values, bias, residual)
     assert_matches(fwd(x, crow, col, values, bias, residual), want)
 
 
@@ -107,6 +109,23 @@ def test_blocks_of_other_rows_are_not_read(fwd, device):
     values[5:] = float("nan")
     x = normal(3, 80, **kind)
     assert_matches(fwd(x, crow, col, values, None)[:, :16], dense_oracle(x, weight)[:, :16])
+
+
+def test_columns_without_blocks_are_not_read(fwd, device):
+    kind = {"dtype": torch.float32, "device": device}
+    weight = sparse_weight(PATTERNS["last-column-only"](), (16, 16), **kind)
+    x = normal(3, weight.shape[1], **kind)
+    want = dense_oracle(x, weight)
+    x[:, :-16] = float("nan")
+    assert_matches(fwd(x, *to_bsr(weight, (16, 16)), None), want)
+
+
+def test_rows_beyond_32_bit_offsets(fwd, device):
+    if device.type == "cuda":
+        pytest.skip("memory is not allocated lazily on a GPU")
+    weight = sparse_weight(random(2, 3), (16, 16), torch.float16, device)
+    x = far_apart_rows(33, 48)
+    assert_matches(fwd(x, *to_bsr(weight, (16, 16)), None), dense_oracle(x, weight))
 
 
 def test_tiles_narrower_than_a_block(kernels, fwd, device):

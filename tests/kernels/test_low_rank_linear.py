@@ -6,6 +6,7 @@ from tests.kernels.operands import (
     assert_matches,
     dense_oracle,
     factors,
+    far_apart_rows,
     fenced,
     normal,
     row_strided,
@@ -51,23 +52,21 @@ def test_epilogue(fwd, has_bias, has_residual, activation, device):
     assert_matches(fwd(x, u, v, bias, residual, activation), want)
 
 
-def test_reads_nothing_outside_its_operands(fwd, dtype, device):
+def test_reads_nothing_outside_its_operands(fwd, watch_reads, dtype, device):
     kind = {"dtype": dtype, "device": device}
     x, bias, residual = normal(21, 45, **kind), normal(37, **kind), normal(21, 37, **kind)
     u, v = factors(37, 45, 11, **kind)
     want = dense_oracle(x, u.double() @ v.double(), bias, residual)
     x, residual = row_strided(x), row_strided(residual)
     u, v, bias = (fenced(t, float("nan")) for t in (u, v, bias))
+    watch_reads(x, u, v, bias, residual)
     assert_matches(fwd(x, u, v, bias, residual), want)
 
 
 def test_rows_beyond_32_bit_offsets(fwd, device):
-    # 2^31 elements lie between the two rows, in a tensor that takes no memory of its own
     if device.type == "cuda":
-        pytest.skip("needs lazily allocated host memory")
-    x = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((2, 16), (2**31, 1))
-    x.copy_(normal(2, 16, dtype=torch.float16, device=device))
-    u, v = factors(16, 16, 16, torch.float16, device)
+        pytest.skip("memory is not allocated lazily on a GPU")
+    x, (u, v) = far_apart_rows(33, 16), factors(16, 16, 16, torch.float16, device)
     assert_matches(fwd(x, u, v, None), dense_oracle(x, u.double() @ v.double()))
 
 

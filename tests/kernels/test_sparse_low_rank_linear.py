@@ -79,7 +79,7 @@ def test_epilogue(fwd, has_bias, has_residual, activation, device):
     assert_matches(fwd(x, u, v, *to_bsr(sparse, (16, 16)), bias, residual, activation), want)
 
 
-def test_reads_nothing_outside_its_operands(fwd, dtype, device):
+def test_reads_nothing_outside_its_operands(fwd, watch_reads, dtype, device):
     kind = {"dtype": dtype, "device": device}
     x, u, v, sparse, weight = operands(21, torch.rand(3, 7) < 0.5, (16, 16), 11, **kind)
     bias, residual = normal(48, **kind), normal(21, 48, **kind)
@@ -89,6 +89,7 @@ def test_reads_nothing_outside_its_operands(fwd, dtype, device):
     u, v, bias, values = (fenced(t, float("nan")) for t in (u, v, bias, values))
     # past the end of a row of x, where the NaN are
     crow, col = fenced(crow, col.numel() + 4), fenced(col, 7)
+    watch_reads(x, u, v, crow, col, values, bias, residual)
     assert_matches(fwd(x, u, v, crow, col, values, bias, residual), want)
 
 
