@@ -43,7 +43,7 @@ def block_sparse_linear(
     args = x, crow_indices, col_indices, values, bias, activation, residual
     if torch.compiler.is_exporting():
         return block_sparse_linear_ref(*args)
-    if x.is_cuda or torch.compiler.is_compiling() or needs_grad(x, values, bias, residual):
+    if not x.is_cpu or torch.compiler.is_compiling() or needs_grad(x, values, bias, residual):
         return _op(*args)
     return _forward_cpu(*args)
 

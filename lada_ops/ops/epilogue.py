@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..formats import FLOAT_DTYPES
 from ..reference import ACTIVATIONS
 
 # fp64 runs through the reference everywhere: it is for proofs, not for speed
@@ -17,7 +18,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     A custom op has no autocast rule of its own that follows a dtype chosen at run time.
     """
     device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -27,7 +28,9 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def check_operands(op: str, x: Tensor, **tensors: Tensor | None) -> None:
-    """Raise TypeError unless every given tensor has the dtype and device of x."""
+    """Raise TypeError unless x is of a float dtype and every given tensor is of x's and with it."""
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{op}: x is {x.dtype}; expected one of {FLOAT_DTYPES}")
     for name, t in tensors.items():
         if t is not None and (t.dtype != x.dtype or t.device != x.device):
             raise TypeError(

@@ -43,7 +43,7 @@ def sparse_low_rank_linear(
     args = x, u, v, crow_indices, col_indices, values, bias, activation, residual
     if torch.compiler.is_exporting():
         return sparse_low_rank_linear_ref(*args)
-    if x.is_cuda or torch.compiler.is_compiling() or needs_grad(x, u, v, values, bias, residual):
+    if not x.is_cpu or torch.compiler.is_compiling() or needs_grad(x, u, v, values, bias, residual):
         return _op(*args)
     return _forward_cpu(*args)
 
