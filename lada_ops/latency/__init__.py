@@ -1,0 +1,27 @@
+"""Latency done right: candidates timed side by side, and only those whose output is right.
+
+`compare` times any callables, `compare_models` a dense model beside its compressed versions. Both
+check every output before and after timing, and raise `WrongOutput` instead of reporting a time.
+"""
+
+from .candidate import TOLERANCES, Candidate, WrongOutput
+from .clock import Clock, CpuClock, CudaClock
+from .compare import compare
+from .models import compare_models
+from .result import Comparison, Quartiles, Timing, collect, write_json
+
+__all__ = [
+    "TOLERANCES",
+    "Candidate",
+    "Clock",
+    "Comparison",
+    "CpuClock",
+    "CudaClock",
+    "Quartiles",
+    "Timing",
+    "WrongOutput",
+    "collect",
+    "compare",
+    "compare_models",
+    "write_json",
+]

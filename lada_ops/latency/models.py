@@ -1,0 +1,118 @@
+"""Whole models, side by side on the same inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..progress import progress_bar
+from ..swap import restore
+from .candidate import Candidate
+from .compare import compare
+from .result import Comparison
+
+BASELINE = "dense"
+
+
+def compare_models(
+    dense: nn.Module,
+    compressed: Mapping[str, nn.Module],
+    batches: Mapping[str, Mapping[str, Any]],
+    *,
+    rounds: int = 7,
+    warmup: int = 1,
+    threads: int | None = None,
+    tolerance: float | None = None,
+    quiet: bool = False,
+) -> dict[str, Comparison]:
+    """Time `compressed` models against `dense`, the baseline, one comparison per batch.
+
+    Each model must give, at all positions its attention_mask keeps, what its own fp32 copy with
+    every linear restored to dense gives: compression may change what a model says, the way it is
+    run may not.
+
+    compressed: name -> model; any may be changed already by other means, as long as
+        `lada_ops.restore` finds its compressed linears.
+    batches: label (such as ``"8x128"``) -> the inputs, on the models' device.
+    rounds, warmup, threads, quiet: see `compare`. tolerance: see `Candidate`.
+
+    Raises WrongOutput where an output is wrong; ValueError on a model in training mode, one named
+    "dense", or no batches; TypeError on an output without tensors.
+    """
+    if BASELINE in compressed:
+        raise ValueError(f"compare_models: a compressed model is named {BASELINE!r}; rename it")
+    if not batches:
+        raise ValueError("compare_models: batches is empty; expected label -> inputs")
+    models = {BASELINE: dense, **compressed}
+    for name, model in models.items():
+        if model.training:
+            raise ValueError(f"compare_models: {name!r} is in training mode; call .eval() first")
+    expected = _references(models, batches, quiet)
+    return {
+        label: compare(
+            [
+                Candidate(
+                    name,
+                    partial(model, **inputs),
+                    expected[name, label],
+                    tolerance,
+                    partial(read_output, attention_mask=inputs.get("attention_mask")),
+                )
+                for name, model in models.items()
+            ],
+            baseline=BASELINE,
+            rounds=rounds,
+            warmup=warmup,
+            threads=threads,
+            label=label,
+            quiet=quiet,
+        )
+        for label, inputs in batches.items()
+    }
+
+
+def read_output(output: Any, attention_mask: Tensor | None = None) -> Tensor:
+    """What a model is held to: last_hidden_state, else logits, else its first tensor.
+
+    Of an output (batch, length, ...) only positions where ``attention_mask (batch, length)`` is not
+    0: what a model computes for padding is nobody's business.
+    """
+    if isinstance(output, Mapping):
+        named = [output[key] for key in ("last_hidden_state", "logits") if key in output]
+        output = [*named, *output.values()]
+    if isinstance(output, (tuple, list)):
+        output = next((item for item in output if isinstance(item, Tensor)), output)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"compare_models: a model returned {type(output).__name__}; "
+            "expected a tensor, or a tuple or mapping that holds one"
+        )
+    if attention_mask is not None and output.shape[:2] == attention_mask.shape:
+        return output[attention_mask != 0]
+    return output
+
+
+@torch.inference_mode()
+def _references(
+    models: Mapping[str, nn.Module], batches: Mapping[str, Mapping[str, Any]], quiet: bool
+) -> dict[tuple[str, str], Tensor]:
+    expected = {}
+    with progress_bar(quiet) as progress:
+        for name, model in progress.track(models.items(), description="references"):
+            reference = copy.deepcopy(model)
+            restore(reference)
+            reference.float()
+            for label, inputs in batches.items():
+                output = reference(**{key: _to_fp32(value) for key, value in inputs.items()})
+                expected[name, label] = read_output(output, inputs.get("attention_mask"))
+    return expected
+
+
+def _to_fp32(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.float() if floating else value

@@ -1,0 +1,140 @@
+"""What a comparison found, ready to print and to keep."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+COLUMNS = "ms: median, quartiles; speed-up: median, quartiles"
+
+
+class Quartiles(NamedTuple):
+    """The 25th, 50th and 75th percentile."""
+
+    q25: float
+    median: float
+    q75: float
+
+    @classmethod
+    def of(cls, samples: Iterable[float]) -> Quartiles:
+        return cls(*(float(q) for q in np.quantile(list(samples), (0.25, 0.5, 0.75))))
+
+    def to_dict(self, prefix: str, suffix: str = "") -> dict[str, float]:
+        return {f"{prefix}{name}{suffix}": value for name, value in self._asdict().items()}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate's share of a comparison.
+
+    seconds: per call. min_seconds: the fastest sample. speedup: the baseline's seconds over this
+    candidate's *in the same round*, so that a machine that drifts slows both sides of the ratio.
+    samples: one per round, each the mean of `calls_per_sample` calls rotating through `copies`.
+    error, tolerance: of the checked outputs, in the unit of `Candidate.tolerance`. dtype: of the
+    output; compare at equal precision.
+    """
+
+    name: str
+    seconds: Quartiles
+    min_seconds: float
+    speedup: Quartiles
+    samples: int
+    calls_per_sample: int
+    copies: int
+    dtype: str
+    error: float
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            **self.seconds.to_dict("", "_seconds"),
+            "min_seconds": self.min_seconds,
+            **self.speedup.to_dict("speedup_"),
+            "samples": self.samples,
+            "calls_per_sample": self.calls_per_sample,
+            "copies": self.copies,
+            "dtype": self.dtype,
+            "error": self.error,
+            "tolerance": self.tolerance,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidates timed in one run; ``comparison[name]`` is one's `Timing`.
+
+    settings: rounds, warmup, threads, order, seed, clock and shortest sample in seconds: what it
+    takes to do it again. environment: see `lada_ops.environment.environment`.
+    """
+
+    label: str
+    baseline: str
+    timings: tuple[Timing, ...]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Timing:
+        for timing in self.timings:
+            if timing.name == name:
+                return timing
+        raise KeyError(f"{name!r}; expected one of {[timing.name for timing in self.timings]}")
+
+    def __str__(self) -> str:
+        width = max(len(timing.name) for timing in self.timings)
+        lines = [f"{self.label} ({COLUMNS})" if self.label else COLUMNS]
+        for t in self.timings:
+            cells = [f"{1e3 * s:10.3f}" for s in (t.seconds.median, t.seconds.q25, t.seconds.q75)]
+            ratios = f"{t.speedup.median:7.2f}x  [{t.speedup.q25:.2f}, {t.speedup.q75:.2f}]"
+            lines.append(f"  {t.name:{width}}{''.join(cells)}  {ratios}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings for JSON; the unit of a time is in its key."""
+        return {
+            "label": self.label,
+            "baseline": self.baseline,
+            "settings": dict(self.settings),
+            "environment": dict(self.environment),
+            "timings": [timing.to_dict() for timing in self.timings],
+        }
+
+
+def collect(comparisons: Iterable[Comparison]) -> dict[str, Any]:
+    """Comparisons of one session as one dict, the environment they share told once.
+
+    Raises ValueError if there is none, or their environments differ.
+    """
+    dicts = [comparison.to_dict() for comparison in comparisons]
+    environments = [d.pop("environment") for d in dicts]
+    if not dicts or any(environment != environments[0] for environment in environments):
+        raise ValueError(
+            f"collect: {len(dicts)} comparisons; expected one or more of a single environment"
+        )
+    return {"environment": environments[0], "comparisons": dicts}
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` whole or not at all; folders are made as needed.
+
+    Raises ValueError or TypeError on what JSON cannot hold (NaN, tensors), OSError on a full disk;
+    a file that was there is then as before.
+    """
+    path = Path(path)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
