@@ -8,6 +8,7 @@ setup(
         "lada_kernels",
         "lada_ops",
         "lada_ops.compress",
+        "lada_ops.latency",
         "lada_ops.modules",
         "lada_ops.ops",
     ],

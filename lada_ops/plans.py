@@ -14,8 +14,8 @@ from .formats import INDEX_DTYPE, check_block, check_rank
 
 Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]
 Objective = Literal["auto", "activations", "weights"]
-METHODS: tuple[str, ...] = get_args(Method)
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
+METHODS: tuple[Method, ...] = get_args(Method)
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True)

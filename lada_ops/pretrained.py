@@ -106,12 +106,14 @@ class LadaQuantizer(HfQuantizer):
             part["layers"] = {self.names[name]: layer for name, layer in part["layers"].items()}
 
 
-def compression_of(model: nn.Module) -> tuple[CompressionPlan, CompressionReport] | None:
-    """The plan and the report that a compressed model carries in its config; None if it is dense.
+def compression_of(
+    model: nn.Module | PreTrainedConfig,
+) -> tuple[CompressionPlan, CompressionReport] | None:
+    """The plan and the report that a model's config carries; None if the model is dense.
 
     Raises ValueError if the model is quantized by another method.
     """
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    config = getattr(getattr(model, "config", model), "quantization_config", None)
     if config is None:
         return None
     data = config if isinstance(config, dict) else config.to_dict()

@@ -1,0 +1,197 @@
+"""`lada`: compress a model, time it, look into it, or see it all on a real one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from . import tables
+from .plans import Method
+
+app = typer.Typer(
+    help="Compressed BERTs that are actually fast.\n\n"
+    "Start with `lada demo`; then `lada compress MODEL --out DIR` and `lada bench DIR`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no table.")]
+Model = Annotated[str, typer.Argument(help="A model's folder, or its name on the hub.")]
+
+
+@app.command(
+    epilog="Example: lada compress ./my-bert --ratio 5 --calibration texts.txt --out ./my-bert-5x"
+)
+def compress(
+    model: Model,
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    ratio: Annotated[
+        float, typer.Option(help="Stored bytes of the encoder's linears, dense over compressed.")
+    ] = 5.0,
+    method: Annotated[Method, typer.Option(help="What the linears become.")] = "low_rank",
+    block: Annotated[
+        str, typer.Option(help="Sparse blocks, out x in; tall ones are fast.")
+    ] = "128x16",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text like the model's own, a sentence a line: keeps accuracy."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress the encoder of MODEL without training and save it like any other model.
+
+    Load the result with `import lada_ops` and `AutoModel.from_pretrained(DIR)`.
+    """
+    with _errors():
+        from transformers import AutoTokenizer
+
+        from . import plan, swap
+        from .folder import check_target, load_model, save_model
+        from .texts import read_lines, token_batches
+
+        check_target(folder, overwrite)  # before the work, not after
+        dense = load_model(model)
+        made = plan(dense, ratio, method, block=_pair("--block", block))
+        batches = None
+        if calibration is not None:
+            batches = token_batches(AutoTokenizer.from_pretrained(model), read_lines(calibration))
+        report = swap.compress(dense, made, batches)
+        save_model(dense, model, folder, overwrite)
+        _print(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
+
+
+@app.command(epilog="Example: lada bench ./my-bert-5x --against ./my-bert --plot latency.png")
+def bench(
+    folder: Annotated[str, typer.Argument(help="The compressed model.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="The dense model; by default the compressed one, made dense again."),
+    ] = None,
+    shapes: Annotated[
+        str, typer.Option(help="Batch x length, with commas.")
+    ] = "1x16,1x128,8x128,32x128",
+    rounds: Annotated[int, typer.Option(help="Timed rounds per shape.")] = 15,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time a compressed model side by side with its dense one, in one run.
+
+    Runs on the GPU if there is one. No time is printed for an output that is wrong.
+    """
+    with _errors():
+        import copy
+
+        import torch
+
+        from .folder import load_model
+        from .latency import collect, compare_models
+        from .plots import plot_speedups
+        from .swap import restore
+
+        sizes = {shape: _pair("--shapes", shape) for shape in shapes.split(",")}
+        model = load_model(folder)
+        if against is None:
+            dense = copy.deepcopy(model)
+            restore(dense)
+        else:
+            dense = load_model(against)
+        vocabulary = model.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(0)
+        batches = {}
+        for shape, size in sizes.items():
+            ids = torch.randint(1, vocabulary, size, generator=generator).to(model.device)
+            batches[shape] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        comparisons = compare_models(
+            dense, {Path(folder).name: model}, batches, rounds=rounds, threads=threads
+        )
+        results = collect(comparisons.values())
+        if plot is not None:
+            plot_speedups(results, plot, Path(folder).name)
+        _print(results, as_json, tables.latency)
+
+
+@app.command(epilog="Example: lada info ./my-bert-5x")
+def info(
+    folder: Annotated[str, typer.Argument(help="The compressed model.")],
+    as_json: Json = False,
+) -> None:
+    """Show what each layer of a compressed model is, what it costs, and what it lost."""
+    with _errors():
+        from .folder import load_config
+        from .pretrained import compression_of
+
+        found = compression_of(load_config(folder))
+        if found is None:
+            raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
+        _print(found[1].to_dict(), as_json, tables.report)
+
+
+@app.command(epilog="Example: lada demo --data path/to/stsb")
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder with STS-B's train.tsv and dev.tsv, for a true score."),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Where models, results.json and speedups.png go.")
+    ] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Do the whole job on a real model (all-MiniLM-L6-v2) in a few minutes.
+
+    Compresses it at 2.5x and 5x by each method, compares embeddings and latency with the dense
+    model, saves, loads back, and checks that the outputs are equal to the bit.
+    """
+    with _errors():
+        from .demo import run_demo
+
+        results = run_demo(folder, data)
+        _print(results, as_json, tables.demo)
+        if not as_json:
+            out.print(f"The picture: {folder / 'speedups.png'}; the models: {folder}/*")
+
+
+def _print(
+    results: Mapping[str, Any], as_json: bool, table: Callable[[Mapping[str, Any]], RenderableType]
+) -> None:
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        out.print(table(results))
+
+
+def _pair(option: str, text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", text)
+    if match is None:
+        raise ValueError(f"{option}: {text!r}; expected two positive numbers such as 8x128")
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors a user can mend end in one line on stderr and exit code 1; others keep their trace."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.secho("error: ", fg="red", nl=False, err=True)
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

