@@ -1,7 +1,12 @@
-"""`low_rank_linear` and `LowRankLinear`."""
+"""The op `low_rank_linear` and its module."""
 
 from tests.op_suite import OpSuite
+from tests.op_transform_suite import OpTransformSuite
 
 
 class TestOp(OpSuite):
+    stem = "low_rank_linear"
+
+
+class TestOpTransforms(OpTransformSuite):
     stem = "low_rank_linear"

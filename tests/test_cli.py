@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lada_ops.cli import app
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def compressed(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "small"
+    assert run("compress", source, "--ratio", "4", "--out", folder).exit_code == 0
+    return folder
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_help_teaches_every_command():
+    text = run("--help").output
+    assert all(command in text for command in ("compress", "bench", "info", "demo"))
+
+
+@pytest.mark.parametrize("method", ["low_rank", "block_sparse", "sparse_low_rank"])
+def test_compress_reports_what_it_wrote(method, source, tmp_path):
+    (tmp_path / "text.txt").write_text("the old dog sleeps under the house .\na cat runs\n" * 40)
+    result = run(
+        "compress", source, "--ratio", "4", "--method", method, "--json",
+        "--calibration", tmp_path / "text.txt", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["ratio"] >= 4
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert saved["report"]["layers"] == report["layers"]
+    assert {layer["objective"] for layer in report["layers"].values()} == {"activations"}
+
+
+def test_compress_refuses_to_overwrite_unasked(source, compressed):
+    before = (compressed / "config.json").read_bytes()
+    result = run("compress", source, "--ratio", "2", "--out", compressed)
+    assert result.exit_code == 1
+    assert "not empty" in result.stderr
+    assert (compressed / "config.json").read_bytes() == before
+
+
+def test_info_shows_every_layer(compressed):
+    result = run("info", compressed)
+    assert result.exit_code == 0
+    assert result.stdout.count("encoder.layer.") == 12
+    assert "FLOPs per token" in result.stdout
+
+
+def test_info_as_json_is_the_report_in_the_folder(compressed):
+    saved = json.loads((compressed / "config.json").read_text())["quantization_config"]
+    assert json.loads(run("info", compressed, "--json").stdout) == saved["report"]
+
+
+@pytest.mark.parametrize("against", [False, True], ids=["made dense again", "the source"])
+def test_bench_times_both_and_draws(against, source, compressed, tmp_path):
+    result = run(
+        "bench", compressed, "--shapes", "1x16,2x8", "--rounds", "2", "--json",
+        "--plot", tmp_path / "plot.png", *(["--against", source] if against else []),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    comparisons = json.loads(result.stdout)["comparisons"]
+    assert [c["label"] for c in comparisons] == ["1x16", "2x8"]
+    assert [t["name"] for t in comparisons[0]["timings"]] == ["dense", "small"]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_prints_a_table(compressed):
+    result = run("bench", compressed, "--shapes", "1x16", "--rounds", "1")
+    assert result.exit_code == 0
+    assert "1x16" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bench", "{dir}", "--shapes", "1y2"], "--shapes: '1y2'"),
+        (["info", "{source}"], "is a dense model"),
+        (["info", "{tmp}"], "no config.json"),
+        (["info", "{tmp}/none"], "does not exist"),
+        (["compress", "{source}", "--ratio", "1", "--out", "{tmp}/x"], "ratio 1.0"),
+        (["compress", "{source}", "--ratio", "999", "--out", "{tmp}/x"], "cannot be reached"),
+        (["compress", "{source}", "--method", "block_sparse", "--block", "96x16", "--out",
+          "{tmp}/x"], "block (96, 16) does not divide"),
+        (["compress", "{dir}", "--out", "{tmp}/x"], "no encoder linear"),
+        (["demo", "--data", "{tmp}/none", "--out", "{tmp}/x"], "train.tsv"),
+    ],
+)  # fmt: skip
+def test_errors_end_in_one_message_and_exit_code_1(args, message, source, compressed, tmp_path):
+    places = {"dir": compressed, "source": source, "tmp": tmp_path}
+    result = run(*[arg.format(**places) for arg in args])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_unknown_method_is_a_usage_error(source, tmp_path):
+    assert run("compress", source, "--method", "magic", "--out", tmp_path / "x").exit_code == 2

