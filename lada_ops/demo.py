@@ -93,7 +93,8 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
                 name = f"{method} {ratio:g}x"
                 model = copy.deepcopy(dense)
                 compress(model, plan(model, ratio, method), calibration, quiet=quiet)
-                models[name] = _saved_and_loaded(model, source, stage / name.replace(" ", "_"))
+                folder = stage / name.replace(" ", "_")
+                models[name] = _saved_and_loaded(model, source, folder, calibration[0])
                 got = embed(models[name], tokenizer, texts.held_out)
                 rows[name] = _quality(name, models[name], got, embeddings, texts)
         batches = {
@@ -163,12 +164,14 @@ def _spearman(embeddings: Tensor, pairs: SentencePairs) -> float:
 
 
 @torch.inference_mode()
-def _saved_and_loaded(model: PreTrainedModel, source: str, folder: Path) -> PreTrainedModel:
+def _saved_and_loaded(
+    model: PreTrainedModel, source: str, folder: Path, batch: Mapping[str, Tensor]
+) -> PreTrainedModel:
     """The model as it comes back from disk. Raises RuntimeError unless it is equal to the bit."""
     save_model(model, source, folder)
     loaded = load_model(str(folder), model.device.type)
-    ids = torch.arange(1000, 1064, device=model.device).view(4, 16)
-    if not torch.equal(model(ids).last_hidden_state, loaded(ids).last_hidden_state):
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if not torch.equal(model(**inputs).last_hidden_state, loaded(**inputs).last_hidden_state):
         raise RuntimeError(f"the model in {folder} differs from the one that was saved")
     return loaded
 

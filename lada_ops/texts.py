@@ -57,7 +57,7 @@ def python_prose() -> list[str]:
     # headings, grammars and programs are left out: sentences are mostly letters
     return [
         sentence
-        for sentence in sentences
+        for sentence in dict.fromkeys(sentences)  # once each
         if 40 <= len(sentence) <= 300 and sum(map(str.isalpha, sentence)) > 0.75 * len(sentence)
     ]
 

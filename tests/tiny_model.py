@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
@@ -9,8 +10,8 @@ from transformers import BertConfig, BertModel, BertTokenizer
 WORDS = list("abcdefghijklmnop.,123") + ["the", "dog", "cat", "house", "sleeps", "under", "old"]
 
 
-def tiny_config(**changes) -> BertConfig:
-    sizes = {
+def tiny_config(**changes: Any) -> BertConfig:
+    sizes: dict[str, Any] = {
         "vocab_size": 5 + len(WORDS),
         "hidden_size": 256,
         "num_hidden_layers": 2,
