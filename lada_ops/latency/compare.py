@@ -36,8 +36,9 @@ def compare(
     """Check every candidate's output, time all of them side by side, check again, and report.
 
     Each round takes one sample of each candidate, in an order that changes from round to round;
-    ratios are taken within a round. All calls run under `torch.inference_mode`, timed ones with
-    garbage collection off.
+    ratios are taken within a round. All calls run under `torch.no_grad` (torch.sparse cannot
+    multiply under `torch.inference_mode`; wrap run in it to time it), timed ones with garbage
+    collection off.
 
     baseline: name of the candidate that speed-ups are over.
     rounds: samples per candidate. warmup: calls of each before the first round.
@@ -61,7 +62,7 @@ def compare(
         progress.advance(task)
         progress.refresh()
 
-    with progress, _threads(threads), torch.inference_mode():
+    with progress, _threads(threads), torch.no_grad():
         entrants = []
         for candidate in candidates:
             entrants.append(_Entrant(candidate))

@@ -97,7 +97,7 @@ def read_output(output: Any, attention_mask: Tensor | None = None) -> Tensor:
     return output
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _references(
     models: Mapping[str, nn.Module], batches: Mapping[str, Mapping[str, Any]], quiet: bool
 ) -> dict[tuple[str, str], Tensor]:

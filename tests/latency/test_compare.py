@@ -127,15 +127,15 @@ def test_copies_are_rotated_through_across_samples():
     assert set(used.values()) == {3}  # one check, then 2 + 6 calls over 4 copies
 
 
-def test_calls_run_in_inference_mode_with_garbage_collection_off():
+def test_calls_run_without_gradients_and_garbage_collection():
     states = []
 
     def run():
-        states.append((torch.is_inference_mode_enabled(), gc.isenabled()))
+        states.append((torch.is_grad_enabled(), gc.isenabled()))
         return RIGHT
 
     compare([candidate(run=run)], baseline="a", rounds=2, warmup=1, clock=FakeClock(), quiet=True)
-    assert states == [(True, True), (True, False), (True, False), (True, False)]
+    assert states == [(False, True), (False, False), (False, False), (False, False)]
     assert gc.isenabled()
 
 

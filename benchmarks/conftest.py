@@ -1,0 +1,95 @@
+"""Options of the benchmarks, their cases, and where their results go.
+
+``pytest benchmarks/ --benchmark-only`` runs all; ``--results DIR`` also writes
+``DIR/<device>/<stem>.json``; ``--quick`` takes tiny shapes, to see that everything works.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import shapes
+from lada_ops.environment import device_slug
+from lada_ops.latency import Candidate, Comparison, collect, compare, write_json
+
+RESULTS = pytest.StashKey[dict[str, list[Comparison]]]()
+Report = Callable[[Comparison, str, Sequence[Callable[[], Any]]], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lada")
+    group.addoption("--quick", action="store_true", help="tiny shapes: does it work at all?")
+    group.addoption("--results", metavar="DIR", help="write DIR/<device>/<stem>.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = {}
+    config.addinivalue_line("filterwarnings", "ignore:Sparse BSR tensor support is in beta")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    quick = metafunc.config.getoption("--quick", default=False)
+    for argument, cases in (
+        ("linear_case", shapes.QUICK_LINEARS if quick else shapes.LINEARS),
+        ("model_case", shapes.QUICK_MODELS if quick else shapes.MODELS),
+    ):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, cases, ids=str, scope="session")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
+    """Keep a comparison for the result file, and let pytest-benchmark time one candidate too."""
+
+    def report(comparison: Comparison, name: str, calls: Sequence[Callable[[], Any]]) -> None:
+        timing, rotation = comparison[name], itertools.cycle(calls)
+
+        def call() -> None:
+            next(rotation)()
+            if shapes.DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+
+        with torch.no_grad():
+            benchmark.pedantic(
+                call,
+                rounds=timing.samples,
+                iterations=timing.calls_per_sample,
+                warmup_rounds=1,
+            )
+        benchmark.extra_info["comparison"] = comparison.to_dict()
+        stem = Path(request.path).stem.removeprefix("bench_")
+        request.config.stash[RESULTS].setdefault(stem, []).append(comparison)
+
+    return report
+
+
+@pytest.fixture
+def report_linear(report: Report) -> Callable[[str, Sequence[Candidate], str], None]:
+    """Compare ways to apply a weight, over "dense", and report the one named `name`."""
+
+    def report_linear(label: str, candidates: Sequence[Candidate], name: str) -> None:
+        comparison = compare(candidates, baseline="dense", rounds=9, label=label)
+        own = next(candidate for candidate in candidates if candidate.name == name)
+        report(comparison, name, own.calls)
+
+    return report_linear
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    folder = session.config.getoption("--results", default=None)
+    # a run that failed halfway would replace a whole result file by part of one
+    if folder is None or exitstatus != pytest.ExitCode.OK:
+        return
+    for stem, comparisons in session.config.stash[RESULTS].items():
+        write_json(Path(folder) / device_slug() / f"{stem}.json", collect(comparisons))

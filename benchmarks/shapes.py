@@ -1,0 +1,144 @@
+"""What is benchmarked: the linears of BERT-base, token counts and ratios, and weights to match.
+
+The weights are random: they tell speed, not quality. Each is as large as `lada_ops.plan` makes it
+for the ratio, indices included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lada_ops
+from lada_ops import Bsr, LowRank, SparseLowRank
+from lada_ops.compress.blocks import prune_blocks
+from lada_ops.formats import Format
+from lada_ops.latency import Candidate
+from lada_ops.plans import LayerPlan, Method
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+
+BERT_LINEARS = ((768, 768), (768, 3072), (3072, 768))  # (in, out)
+BERT_ENCODER_ELEMENTS = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
+# beyond, a call reads its weight once for so much work that it no longer matters where from
+COLD_TOKENS = 128
+
+
+class LinearCase(NamedTuple):
+    """One linear, compressed `ratio` times, applied to `tokens` rows."""
+
+    in_features: int
+    out_features: int
+    tokens: int
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.in_features}-{self.out_features} M={self.tokens} {self.ratio:g}x"
+
+    @property
+    def copies(self) -> int:
+        """How many weights of this shape fill the encoder of a BERT-base, where that matters.
+
+        Rotating through them leaves every format as cold as it would be in the model.
+        """
+        if self.tokens > COLD_TOKENS:
+            return 1
+        return max(1, BERT_ENCODER_ELEMENTS // (self.in_features * self.out_features))
+
+    def weight(self, method: Method) -> Format:
+        """A random weight (out, in) of the size that the ratio allows."""
+        linear = nn.Sequential(nn.Linear(self.in_features, self.out_features, device="meta"))
+        layers = lada_ops.plan(linear, self.ratio, method, layers="").layers
+        return random_format(next(iter(layers.values())))
+
+
+class ModelCase(NamedTuple):
+    """A model and the batch it is given."""
+
+    model: str
+    batch: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.batch}x{self.length}"
+
+
+LINEARS = [
+    LinearCase(*shape, tokens, ratio)
+    for shape in BERT_LINEARS
+    for tokens in (16, 128, 1024)
+    for ratio in (2.5, 5.0, 10.0)
+]
+QUICK_LINEARS = [LinearCase(128, 256, 8, 2.5)]
+
+MODELS = [
+    ModelCase(model, *bucket)
+    for model in ("bert_base", "minilm")
+    for bucket in ((1, 16), (1, 128), (8, 128), (32, 128))
+]
+QUICK_MODELS = [ModelCase("tiny", 2, 8)]
+MODEL_RATIOS = (2.5, 5.0)
+
+Op = Callable[..., Tensor]
+
+
+def random_format(plan: LayerPlan) -> Format:
+    """A random weight of the format, rank, block and density that `plan` says."""
+    out, cols = plan.out_features, plan.in_features
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=DEVICE, dtype=DTYPE) / shape[-1] ** 0.5
+
+    if plan.format == "low_rank":
+        assert plan.rank is not None
+        return LowRank(normal(out, plan.rank), normal(plan.rank, cols))
+    assert plan.block is not None
+    assert plan.density is not None
+    bsr = prune_blocks(normal(out, cols), plan.block, plan.density)
+    if plan.format == "block_sparse":
+        return bsr
+    assert plan.rank is not None
+    return SparseLowRank(LowRank(normal(out, plan.rank), normal(plan.rank, cols)), bsr)
+
+
+def linear_candidates(
+    case: LinearCase, weight: Format, ways: dict[str, tuple[Op, Sequence[Tensor]]]
+) -> list[Candidate]:
+    """Each way to apply `weight` to the same x (tokens, in) and bias, held to the fp64 product.
+
+    ways: name -> op and its weight tensors, called as ``op(x, *tensors, bias)`` over copies.
+    """
+    x = torch.randn(case.tokens, case.in_features, device=DEVICE, dtype=DTYPE)
+    bias = torch.randn(case.out_features, device=DEVICE, dtype=DTYPE)
+    expected = F.linear(x.double(), in_fp64(weight), bias.double())
+
+    def calls(op: Op, tensors: Sequence[Tensor]) -> list[Callable[[], Any]]:
+        return [
+            partial(op, x, *(tensor.clone() for tensor in tensors), bias)
+            for _ in range(case.copies)
+        ]
+
+    return [Candidate(name, calls(*way), expected) for name, way in ways.items()]
+
+
+def in_fp64(weight: Format) -> Tensor:
+    """The dense weight (out, in), multiplied out and summed in fp64."""
+    if isinstance(weight, SparseLowRank):
+        return in_fp64(weight.low_rank) + in_fp64(weight.bsr)
+    if isinstance(weight, LowRank):
+        return weight.u.double() @ weight.v.double()
+    return weight.to_dense().double()
+
+
+def torch_bsr(bsr: Bsr) -> Tensor:
+    """torch's own block-sparse tensor of the same weight.
+
+    In square 16 x 16 blocks, the only form that torch multiplies by on the CPU as well as on CUDA.
+    """
+    return bsr.to_dense().to_sparse_bsr((16, 16))
