@@ -11,7 +11,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 pytest.register_assert_rewrite(
-    "tests.module_suite", "tests.op_suite", "tests.op_transform_suite", "tests.operands"
+    "tests.bsr_module_suite",
+    "tests.module_suite",
+    "tests.op_suite",
+    "tests.op_transform_suite",
+    "tests.operands",
 )
 
 

@@ -53,12 +53,18 @@ class BsrLinear(CompressedLinear):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # an index out of range would read foreign memory on a GPU: refuse before anything changes
-        names = ("crow_indices", "col_indices", "values")
-        given = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
-        # what is missing or misshapen is for the base class to report
-        if all(n in given and given[n].shape == getattr(self, n).shape for n in names):
-            Bsr(**given, shape=(self.out_features, self.in_features))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        own = {n: getattr(self, n) for n in ("crow_indices", "col_indices", "values")}
+        given = {n: state_dict[prefix + n] for n in own if prefix + n in state_dict}
+        whole = own | given
+        # what is misshapen is for the base class to report
+        if given and all(whole[n].shape == own[n].shape for n in own):
+            if len({t.is_meta for t in whole.values()}) == 1:
+                bsr = Bsr(**whole, shape=(self.out_features, self.in_features))
+                given = {n: getattr(bsr, n) for n in given}  # its indices are int32
+            if "values" in given:
+                given["values"] = panel_major(given["values"])
+            state_dict.update({prefix + n: t for n, t in given.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _format_repr(self) -> str:
         nnz, rows, cols = self.values.shape
@@ -108,7 +114,7 @@ class BlockSparseLinear(BsrLinear):
             device="meta",
         )
         module._set_bsr(weight)
-        module._set_bias(bias)
+        module._set_bias(bias, weight.values)
         return module
 
     @classmethod

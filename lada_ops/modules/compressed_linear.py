@@ -51,7 +51,10 @@ class CompressedLinear(nn.Module):
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
-        """A new `nn.Linear` that holds the same weight, dense. The activation is not part of it."""
+        """A new `nn.Linear` that holds the same weight, dense, and is frozen where this one is.
+
+        The activation is not part of it.
+        """
         weight = self.format.to_dense()
         linear = nn.Linear(
             self.in_features,
@@ -60,17 +63,26 @@ class CompressedLinear(nn.Module):
             device="meta",
             dtype=weight.dtype,
         )
-        linear.weight = nn.Parameter(weight)
+        factors = [p for name, p in self.named_parameters() if name != "bias"]
+        linear.weight = nn.Parameter(weight, any(p.requires_grad for p in factors))
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().clone())
+            linear.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return linear.train(self.training)
 
-    def _set_bias(self, bias: Tensor | None) -> None:
-        if bias is not None and bias.shape != (self.out_features,):
+    def _set_bias(self, bias: Tensor | None, weight: Tensor) -> None:
+        if bias is None:
+            self.bias = None
+            return
+        if bias.shape != (self.out_features,):
             raise ValueError(
                 f"{type(self).__name__}: bias {tuple(bias.shape)}; expected ({self.out_features},)"
             )
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        if (bias.dtype, bias.device) != (weight.dtype, weight.device):
+            raise TypeError(
+                f"{type(self).__name__}: bias is {bias.dtype} on {bias.device}; "
+                f"expected {weight.dtype} on {weight.device}, as the weight"
+            )
+        self.bias = nn.Parameter(bias.detach().clone())
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}"

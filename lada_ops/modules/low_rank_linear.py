@@ -46,7 +46,7 @@ class LowRankLinear(CompressedLinear):
         )
         module.u = nn.Parameter(weight.u.detach().clone())
         module.v = nn.Parameter(weight.v.detach().clone())
-        module._set_bias(bias)
+        module._set_bias(bias, weight.u)
         return module
 
     @classmethod

@@ -58,7 +58,7 @@ class SparseLowRankLinear(BsrLinear):
         module.u = nn.Parameter(weight.low_rank.u.detach().clone())
         module.v = nn.Parameter(weight.low_rank.v.detach().clone())
         module._set_bsr(weight.bsr)
-        module._set_bias(bias)
+        module._set_bias(bias, weight.bsr.values)
         return module
 
     @classmethod
