@@ -188,7 +188,11 @@ class Bsr:
     def to_torch(self) -> Tensor:
         """The same weight as a `torch.sparse_bsr` tensor."""
         return torch.sparse_bsr_tensor(
-            self.crow_indices, self.col_indices, self.values.contiguous(), self.shape
+            self.crow_indices,
+            self.col_indices,
+            self.values.contiguous(),
+            self.shape,
+            check_invariants=False,  # done in __post_init__
         )
 
     def to_dense(self) -> Tensor:
@@ -280,15 +284,18 @@ def check_block(owner: str, block: tuple[int, int], shape: tuple[int, int]) -> N
     if len(shape) != 2 or len(block) != 2 or min(*shape, *block) < 1:
         raise ValueError(f"{owner}: block {block}, shape {shape}; expected two positive pairs")
     if shape[0] % block[0] or shape[1] % block[1]:
-        fitting = " x ".join(
-            "{" + ", ".join(str(b) for b in (16, 32, 64, 128) if size % b == 0) + "}"
-            for size in shape
-        )
+        fitting = " x ".join("{" + ", ".join(map(str, _divisors(size))) + "}" for size in shape)
         padded = tuple(-(-size // b) * b for size, b in zip(shape, block, strict=True))
         raise ValueError(
             f"{owner}: block {tuple(block)} does not divide the weight {tuple(shape)} (out, in); "
             f"blocks that do: {fitting}; or pad the weight to {padded}"
         )
+
+
+def _divisors(size: int) -> list[int]:
+    """The usual block sizes that divide `size`, or else its four largest divisors up to 128."""
+    usual = [b for b in (16, 32, 64, 128) if size % b == 0]
+    return usual or [b for b in range(1, 129) if size % b == 0][-4:]
 
 
 def block_count(shape: tuple[int, int], block: tuple[int, int], density: float) -> int:
