@@ -21,7 +21,7 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	mkdir -p $(RESULTS)
 	cp demo/results.json $(RESULTS)/demo.json
 	cp demo/speedups.png $(RESULTS)/demo.png
-	$(BIN)/python -m pytest benchmarks --benchmark-only --results $(RESULTS)
+	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results
 	$(MAKE) readme
 
 readme: $(SET_UP)  ## write the README's tables from the committed results

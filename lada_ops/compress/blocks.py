@@ -21,7 +21,7 @@ def prune_blocks(
     check_block("prune_blocks", block, shape)
     keep = largest_blocks(weight.double(), block, block_count(shape, block, density), gram)
     if gram is not None:
-        weight = refit(weight.double(), block, keep, gram).to(weight.dtype)
+        weight = refit(weight.double() @ gram, block, keep, gram).to(weight.dtype)
     return Bsr.from_dense(weight, block, keep)
 
 
@@ -37,18 +37,17 @@ def largest_blocks(
     return keep.view_as(scores)
 
 
-def refit(weight: Tensor, block: tuple[int, int], keep: Tensor, gram: Tensor) -> Tensor:
-    """The weight (out, in) with only the blocks `keep` that minimises ``||(W - S) X||_F``.
+def refit(weight_gram: Tensor, block: tuple[int, int], keep: Tensor, gram: Tensor) -> Tensor:
+    """The S (out, in) with only the blocks `keep` that minimises ``||(W - S) X||_F``.
 
-    Each block row is a least-squares problem of its own: with C its kept columns,
-    ``S[:, C] = (W gram)[:, C] gram[C, C]^-1``.
+    weight_gram: ``W gram`` (out, in). Each block row is a least-squares problem of its own: with C
+    its kept columns, ``S[:, C] = (W gram)[:, C] gram[C, C]^-1``.
     """
     height, width = block
-    target = weight @ gram
-    fitted = torch.zeros_like(weight)
+    fitted = torch.zeros_like(weight_gram)
     for row, kept in enumerate(keep):
         cols = kept.repeat_interleave(width).nonzero().squeeze(1)
         here = slice(row * height, (row + 1) * height)
         factor = torch.linalg.cholesky(gram[cols][:, cols])
-        fitted[here, cols] = torch.cholesky_solve(target[here, cols].T, factor).T
+        fitted[here, cols] = torch.cholesky_solve(weight_gram[here, cols].T, factor).T
     return fitted

@@ -30,16 +30,20 @@ def alternate(
     count = block_count(shape, block, density)
     target = weight.double()
     whitener = None if gram is None else torch.linalg.cholesky(gram)
+    target_gram = target if gram is None else target @ gram
     sparse, best = torch.zeros_like(target), None
     for _ in range(steps):
         u, v = _low_rank(target - sparse, rank, whitener)
         rest = target - u @ v
         keep = largest_blocks(rest, block, count, gram)
         if gram is None:
+            rest_gram = rest
             sparse = Bsr.from_dense(rest, block, keep).to_dense()
         else:
-            sparse = refit(rest, block, keep, gram)
-        error = _squared_norm(rest - sparse, gram)
+            rest_gram = target_gram - u @ (v @ gram)
+            sparse = refit(rest_gram, block, keep, gram)
+        # ||(rest - S) X||^2: S is its own best fit, so what is left is orthogonal to it
+        error = float(((rest - sparse) * rest_gram).sum())
         if best is None or error < best[0]:
             best = error, u, v, sparse, keep
     assert best is not None
@@ -54,8 +58,3 @@ def _low_rank(weight: Tensor, rank: int, whitener: Tensor | None) -> tuple[Tenso
     if whitener is None:
         return leading_factors(weight, rank)
     return whitened_factors(weight, rank, whitener)
-
-
-def _squared_norm(weight: Tensor, gram: Tensor | None) -> float:
-    """``||W X||_F^2``, or ``||W||_F^2`` without gram."""
-    return float((weight * (weight if gram is None else weight @ gram)).sum())

@@ -1,0 +1,100 @@
+"""The README's results, written from the committed result files: ``python benchmarks/readme.py``.
+
+No figure of the README is typed by hand, and a test holds the README against these files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+START = "<!-- results: written by benchmarks/readme.py, do not edit -->\n"
+END = "<!-- end of results -->"
+
+
+def rendered(readme: str) -> str:
+    """The README's text with its results as the committed files have them."""
+    before, rest = readme.split(START)
+    after = rest.split(END)[1]
+    return f"{before}{START}{results()}{END}{after}"
+
+
+def results() -> str:
+    """The results of every device measured, in Markdown."""
+    folders = sorted(path.parent for path in RESULTS.glob("*/demo.json"))
+    sections = [device_section(folder) for folder in folders]
+    if not any(folder.name.startswith("NVIDIA") for folder in folders):
+        sections.append(
+            "**On a GPU:** not measured yet. The Triton kernels are proven in the interpreter "
+            "and compiled for sm_80, sm_90, sm_100 and gfx942, no more.\n"
+        )
+    return "\n".join(sections)
+
+
+def device_section(folder: Path) -> str:
+    demo = json.loads((folder / "demo.json").read_text())
+    bert = json.loads((folder / "bert.json").read_text())
+    where = demo["environment"]
+    device = where["gpu"] or f"{where['cpu']} ({where['cpu_instruction_set']})"
+    dtype = demo["comparisons"][0]["timings"][0]["dtype"]
+    return f"""**The real {demo["model"]}**, without training, on {device}, \
+{where["torch_threads"]} threads, {dtype}, torch {where["torch"]}. Cosine is that of sentence \
+embeddings to the dense model's, Spearman's correlation that on the dev set of {demo["text"]}; \
+calibrated on {demo["calibration_tokens"]:,} tokens of its training set. The last columns are \
+times as fast as dense, by batch x length: medians of ratios within a round. **Bold: slower than \
+dense.**
+
+{quality_table(demo)}
+**A BERT-base** on the same machine, its weights random: speed only.
+
+{speed_table(bert["comparisons"], "bert_base ")}
+"""
+
+
+def quality_table(demo: Mapping[str, Any]) -> str:
+    labels = [comparison["label"] for comparison in demo["comparisons"]]
+    header = ["", "linears, MB", "whole, MB", "cosine", "Spearman", *labels]
+    rows = [
+        [
+            row["name"],
+            f"{row['linears_bytes'] / 1e6:.1f}",
+            f"{row['model_bytes'] / 1e6:.1f}",
+            f"{row['cosine_mean']:.3f}",
+            f"{row['spearman']:.3f}",
+            *speedups(demo["comparisons"], row["name"]),
+        ]
+        for row in demo["models"]
+    ]
+    return table(header, rows)
+
+
+def speed_table(comparisons: Sequence[Mapping[str, Any]], prefix: str) -> str:
+    """Speed-ups of all models over the comparisons whose label starts with `prefix`."""
+    chosen = [c for c in comparisons if c["label"].startswith(prefix)]
+    names = [timing["name"] for timing in chosen[0]["timings"]]
+    header = ["", *(c["label"].removeprefix(prefix) for c in chosen)]
+    return table(header, [[name, *speedups(chosen, name)] for name in names])
+
+
+def speedups(comparisons: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+    ratios = [
+        timing["speedup_median"]
+        for comparison in comparisons
+        for timing in comparison["timings"]
+        if timing["name"] == name
+    ]
+    return [f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**" for ratio in ratios]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text()))
