@@ -8,7 +8,7 @@ from torch import nn
 
 _BERT = (  # bert, roberta, xlm-roberta, camembert, electra, ernie, roformer, mpnet, deberta
     r"encoder\.layer\.\d+\.(attention\.(self\.(query|key|value|in_proj|pos_proj|pos_q_proj"
-    r"|query_proj|key_proj|value_proj)|attn\.(q|k|v|o)|output\.dense)"
+    r"|query_proj|key_proj|value_proj|pos_key_proj|pos_query_proj)|attn\.(q|k|v|o)|output\.dense)"
     r"|(intermediate|output)\.dense)"
 )
 _ALBERT = (

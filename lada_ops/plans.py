@@ -43,13 +43,26 @@ class LayerPlan:
                     f"expected {'a value' if needed else 'None'}"
                 )
         shape = self.out_features, self.in_features
+        if not all(_is_size(size) for size in shape):
+            raise ValueError(
+                f"LayerPlan: in_features {self.in_features!r}, out_features "
+                f"{self.out_features!r}; expected whole numbers above 0"
+            )
         if self.rank is not None:
+            if not _is_size(self.rank):
+                raise ValueError(f"LayerPlan: rank {self.rank!r}; expected a whole number above 0")
             check_rank("LayerPlan", self.rank, shape)
         if self.block is not None:
+            if not isinstance(self.block, list | tuple) or not all(map(_is_size, self.block)):
+                raise ValueError(
+                    f"LayerPlan: block {self.block!r}; expected two whole numbers above 0"
+                )
             object.__setattr__(self, "block", tuple(self.block))
             check_block("LayerPlan", self.block, shape)
-        if self.density is not None and not 0 <= self.density <= 1:
-            raise ValueError(f"LayerPlan: density {self.density}; expected 0 to 1")
+        if self.density is not None and not (
+            isinstance(self.density, int | float) and 0 <= self.density <= 1
+        ):
+            raise ValueError(f"LayerPlan: density {self.density!r}; expected 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -84,11 +97,18 @@ class CompressionPlan:
         """The plan that `to_dict` gave. Raises ValueError on keys that are unknown or missing."""
         _check_keys("CompressionPlan", data, {"objective", "layers"}, {"objective", "layers"})
         known = {f.name for f in fields(LayerPlan)}
+        if not isinstance(data["layers"], Mapping):
+            raise ValueError(
+                f"CompressionPlan: layers is {type(data['layers']).__name__}; expected an object"
+            )
         layers = {}
         for name, layer in data["layers"].items():
             where = f"CompressionPlan: layer {name!r}"
             _check_keys(where, layer, {"format", "in_features", "out_features"}, known)
-            layers[name] = LayerPlan(**layer)
+            try:
+                layers[name] = LayerPlan(**layer)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
         return cls(layers, data["objective"])
 
     def to_json(self) -> str:
@@ -175,8 +195,14 @@ def _spend(
     budget: Mapping[str, float], price: Mapping[str, int], most: Mapping[str, int]
 ) -> dict[str, int]:
     """Whole units per layer, between 1 and `most`, whose prices stay within the summed budget."""
-    units = {n: min(max(int(b // price[n]), 1), most[n]) for n, b in budget.items()}
+    share = {n: b / price[n] for n, b in budget.items()}
+    units = {n: min(max(int(share[n]), 1), most[n]) for n in budget}
     left = sum(budget.values()) - sum(units[n] * price[n] for n in units)
+    # layers too small for one unit of their own share take it from those that lack the least
+    while left < 0 and max(units.values()) > 1:
+        giver = max((n for n in units if units[n] > 1), key=lambda n: units[n] - share[n])
+        units[giver] -= 1
+        left += price[giver]
     if left < 0 or min(most.values()) < 1:
         raise ValueError(
             "plan: ratio cannot be reached: the budget of the encoder's linears is "
@@ -185,11 +211,15 @@ def _spend(
             "rank_multiple or block"
         )
     # what rounding down left over, one unit each, to the layers that lack the largest part of one
-    for n in sorted(units, key=lambda n: units[n] - budget[n] / price[n]):
-        if price[n] <= left and units[n] < most[n]:
+    for n in sorted(units, key=lambda n: units[n] - share[n]):
+        if price[n] <= left and units[n] < min(share[n], most[n]):
             units[n] += 1
             left -= price[n]
     return units
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _shape(linear: nn.Linear) -> tuple[int, int]:
