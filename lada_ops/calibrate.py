@@ -23,17 +23,17 @@ def input_grams(
     """``X X^T / tokens`` (in, in) in fp64 of the inputs of each named linear, over all batches.
 
     batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device.
-    Tokens whose attention_mask is 0 are left out. The model runs in eval mode and is left in the
-    mode it was in.
+    Tokens whose attention_mask is 0 are left out. The model runs in eval mode, and all its modules
+    are left in the mode they were in.
 
     Raises TypeError on a batch that is no dict; ValueError where there is no batch, a linear never
     ran, or its inputs hold NaN or infinity.
     """
     device = next(model.parameters()).device
     collector = _Collector({name: model.get_submodule(name) for name in names})
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
-        stack.callback(model.train, was_training)
+        stack.callback(_set_modes, modes)
         model.eval()
         collector.hook(stack)
         progress = stack.enter_context(progress_bar(quiet))
@@ -54,6 +54,11 @@ def input_grams(
     return collector.grams()
 
 
+def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
 class _Collector:
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         self.linears = linears
@@ -69,6 +74,7 @@ class _Collector:
 
     def start(self, attention_mask: Tensor | None) -> None:
         self.mask = None if attention_mask is None else attention_mask.bool()
+        self.last = None, None, 0  # the next batch may pass the same tensor with another mask
 
     def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
