@@ -61,10 +61,10 @@ def compress(
 
         check_target(folder, overwrite)  # before the work, not after
         dense = load_model(model)
-        made = plan(dense, ratio, method, block=_pair("--block", block))
         batches = None
         if calibration is not None:
             batches = token_batches(AutoTokenizer.from_pretrained(model), read_lines(calibration))
+        made = plan(dense, ratio, method, block=_pair("--block", block), calibration=batches)
         report = swap.compress(dense, made, batches)
         save_model(dense, model, folder, overwrite)
         _print(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)

@@ -92,7 +92,8 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
             for method in METHODS:
                 name = f"{method} {ratio:g}x"
                 model = copy.deepcopy(dense)
-                compress(model, plan(model, ratio, method), calibration, quiet=quiet)
+                made = plan(model, ratio, method, calibration=calibration, quiet=quiet)
+                compress(model, made, calibration, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 models[name] = _saved_and_loaded(model, source, folder, calibration[0])
                 got = embed(models[name], tokenizer, texts.held_out)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
+from .calibrate import input_grams
+from .compress.blocks import block_gains
+from .compress.svd import damped, rank_gains
 from .encoders import encoder_linears
 from .formats import INDEX_DTYPE, check_block, check_rank
 
@@ -124,17 +128,21 @@ def plan(
     ratio: float = 5.0,
     method: Method = "low_rank",
     *,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
     block: tuple[int, int] = (128, 16),
     rank_multiple: int = 8,
     low_rank_share: float = 0.75,
     objective: Objective = "auto",
     layers: str | None = None,
+    quiet: bool = False,
 ) -> CompressionPlan:
     """A plan that stores the encoder's linears in ``1 / ratio`` of their bytes, or just under.
 
     The budget counts everything stored: factors, block values, indices, and the biases, which stay
-    dense. It is shared evenly; what rounding leaves over goes to the layers it hurt most.
+    dense. It is shared evenly. With calibration only half of it is, and the other half goes where
+    it takes most from the layers' output error.
 
+    calibration: batches as for `compress`; worth it whenever `compress` will have them.
     ratio: dense bytes over compressed bytes, above 1. block: (out, in) of the sparse blocks; the
     wide output side is what makes them fast. rank_multiple: ranks are multiples of it.
     low_rank_share: the part of a layer's budget that "sparse_low_rank" gives to u and v.
@@ -156,6 +164,10 @@ def plan(
         for name, linear in linears.items():
             check_block(f"plan: {name}", block, _shape(linear))
 
+    grams: Mapping[str, Tensor] = {}
+    if calibration is not None:
+        grams = input_grams(model, linears, calibration, quiet)
+        grams = {n: damped(gram) for n, gram in grams.items()}
     budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
     ranks: dict[str, int] = {}
     if method != "block_sparse":
@@ -163,7 +175,8 @@ def plan(
         ranks = _spend(
             {n: share * b for n, b in budget.items()},
             {n: rank_multiple * _rank_bytes(m) for n, m in linears.items()},
-            {n: min(_shape(m)) // rank_multiple for n, m in linears.items()},
+            {n: _break_even(m) // rank_multiple for n, m in linears.items()},
+            {n: rank_gains(linears[n].weight, gram, rank_multiple) for n, gram in grams.items()},
         )
         ranks = {n: units * rank_multiple for n, units in ranks.items()}
     densities: dict[str, float] = {}
@@ -173,7 +186,12 @@ def plan(
             n: budget[n] - ranks.get(n, 0) * _rank_bytes(m) - _row_pointer_bytes(m, block)
             for n, m in linears.items()
         }
-        counts = _spend(left, {n: _block_bytes(m, block) for n, m in linears.items()}, cells)
+        counts = _spend(
+            left,
+            {n: _block_bytes(m, block) for n, m in linears.items()},
+            cells,
+            {n: block_gains(linears[n].weight, gram, block) for n, gram in grams.items()},
+        )
         densities = {n: count / cells[n] for n, count in counts.items()}
     return CompressionPlan(
         {
@@ -192,17 +210,18 @@ def plan(
 
 
 def _spend(
-    budget: Mapping[str, float], price: Mapping[str, int], most: Mapping[str, int]
+    budget: Mapping[str, float],
+    price: Mapping[str, int],
+    most: Mapping[str, int],
+    gains: Mapping[str, Sequence[float]],
 ) -> dict[str, int]:
-    """Whole units per layer, between 1 and `most`, whose prices stay within the summed budget."""
-    share = {n: b / price[n] for n, b in budget.items()}
-    units = {n: min(max(int(share[n]), 1), most[n]) for n in budget}
-    left = sum(budget.values()) - sum(units[n] * price[n] for n in units)
-    # layers too small for one unit of their own share take it from those that lack the least
-    while left < 0 and max(units.values()) > 1:
-        giver = max((n for n in units if units[n] > 1), key=lambda n: units[n] - share[n])
-        units[giver] -= 1
-        left += price[giver]
+    """Whole units per layer, between 1 and `most`, whose prices stay within the summed budget.
+
+    Unit by unit to the layer that lacks most of its own budget. With `gains`, what the next unit
+    of a layer is worth, only up to half of its budget; the rest goes where it gains most.
+    """
+    units = dict.fromkeys(budget, 1)
+    left = sum(budget.values()) - sum(price.values())
     if left < 0 or min(most.values()) < 1:
         raise ValueError(
             "plan: ratio cannot be reached: the budget of the encoder's linears is "
@@ -210,11 +229,29 @@ def _spend(
             f"or a single block per layer takes {sum(price.values())}; expected a lower ratio, "
             "rank_multiple or block"
         )
-    # what rounding down left over, one unit each, to the layers that lack the largest part of one
-    for n in sorted(units, key=lambda n: units[n] - share[n]):
-        if price[n] <= left and units[n] < min(share[n], most[n]):
+    even = 0.5 if gains else 1.0
+
+    def urgency(n: str) -> tuple[bool, float]:
+        lacking = even * budget[n] - units[n] * price[n]
+        if lacking > 0 or not gains:
+            return lacking > 0, lacking / abs(budget[n])
+        return False, gains[n][units[n]] / price[n]
+
+    queue: list[tuple[int, float, str]] = []
+
+    def enqueue(n: str) -> None:
+        if units[n] < most[n]:
+            early, value = urgency(n)
+            heapq.heappush(queue, (-early, -value, n))
+
+    for n in units:
+        enqueue(n)
+    while queue:
+        _, _, n = heapq.heappop(queue)
+        if price[n] <= left:
             units[n] += 1
             left -= price[n]
+            enqueue(n)
     return units
 
 
@@ -224,6 +261,11 @@ def _is_size(value: Any) -> bool:
 
 def _shape(linear: nn.Linear) -> tuple[int, int]:
     return linear.out_features, linear.in_features
+
+
+def _break_even(linear: nn.Linear) -> int:
+    """The rank whose factors are no larger, and no faster, than the dense weight."""
+    return linear.weight.numel() // sum(_shape(linear))
 
 
 def _cells(linear: nn.Linear, block: tuple[int, int]) -> int:

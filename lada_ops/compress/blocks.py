@@ -25,13 +25,28 @@ def prune_blocks(
     return Bsr.from_dense(weight, block, keep)
 
 
+@torch.no_grad()
+def block_gains(weight: Tensor, gram: Tensor, block: tuple[int, int]) -> list[float]:
+    """The part of the score of ``weight (out, in)`` that each further block adds, best first.
+
+    The scores are those by which `prune_blocks` chooses, given ``gram = X X^T``.
+    """
+    scores = block_scores(weight.double(), block, gram).flatten().sort(descending=True).values
+    return (scores / scores.sum().clamp(min=1e-300)).tolist()
+
+
+def block_scores(weight: Tensor, block: tuple[int, int], gram: Tensor | None = None) -> Tensor:
+    """Squared Frobenius norms (block rows, block columns), of columns weighted by their inputs."""
+    if gram is not None:
+        weight = weight * gram.diagonal().sqrt()
+    return split_blocks(weight, block).square().sum((-1, -2))
+
+
 def largest_blocks(
     weight: Tensor, block: tuple[int, int], count: int, gram: Tensor | None = None
 ) -> Tensor:
     """A mask (block rows, block columns) of the `count` blocks of largest norm."""
-    if gram is not None:
-        weight = weight * gram.diagonal().sqrt()
-    scores = split_blocks(weight, block).square().sum((-1, -2))
+    scores = block_scores(weight, block, gram)
     keep = torch.zeros(scores.numel(), dtype=torch.bool, device=weight.device)
     keep[scores.flatten().topk(count).indices] = True
     return keep.view_as(scores)

@@ -46,6 +46,20 @@ def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vectors * root, (vectors / root).T @ weight
 
 
+@torch.no_grad()
+def rank_gains(weight: Tensor, gram: Tensor, multiple: int) -> list[float]:
+    """The part of ``||W X||_F^2`` that each further `multiple` ranks adds to the best ``u v X``.
+
+    weight (out, in), ``gram = X X^T`` (in, in) fp64; one number per `multiple` whole ranks: sums of
+    squared singular values of the whitened weight.
+    """
+    weight = weight.double()
+    squares = torch.linalg.eigvalsh(weight @ gram @ weight.T).flip(0).clamp(min=0)
+    count = min(weight.shape) // multiple
+    sums = squares[: count * multiple].view(count, multiple).sum(1)
+    return (sums / squares.sum().clamp(min=1e-300)).tolist()
+
+
 def whitened_factors(weight: Tensor, rank: int, whitener: Tensor) -> tuple[Tensor, Tensor]:
     """The factors u, v of a fp64 weight that minimise ``||(W - u v) whitener||_F``."""
     u, v = leading_factors(weight @ whitener, rank)
