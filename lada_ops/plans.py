@@ -71,6 +71,16 @@ class LayerPlan:
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "LayerPlan") -> LayerPlan:
+        """The plan that `to_dict` gave. Raises ValueError, with `where` it is, if it is none."""
+        known = {f.name for f in fields(cls)}
+        check_keys(where, data, {"format", "in_features", "out_features"}, known)
+        try:
+            return cls(**data)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
 
 @dataclass(frozen=True)
 class CompressionPlan:
@@ -99,20 +109,15 @@ class CompressionPlan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
         """The plan that `to_dict` gave. Raises ValueError on keys that are unknown or missing."""
-        _check_keys("CompressionPlan", data, {"objective", "layers"}, {"objective", "layers"})
-        known = {f.name for f in fields(LayerPlan)}
+        check_keys("CompressionPlan", data, {"objective", "layers"}, {"objective", "layers"})
         if not isinstance(data["layers"], Mapping):
             raise ValueError(
                 f"CompressionPlan: layers is {type(data['layers']).__name__}; expected an object"
             )
-        layers = {}
-        for name, layer in data["layers"].items():
-            where = f"CompressionPlan: layer {name!r}"
-            _check_keys(where, layer, {"format", "in_features", "out_features"}, known)
-            try:
-                layers[name] = LayerPlan(**layer)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+        layers = {
+            name: LayerPlan.from_dict(layer, f"CompressionPlan: layer {name!r}")
+            for name, layer in data["layers"].items()
+        }
         return cls(layers, data["objective"])
 
     def to_json(self) -> str:
@@ -292,7 +297,8 @@ def _row_pointer_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
     return (linear.out_features // block[0] + 1) * INDEX_DTYPE.itemsize
 
 
-def _check_keys(where: str, data: Any, required: set[str], known: set[str]) -> None:
+def check_keys(where: str, data: Any, required: set[str], known: set[str]) -> None:
+    """Raise ValueError unless `data` is a mapping with all `required` and only `known` keys."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: {type(data).__name__}; expected an object")
     missing, unknown = required - data.keys(), data.keys() - known

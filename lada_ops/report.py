@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .formats import Counts
-from .plans import LayerPlan
+from .plans import LayerPlan, check_keys
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,39 @@ class CompressionReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
-        """The report that `to_dict` gave; its sums are computed anew."""
+        """The report that `to_dict` gave; its sums are computed anew.
+
+        Raises ValueError on keys that are unknown or missing.
+        """
+        where = "CompressionReport"
+        sums = {"ratio", "dense", "compressed"}
+        required = {"layers", "model_bytes_dense", "model_bytes"}
+        check_keys(where, data, required, required | sums)
+        if not isinstance(data["layers"], Mapping):
+            raise ValueError(
+                f"{where}: layers is {type(data['layers']).__name__}; expected an object"
+            )
         return cls(
             {
-                name: LayerReport(
-                    LayerPlan(**layer["plan"]),
-                    layer["objective"],
-                    layer["weight_error"],
-                    layer["activation_error"],
-                    Counts(**layer["dense"]),
-                    Counts(**layer["compressed"]),
-                )
+                name: _layer_report(f"{where}: layer {name!r}", layer)
                 for name, layer in data["layers"].items()
             },
             data["model_bytes_dense"],
             data["model_bytes"],
         )
+
+
+def _layer_report(where: str, data: Any) -> LayerReport:
+    names = {f.name for f in fields(LayerReport)}
+    check_keys(where, data, names, names)
+    names = {f.name for f in fields(Counts)}
+    for part in ("dense", "compressed"):
+        check_keys(f"{where}: {part}", data[part], names, names)
+    return LayerReport(
+        LayerPlan.from_dict(data["plan"], f"{where}: plan"),
+        data["objective"],
+        data["weight_error"],
+        data["activation_error"],
+        Counts(**data["dense"]),
+        Counts(**data["compressed"]),
+    )

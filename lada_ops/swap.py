@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,9 +65,9 @@ def compress(
             weight = fit(linear.weight, plan.layers[name], grams.get(name))
             modules[name] = to_module(weight, linear)
             layers[name] = _layer_report(plan.layers[name], linear, weight, grams.get(name))
-    replace_modules(model, modules)
-    report = CompressionReport(layers, bytes_dense, _model_bytes(model))
-    record_compression(model, plan, report)
+    with replaced_modules(model, modules):
+        report = CompressionReport(layers, bytes_dense, _model_bytes(model))
+        record_compression(model, plan, report)
     return report
 
 
@@ -81,8 +82,8 @@ def restore(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, CompressedLinear)
     }
-    replace_modules(model, linears)
-    forget_compression(model)
+    with replaced_modules(model, linears):
+        forget_compression(model)
     return list(linears)
 
 
@@ -107,22 +108,33 @@ def fit(weight: Tensor, plan: LayerPlan, gram: Tensor | None = None) -> Format:
 
 
 def to_module(weight: Format, linear: nn.Linear) -> CompressedLinear:
-    """The module for `weight` that takes the place of `linear`: its bias, mode and grad flag."""
+    """The module for `weight` that takes the place of `linear`: its bias, mode and grad flags."""
     if isinstance(weight, LowRank):
         module = LowRankLinear.from_format(weight, linear.bias)
     elif isinstance(weight, Bsr):
         module = BlockSparseLinear.from_format(weight, linear.bias)
     else:
         module = SparseLowRankLinear.from_format(weight, linear.bias)
-    return module.train(linear.training).requires_grad_(linear.weight.requires_grad)
+    module.train(linear.training).requires_grad_(linear.weight.requires_grad)
+    if module.bias is not None:
+        module.bias.requires_grad_(linear.bias.requires_grad)
+    return module
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Set every named submodule; if one fails, all are put back and the error goes on."""
+    with replaced_modules(model, modules):
+        pass
+
+
+@contextmanager
+def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Set every named submodule; if that or the body fails, all are put back."""
     before = {name: model.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():
             model.set_submodule(name, module)
+        yield
     except BaseException:
         for name, module in before.items():
             model.set_submodule(name, module)

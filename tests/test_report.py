@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from lada_ops import CompressionReport, Counts, LayerPlan, LayerReport
+
+
+def layer(block=None, **kwargs):
+    made = (
+        LayerPlan("low_rank", 32, 48, 8)
+        if block is None
+        else LayerPlan("block_sparse", 32, 48, block=block, density=0.25)
+    )
+    return LayerReport(made, **kwargs)
+
+
+def report():
+    return CompressionReport(
+        {
+            "a": layer(
+                objective="weights",
+                weight_error=0.25,
+                activation_error=None,
+                dense=Counts(100, 90, 400, 400, 200),
+                compressed=Counts(20, 20, 80, 80, 40),
+            ),
+            "b": layer(
+                block=(16, 8),
+                objective="activations",
+                weight_error=0.5,
+                activation_error=0.125,
+                dense=Counts(200, 200, 800, 800, 400),
+                compressed=Counts(30, 30, 120, 160, 60),
+            ),
+        },
+        5000,
+        3040,
+    )
+
+
+def test_sums():
+    assert report().dense == Counts(300, 290, 1200, 1200, 600)
+    assert report().compressed == Counts(50, 50, 200, 240, 100)
+
+
+def test_ratio_is_that_of_stored_bytes():
+    assert report().ratio == 1200 / 240
+
+
+def test_json_round_trip():
+    assert CompressionReport.from_dict(json.loads(json.dumps(report().to_dict()))) == report()
+
+
+def test_to_dict_can_be_read():
+    data = report().to_dict()
+    assert (data["model_bytes_dense"], data["model_bytes"], data["ratio"]) == (5000, 3040, 5.0)
+    assert data["compressed"]["stored_bytes"] == 240
+    assert data["layers"]["a"]["plan"] == {
+        "format": "low_rank",
+        "in_features": 32,
+        "out_features": 48,
+        "rank": 8,
+    }
+    assert data["layers"]["b"]["activation_error"] == 0.125
+
+
+def test_sums_in_a_file_are_not_believed():
+    data = report().to_dict() | {"ratio": 99}
+    assert CompressionReport.from_dict(data).ratio == 5.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": None}, "layers"),
+        ({"layers": []}, "layers"),
+        ({"layers": {"a": {}}}, "layer 'a'"),
+        ({"layers": {"a": {"plan": 3}}}, "layer 'a'"),
+        ({"model_bytes": None}, "model_bytes"),
+    ],
+    ids=str,
+)
+def test_refuses_other_data(change, message):
+    data = {k: v for k, v in (report().to_dict() | change).items() if v is not None}
+    with pytest.raises(ValueError, match=f"CompressionReport: .*{message}"):
+        CompressionReport.from_dict(data)
