@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 class LadaConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a compressed model: plan, report, and format version.
 
-    Raises ValueError on a version that this package doesn't know, or a plan that is none.
+    Raises ValueError on a version that this package doesn't know, or a plan or report that is none.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LadaConfig(QuantizationConfigMixin):
                 f"expected 1 to {FORMAT_VERSION}: a newer lada-ops may have written it"
             )
         CompressionPlan.from_dict(plan or {})
-        CompressionReport.from_dict(report) if report else None
+        CompressionReport.from_dict(report or {})
         self.quant_method = METHOD  # type: ignore[assignment]
         self.format_version = format_version
         self.plan = plan
@@ -79,7 +79,10 @@ class LadaQuantizer(HfQuantizer):
         for name, layer in plan.layers.items():
             linear = model.get_submodule(self.names[name])
             assert isinstance(linear, nn.Linear)
-            model.set_submodule(self.names[name], _empty_module(layer, linear))
+            model.set_submodule(self.names[name], _empty_module(self.names[name], layer, linear))
+            # some parents draw the weights of their linears anew, unless told that this is done
+            parent = model.get_submodule(self.names[name].rpartition(".")[0])
+            setattr(parent, "_is_hf_initialized", True)  # noqa: B010
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
@@ -91,7 +94,10 @@ class LadaQuantizer(HfQuantizer):
             if missing:
                 raise ValueError(f"lada: the checkpoint lacks {name}.{', '.join(missing)}")
             if isinstance(module, BsrLinear):
-                module.check_indices()
+                try:
+                    module.check_indices()
+                except ValueError as error:
+                    raise ValueError(f"lada: the checkpoint's {name}: {error}") from None
                 module.values.data = panel_major(module.values.data)
             # a key renamed by the base model's prefix keeps the checkpoint's dtype in some releases
             module.to(self.dtype)
@@ -163,12 +169,12 @@ def _resolve(model: PreTrainedModel, name: str) -> str:
     )
 
 
-def _empty_module(plan: LayerPlan, linear: nn.Linear) -> CompressedLinear:
+def _empty_module(name: str, plan: LayerPlan, linear: nn.Linear) -> CompressedLinear:
     """A module for `plan` in the place of `linear`, its tensors still to be loaded."""
     got = linear.in_features, linear.out_features
     if got != (plan.in_features, plan.out_features):
         raise ValueError(
-            f"lada: the model's config gives (in, out) {got} where the plan has "
+            f"lada: the model's config gives {name} (in, out) {got}; the checkpoint's plan expects "
             f"{(plan.in_features, plan.out_features)}"
         )
     kwargs: dict[str, Any] = {
