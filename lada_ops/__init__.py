@@ -4,14 +4,16 @@ Importing this package also registers its checkpoints with transformers, so that
 ``AutoModel.from_pretrained`` loads a compressed model.
 """
 
-from .formats import Bsr, Counts, LowRank, SparseLowRank
+from .budget import plan
+from .counts import Counts
+from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.low_rank_linear import LowRankLinear
 from .modules.sparse_low_rank_linear import SparseLowRankLinear
 from .ops.block_sparse_linear import block_sparse_linear
 from .ops.low_rank_linear import low_rank_linear
 from .ops.sparse_low_rank_linear import sparse_low_rank_linear
-from .plans import CompressionPlan, LayerPlan, plan
+from .plans import CompressionPlan, LayerPlan
 from .report import CompressionReport, LayerReport
 from .swap import compress, restore
 

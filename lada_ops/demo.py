@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .budget import plan
 from .encoders import encoder_linears
 from .folder import load_model, save_model, staged_folder
 from .latency import collect, compare_models, write_json
-from .plans import METHODS, plan
+from .plans import METHODS
 from .plots import plot_speedups
 from .pretrained import compression_of
 from .swap import compress

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .formats import Counts
+from .counts import Counts
 from .plans import LayerPlan, check_keys
 
 

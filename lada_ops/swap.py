@@ -13,7 +13,8 @@ from .calibrate import input_grams
 from .compress.blocks import prune_blocks
 from .compress.sparse_low_rank import alternate
 from .compress.svd import damped, truncated_svd, whitened_svd
-from .formats import Bsr, Counts, Format, LowRank
+from .counts import Counts
+from .formats import Bsr, Format, LowRank
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import CompressedLinear
 from .modules.low_rank_linear import LowRankLinear

@@ -39,3 +39,12 @@ def poisoned_outputs(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **kw: poison(new_empty(*a, **kw)))
     monkeypatch.setattr(torch, "empty", lambda *a, **kw: poison(empty(*a, **kw)))
+
+
+@pytest.fixture(scope="session")
+def bert_base():
+    """The shapes of BERT-base, without memory."""
+    from transformers import BertConfig, BertModel  # after the environment is set
+
+    with torch.device("meta"):
+        return BertModel(BertConfig())

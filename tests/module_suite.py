@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from lada_ops.formats import Counts
+from lada_ops.counts import Counts
 
 OUT, IN = 24, 40
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

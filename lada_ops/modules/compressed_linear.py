@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..formats import Counts, Format
+from ..counts import Counts
+from ..formats import Format
 from ..reference import ACTIVATIONS
 
 

@@ -1,0 +1,181 @@
+"""`plan`: a budget of stored bytes, shared between the linears of an encoder."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .calibrate import input_grams
+from .compress.blocks import block_gains
+from .compress.svd import damped, rank_gains
+from .encoders import encoder_linears
+from .formats import INDEX_DTYPE, check_block
+from .plans import METHODS, CompressionPlan, LayerPlan, Method, Objective
+
+
+def plan(
+    model: nn.Module,
+    ratio: float = 5.0,
+    method: Method = "low_rank",
+    *,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+    block: tuple[int, int] = (128, 16),
+    rank_multiple: int = 8,
+    low_rank_share: float = 0.75,
+    objective: Objective = "auto",
+    layers: str | None = None,
+    quiet: bool = False,
+) -> CompressionPlan:
+    """A plan that stores the encoder's linears in ``1 / ratio`` of their bytes, or just under.
+
+    The budget counts everything stored: factors, block values, indices, and the biases, which stay
+    dense. It is shared evenly. With calibration only half of it is, and the other half goes where
+    it takes most from the layers' output error.
+
+    calibration: batches as for `compress`; worth it whenever `compress` will have them.
+    ratio: dense bytes over compressed bytes, above 1. block: (out, in) of the sparse blocks; the
+    wide output side is what makes them fast. rank_multiple: ranks are multiples of it.
+    low_rank_share: the part of a layer's budget that "sparse_low_rank" gives to u and v.
+    layers: a regular expression for the names of the linears, by default the encoder's.
+
+    Raises ValueError on arguments out of range, a block that doesn't divide a weight, a ratio that
+    cannot be reached, or a model with no matching linears.
+    """
+    if method not in METHODS:
+        raise ValueError(f"plan: method {method!r}; expected one of {METHODS}")
+    if not ratio > 1:
+        raise ValueError(f"plan: ratio {ratio}; expected above 1")
+    if rank_multiple < 1:
+        raise ValueError(f"plan: rank_multiple {rank_multiple}; expected 1 or more")
+    if not 0 < low_rank_share < 1:
+        raise ValueError(f"plan: low_rank_share {low_rank_share}; expected between 0 and 1")
+    linears = encoder_linears(model, layers)
+    if method != "low_rank":
+        for name, linear in linears.items():
+            check_block(f"plan: {name}", block, _shape(linear))
+
+    grams: Mapping[str, Tensor] = {}
+    if calibration is not None:
+        grams = input_grams(model, linears, calibration, quiet)
+        grams = {n: damped(gram) for n, gram in grams.items()}
+    budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
+    ranks: dict[str, int] = {}
+    if method != "block_sparse":
+        share = 1.0 if method == "low_rank" else low_rank_share
+        ranks = _spend(
+            {n: share * b for n, b in budget.items()},
+            {n: rank_multiple * _rank_bytes(m) for n, m in linears.items()},
+            {n: _break_even(m) // rank_multiple for n, m in linears.items()},
+            {n: rank_gains(linears[n].weight, gram, rank_multiple) for n, gram in grams.items()},
+        )
+        ranks = {n: units * rank_multiple for n, units in ranks.items()}
+    densities: dict[str, float] = {}
+    if method != "low_rank":
+        cells = {n: _cells(m, block) for n, m in linears.items()}
+        left = {
+            n: budget[n] - ranks.get(n, 0) * _rank_bytes(m) - _row_pointer_bytes(m, block)
+            for n, m in linears.items()
+        }
+        counts = _spend(
+            left,
+            {n: _block_bytes(m, block) for n, m in linears.items()},
+            cells,
+            {n: block_gains(linears[n].weight, gram, block) for n, gram in grams.items()},
+        )
+        densities = {n: count / cells[n] for n, count in counts.items()}
+    return CompressionPlan(
+        {
+            name: LayerPlan(
+                method,
+                linear.in_features,
+                linear.out_features,
+                rank=ranks.get(name),
+                block=block if name in densities else None,
+                density=densities.get(name),
+            )
+            for name, linear in linears.items()
+        },
+        objective,
+    )
+
+
+def _spend(
+    budget: Mapping[str, float],
+    price: Mapping[str, int],
+    most: Mapping[str, int],
+    gains: Mapping[str, Sequence[float]],
+) -> dict[str, int]:
+    """Whole units per layer, between 1 and `most`, whose prices stay within the summed budget.
+
+    Unit by unit to the layer that lacks most of its own budget. With `gains`, what the next unit
+    of a layer is worth, only up to half of its budget; the rest goes where it gains most.
+    """
+    units = dict.fromkeys(budget, 1)
+    left = sum(budget.values()) - sum(price.values())
+    if left < 0 or min(most.values()) < 1:
+        raise ValueError(
+            "plan: ratio cannot be reached: the budget of the encoder's linears is "
+            f"{sum(budget.values()):.0f} bytes beside biases and pointers, and the smallest rank "
+            f"or a single block per layer takes {sum(price.values())}; expected a lower ratio, "
+            "rank_multiple or block"
+        )
+    even = 0.5 if gains else 1.0
+
+    def urgency(n: str) -> tuple[bool, float]:
+        lacking = even * budget[n] - units[n] * price[n]
+        if lacking > 0 or not gains:
+            return lacking > 0, lacking / abs(budget[n])
+        return False, gains[n][units[n]] / price[n]
+
+    queue: list[tuple[int, float, str]] = []
+
+    def enqueue(n: str) -> None:
+        if units[n] < most[n]:
+            early, value = urgency(n)
+            heapq.heappush(queue, (-early, -value, n))
+
+    for n in units:
+        enqueue(n)
+    while queue:
+        _, _, n = heapq.heappop(queue)
+        if price[n] <= left:
+            units[n] += 1
+            left -= price[n]
+            enqueue(n)
+    return units
+
+
+def _shape(linear: nn.Linear) -> tuple[int, int]:
+    return linear.out_features, linear.in_features
+
+
+def _break_even(linear: nn.Linear) -> int:
+    """The rank whose factors are no larger, and no faster, than the dense weight."""
+    return linear.weight.numel() // sum(_shape(linear))
+
+
+def _cells(linear: nn.Linear, block: tuple[int, int]) -> int:
+    return (linear.out_features // block[0]) * (linear.in_features // block[1])
+
+
+def _dense_bytes(linear: nn.Linear) -> int:
+    return linear.weight.numel() * linear.weight.element_size() + _bias_bytes(linear)
+
+
+def _bias_bytes(linear: nn.Linear) -> int:
+    return 0 if linear.bias is None else linear.bias.numel() * linear.bias.element_size()
+
+
+def _rank_bytes(linear: nn.Linear) -> int:
+    return sum(_shape(linear)) * linear.weight.element_size()
+
+
+def _block_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
+    return block[0] * block[1] * linear.weight.element_size() + INDEX_DTYPE.itemsize
+
+
+def _row_pointer_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
+    return (linear.out_features // block[0] + 1) * INDEX_DTYPE.itemsize

@@ -1,0 +1,195 @@
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from lada_ops import compress, plan
+from lada_ops.plans import METHODS, OBJECTIVES
+from tests.tiny_encoders import batch, tiny_bert
+
+RATIOS = [1.5, 2, 2.5, 3.7, 5, 10, 20]
+SMALL = {"rank_multiple": 2, "block": (8, 8), "quiet": True}
+
+
+def planned_bytes(linear, layer):
+    """What the layer will store: factors, blocks, indices and bias, each counted by hand."""
+    item, bias = linear.weight.element_size(), 0 if linear.bias is None else linear.out_features
+    stored = bias * item
+    if layer.rank is not None:
+        stored += layer.rank * (linear.in_features + linear.out_features) * item
+    if layer.block is not None:
+        rows, cols = layer.block
+        grid = linear.out_features // rows, linear.in_features // cols
+        nnz = round(layer.density * grid[0] * grid[1])
+        stored += nnz * (rows * cols * item + 4) + (grid[0] + 1) * 4
+    return stored
+
+
+def unit_bytes(linear, layer, rank_multiple=8):
+    """The smallest step by which the layer can grow."""
+    item = linear.weight.element_size()
+    if layer.block is None:
+        return rank_multiple * (linear.in_features + linear.out_features) * item
+    return layer.block[0] * layer.block[1] * item + 4
+
+
+def dense_bytes(linear):
+    return sum(p.numel() * p.element_size() for p in linear.parameters())
+
+
+def check_budget(model, made, ratio, rank_multiple=8):
+    linears = {name: model.get_submodule(name) for name in made.layers}
+    budget = sum(map(dense_bytes, linears.values())) / ratio
+    spent = sum(planned_bytes(linears[n], layer) for n, layer in made.layers.items())
+    slack = max(unit_bytes(linears[n], layer, rank_multiple) for n, layer in made.layers.items())
+    assert budget - slack <= spent <= budget
+
+
+class TestPlan:
+    @pytest.mark.parametrize("ratio", RATIOS)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_budget_is_spent_and_kept(self, bert_base, method, ratio):
+        check_budget(bert_base, plan(bert_base, ratio, method), ratio)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_budget_in_any_dtype(self, method, dtype):
+        with torch.device("meta"):
+            model = BertModel(BertConfig(num_hidden_layers=2)).to(dtype)
+        check_budget(model, plan(model, 4, method), 4)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_budget_without_biases(self, method):
+        model = nn.Sequential(*(nn.Linear(256, 256, bias=False, device="meta") for _ in range(3)))
+        check_budget(model, plan(model, 3, method, layers=""), 3)
+
+    @pytest.mark.parametrize("block", [(1, 1), (16, 16), (64, 32), (256, 192)], ids=str)
+    def test_budget_of_any_block(self, bert_base, block):
+        check_budget(bert_base, plan(bert_base, 4, "block_sparse", block=block), 4)
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+    def test_budget_of_any_share(self, bert_base, share):
+        made = plan(bert_base, 4, "sparse_low_rank", low_rank_share=share)
+        check_budget(bert_base, made, 4)
+
+    def test_share_is_that_of_u_and_v(self, bert_base):
+        made = plan(bert_base, 4, "sparse_low_rank", low_rank_share=0.6)
+        in_factors = sum(
+            (x.rank or 0) * (x.in_features + x.out_features) for x in made.layers.values()
+        )
+        weights = sum(x.in_features * x.out_features for x in made.layers.values())
+        assert in_factors / weights == pytest.approx(0.6 / 4, rel=0.02)
+
+    @pytest.mark.parametrize("multiple", [1, 8, 16, 32])
+    def test_ranks_are_multiples(self, bert_base, multiple):
+        made = plan(bert_base, 5, rank_multiple=multiple)
+        assert {layer.rank % multiple for layer in made.layers.values()} == {0}
+
+    def test_no_layer_is_without_budget(self, bert_base):
+        made = plan(bert_base, 20)
+        assert min(layer.rank or 0 for layer in made.layers.values()) >= 8
+
+    def test_uneven_layers_share_what_there_is(self):
+        """A layer too small for one unit of its own share takes it from the large one."""
+        model = nn.Sequential(*(nn.Linear(n, n, bias=False, device="meta") for n in (512, 16)))
+        made = plan(model, 4, layers="")
+        assert [layer.rank for layer in made.layers.values()] == [56, 8]
+
+    def test_layers_are_those_of_the_encoder(self, bert_base):
+        made = plan(bert_base)
+        assert len(made.layers) == 72
+        assert made.layers["encoder.layer.3.output.dense"].in_features == 3072
+        assert made.layers["encoder.layer.3.output.dense"].out_features == 768
+
+    def test_layers_may_be_chosen(self, bert_base):
+        assert set(plan(bert_base, layers="pooler").layers) == {"pooler.dense"}
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_compressed_bytes_are_the_planned_ones(self, method):
+        model = tiny_bert(hidden_size=64, intermediate_size=128)
+        made = plan(model, 3, method, block=(16, 16), rank_multiple=1)
+        want = sum(planned_bytes(model.get_submodule(n), x) for n, x in made.layers.items())
+        report = compress(model, made, quiet=True)
+        assert report.compressed.stored_bytes == want
+        assert report.ratio >= 3
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_objective_is_passed_on(self, bert_base, objective):
+        assert plan(bert_base, objective=objective).objective == objective
+
+    def test_model_is_left_alone(self):
+        model = tiny_bert()
+        before = model.state_dict()
+        plan(model, 2, rank_multiple=1)
+        assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"method": "magic"}, "method 'magic'; expected one of"),
+            ({"ratio": 1}, "ratio 1; expected above 1"),
+            ({"ratio": 0.5}, "ratio 0.5; expected above 1"),
+            ({"ratio": -3}, "ratio -3; expected above 1"),
+            ({"ratio": float("nan")}, "ratio nan; expected above 1"),
+            ({"rank_multiple": 0}, "rank_multiple 0; expected 1 or more"),
+            ({"rank_multiple": 4096}, "ratio cannot be reached"),
+            ({"low_rank_share": 0}, "low_rank_share 0; expected between 0 and 1"),
+            ({"low_rank_share": 1.0}, "low_rank_share 1.0; expected between 0 and 1"),
+            ({"objective": "beauty"}, "objective 'beauty'; expected one of"),
+            ({"method": "block_sparse", "block": (100, 16)}, r"query: block \(100, 16\) does not"),
+            ({"method": "sparse_low_rank", "block": (0, 16)}, r"block \(0, 16\)"),
+            ({"layers": "nothing"}, "layers='nothing' matches none"),
+            ({"ratio": float("inf")}, "ratio cannot be reached"),
+            ({"ratio": 10_000}, "ratio cannot be reached"),
+            ({"ratio": 500, "method": "block_sparse"}, "ratio cannot be reached"),
+            ({"ratio": 300, "method": "sparse_low_rank"}, "ratio cannot be reached"),
+        ],
+        ids=str,
+    )
+    def test_refuses(self, bert_base, wrong, message):
+        with pytest.raises(ValueError, match=message):
+            plan(bert_base, **wrong)
+
+    def test_refuses_a_model_without_linears(self):
+        with pytest.raises(ValueError, match="no encoder linear found in ReLU"):
+            plan(nn.ReLU())
+
+
+class TestPlanWithCalibration:
+    BATCHES = [batch(4, 12), batch(3, 9, seed=1)]
+
+    @pytest.mark.parametrize("ratio", [2.5, 4])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_budget_is_spent_and_kept(self, method, ratio):
+        model = tiny_bert()
+        made = plan(model, ratio, method, calibration=self.BATCHES, **SMALL)
+        check_budget(model, made, ratio, 2)
+
+    def test_output_error_is_lower_than_shared_evenly(self):
+        even, shared = (
+            plan(tiny_bert(), 3, calibration=calibration, **SMALL)
+            for calibration in (None, self.BATCHES)
+        )
+        assert total_error(even, self.BATCHES) > total_error(shared, self.BATCHES)
+
+    def test_every_layer_keeps_half_of_its_even_share(self):
+        even, shared = (
+            plan(tiny_bert(), 3, calibration=calibration, **SMALL)
+            for calibration in (None, self.BATCHES)
+        )
+        assert even != shared
+        for name, layer in shared.layers.items():
+            given, kept = even.layers[name].rank, layer.rank
+            assert given is not None
+            assert kept is not None
+            assert kept >= given // 2 - 2, name
+
+    def test_useless_calibration_is_refused(self):
+        with pytest.raises(ValueError, match="no token reached"):
+            plan(tiny_bert(), calibration=[])
+
+
+def total_error(made, batches):
+    """The summed squares of the relative output errors."""
+    report = compress(tiny_bert(), made, batches, quiet=True)
+    return sum((layer.activation_error or 0) ** 2 for layer in report.layers.values())
