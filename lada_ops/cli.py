@@ -183,11 +183,13 @@ def _errors() -> Iterator[None]:
     """Errors a user can mend end in one line on stderr and exit code 1; others keep their trace."""
     from transformers.utils import logging
 
+    from .latency import WrongOutput
+
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, WrongOutput) as error:
         typer.secho("error: ", fg="red", nl=False, err=True)
         typer.echo(error, err=True)
         raise typer.Exit(1) from error

@@ -6,6 +6,7 @@ under their module names; importing `lada_ops` registers the config and the quan
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -117,8 +118,10 @@ def compression_of(
 ) -> tuple[CompressionPlan, CompressionReport] | None:
     """The plan and the report that a model's config carries; None if the model is dense.
 
-    Raises ValueError if the model is quantized by another method.
+    Raises ValueError if the model is quantized by another method, or by a later lada-ops.
     """
+    if not isinstance(model, PreTrainedConfig):
+        model = next(iter(_pretrained_models(model).values()), model)
     config = getattr(getattr(model, "config", model), "quantization_config", None)
     if config is None:
         return None
@@ -128,32 +131,71 @@ def compression_of(
             f"{type(model).__name__} is quantized by {data.get('quant_method')!r}; "
             f"expected a dense model, or one compressed by {METHOD!r}"
         )
-    return CompressionPlan.from_dict(data["plan"]), CompressionReport.from_dict(data["report"])
+    known = LadaConfig(**data)  # raises on a version that is not
+    return (
+        CompressionPlan.from_dict(known.plan or {}),
+        CompressionReport.from_dict(known.report or {}),
+    )
 
 
 def record_compression(model: nn.Module, plan: CompressionPlan, report: CompressionReport) -> None:
-    """Add plan and report to ``model.config``, if it has one, so that saving keeps them."""
-    before = compression_of(model)
+    """Add plan and report to the config of every Hugging Face model in `model`, for saving."""
+    configs = {
+        owner: _config(owner, _part(plan, report, prefix))
+        for prefix, owner in _pretrained_models(model).items()
+        if any(name.startswith(prefix) for name in plan.layers)
+    }
+    for owner, config in configs.items():
+        owner.config.quantization_config = config
+
+
+def forget_compression(model: nn.Module) -> None:
+    """Make the config of every Hugging Face model in `model` that of a dense model again."""
+    for owner in _pretrained_models(model).values():
+        if compression_of(owner) is None:
+            continue
+        delattr(owner.config, "quantization_config")  # noqa: B043
+        # what from_pretrained left on a model that it loaded compressed
+        for name in ("hf_quantizer", "quantization_method"):
+            if hasattr(owner, name):
+                delattr(owner, name)
+
+
+def _pretrained_models(model: nn.Module) -> dict[str, PreTrainedModel]:
+    """The outermost Hugging Face models in `model`, by the prefix of the names in them.
+
+    That of a model itself is "", that of one in a wrapper such as sentence-transformers' "0.model.".
+    """
+    found: dict[str, PreTrainedModel] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and not any(map(name.startswith, found)):
+            found[f"{name}." if name else ""] = module
+    return found
+
+
+def _part(
+    plan: CompressionPlan, report: CompressionReport, prefix: str
+) -> tuple[CompressionPlan, CompressionReport]:
+    """The layers whose names begin with `prefix`, without it."""
+    size = len(prefix)
+    layers = {n[size:]: layer for n, layer in plan.layers.items() if n.startswith(prefix)}
+    reports = {n[size:]: layer for n, layer in report.layers.items() if n.startswith(prefix)}
+    return replace(plan, layers=layers), replace(report, layers=reports)
+
+
+def _config(owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionReport]) -> LadaConfig:
+    """The config of `owner` with `new` plan and report added to those it has."""
+    plan, report = new
+    before = compression_of(owner)
     if before is not None:
         old_plan, old_report = before
-        plan = CompressionPlan({**old_plan.layers, **plan.layers}, plan.objective)
+        plan = replace(plan, layers={**old_plan.layers, **plan.layers})
         report = CompressionReport(
             {**old_report.layers, **report.layers},
             old_report.model_bytes_dense,
             report.model_bytes,
         )
-    if isinstance(config := getattr(model, "config", None), PreTrainedConfig):
-        config.quantization_config = LadaConfig(plan.to_dict(), report.to_dict(), FORMAT_VERSION)
-
-
-def forget_compression(model: nn.Module) -> None:
-    """Make ``model.config`` that of a dense model again."""
-    if compression_of(model) is not None:
-        delattr(model.config, "quantization_config")  # noqa: B043
-        # what from_pretrained left on a model that it loaded compressed
-        for name in ("hf_quantizer", "quantization_method"):
-            if hasattr(model, name):
-                delattr(model, name)
+    return LadaConfig(plan.to_dict(), report.to_dict(), FORMAT_VERSION)
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str:

@@ -77,12 +77,19 @@ def restore(model: nn.Module) -> list[str]:
 
     The weights are the compressed ones multiplied out: what compression took away stays away.
     Returns the names of the modules replaced.
+
+    Raises ValueError, the model unchanged, on a module with an activation: no linear has one.
     """
-    linears: dict[str, nn.Module] = {
-        name: module.to_linear()
-        for name, module in model.named_modules()
-        if isinstance(module, CompressedLinear)
-    }
+    linears: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, CompressedLinear):
+            continue
+        if module.activation != "none":
+            raise ValueError(
+                f"restore: {name} has activation {module.activation!r}; expected 'none', since an "
+                "nn.Linear has none"
+            )
+        linears[name] = module.to_linear()
     with replaced_modules(model, linears):
         forget_compression(model)
     return list(linears)

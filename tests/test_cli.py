@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lada_ops.cli import app
+from lada_ops.latency import WrongOutput
 from tests.tiny_model import write_tiny_model
 
 
@@ -105,6 +106,26 @@ def test_errors_end_in_one_message_and_exit_code_1(args, message, source, compre
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_wrong_output_is_reported_without_a_time(compressed, monkeypatch):
+    def wrong(*_, **__):
+        raise WrongOutput("small", "error 0.5 exceeds 0.1", 0.5, 0.1)
+
+    monkeypatch.setattr("lada_ops.latency.compare_models", wrong)
+    result = run("bench", compressed)
+    assert result.exit_code == 1
+    assert "no time is reported" in result.stderr
+    assert result.stdout == ""
+
+
+def test_format_from_the_future_is_refused(compressed, tmp_path):
+    config = json.loads((compressed / "config.json").read_text())
+    config["quantization_config"]["format_version"] = 99
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run("info", tmp_path)
+    assert result.exit_code == 1
+    assert "format_version 99" in result.stderr
 
 
 def test_unknown_method_is_a_usage_error(source, tmp_path):
