@@ -164,7 +164,7 @@ def forget_compression(model: nn.Module) -> None:
 def _pretrained_models(model: nn.Module) -> dict[str, PreTrainedModel]:
     """The outermost Hugging Face models in `model`, by the prefix of the names in them.
 
-    That of a model itself is "", that of one in a wrapper such as sentence-transformers' "0.model.".
+    That of a model itself is "", in a wrapper such as sentence-transformers' it is "0.model.".
     """
     found: dict[str, PreTrainedModel] = {}
     for name, module in model.named_modules():

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from lada_ops.pretrained import LadaConfig, compression_of
 from tests.module_suite import is_panel_major
 from tests.test_swap import make_plan
 from tests.tiny_encoders import ARCHITECTURES, batch, outputs, tiny_bert, with_head
+from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -212,6 +214,46 @@ class TestHeads:
         saved(tmp_path, with_head("bert"), "sparse_low_rank")
         again = AutoModel.from_pretrained(tmp_path, dtype=dtype)
         assert {p.dtype for p in again.parameters()} == {dtype}
+
+
+class TestWrappers:
+    """A model inside another module is recorded, saved and loaded as by itself."""
+
+    def test_model_in_a_container(self, tmp_path):
+        model = tiny_bert()
+        whole = nn.Sequential(nn.Sequential(model))
+        compress(whole, make_plan(whole), quiet=True)
+        model.save_pretrained(tmp_path)
+        assert_equal(load(tmp_path), model)
+
+    def test_two_models_each_have_their_own_plan(self):
+        whole = nn.ModuleDict({"one": tiny_bert(), "two": tiny_bert()})
+        compress(whole, make_plan(whole, layers=r"one\..*query|two\..*key"), quiet=True)
+        for name, kind in (("one", "query"), ("two", "key")):
+            made, _ = compression_of(whole[name]) or (CompressionPlan(), None)
+            assert [n.rsplit(".", 1)[1] for n in made.layers] == [kind] * 2
+
+    def test_compiled_model(self, tmp_path):
+        model = tiny_bert()
+        compiled: Any = torch.compile(model)
+        compress(compiled, make_plan(compiled), quiet=True)
+        compiled.save_pretrained(tmp_path)
+        assert_equal(load(tmp_path), model)
+
+    def test_restored_in_its_container(self):
+        whole = nn.Sequential(tiny_bert())
+        compress(whole, make_plan(whole), quiet=True)
+        restore(whole)
+        assert compression_of(whole[0]) is None
+
+    def test_sentence_transformer(self, tmp_path):
+        sentence = pytest.importorskip("sentence_transformers")
+        write_tiny_model(tmp_path / "dense")
+        model = sentence.SentenceTransformer(str(tmp_path / "dense"), device="cpu")
+        compress(model, make_plan(model), quiet=True)
+        model.save(str(tmp_path / "small"))
+        again = sentence.SentenceTransformer(str(tmp_path / "small"), device="cpu")
+        assert_equal(again, model)
 
 
 class TestDtypes:
