@@ -5,6 +5,7 @@ Importing this package also registers its checkpoints with transformers, so that
 """
 
 from .budget import plan
+from .calibrate import input_grams
 from .counts import Counts
 from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
@@ -31,6 +32,7 @@ __all__ = [
     "SparseLowRankLinear",
     "block_sparse_linear",
     "compress",
+    "input_grams",
     "low_rank_linear",
     "plan",
     "restore",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from .calibrate import input_grams
+from .calibrate import Batches, Grams, grams_of
 from .compress.blocks import block_gains
 from .compress.svd import damped, rank_gains
 from .encoders import encoder_linears
@@ -21,7 +20,7 @@ def plan(
     ratio: float = 5.0,
     method: Method = "low_rank",
     *,
-    calibration: Iterable[Mapping[str, Any]] | None = None,
+    calibration: Batches | Grams | None = None,
     block: tuple[int, int] = (128, 16),
     rank_multiple: int = 8,
     low_rank_share: float = 0.75,
@@ -35,7 +34,7 @@ def plan(
     dense. It is shared evenly. With calibration only half of it is, and the other half goes where
     it takes most from the layers' output error.
 
-    calibration: batches as for `compress`; worth it whenever `compress` will have them.
+    calibration: as for `compress`; worth it whenever `compress` will have it.
     ratio: dense bytes over compressed bytes, above 1. block: (out, in) of the sparse blocks; the
     wide output side is what makes them fast. rank_multiple: ranks are multiples of it.
     low_rank_share: the part of a layer's budget that "sparse_low_rank" gives to u and v.
@@ -57,10 +56,8 @@ def plan(
         for name, linear in linears.items():
             check_block(f"plan: {name}", block, _shape(linear))
 
-    grams: Mapping[str, Tensor] = {}
-    if calibration is not None:
-        grams = input_grams(model, linears, calibration, quiet)
-        grams = {n: damped(gram) for n, gram in grams.items()}
+    grams = grams_of(model, linears, calibration, quiet)
+    grams = {n: damped(gram) for n, gram in grams.items()}
     budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
     ranks: dict[str, int] = {}
     if method != "block_sparse":

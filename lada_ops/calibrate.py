@@ -5,24 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from .encoders import encoder_linears
 from .progress import progress_bar
+
+Batches: TypeAlias = Iterable[Mapping[str, Any]]
+Grams: TypeAlias = Mapping[str, Tensor]
+
+
+def grams_of(
+    model: nn.Module, names: Iterable[str], calibration: Batches | Grams | None, quiet: bool
+) -> Grams:
+    """The Gram matrix of each named linear, from batches or from `input_grams`; empty for None.
+
+    Raises as `input_grams` does, and ValueError where a matrix given is not of its linear's size.
+    """
+    if calibration is None:
+        return {}
+    if not isinstance(calibration, Mapping):
+        return input_grams(model, calibration, names, quiet)
+    grams: Mapping[Any, Any] = calibration
+    for name in names:
+        gram, size = grams.get(name), model.get_submodule(name).in_features
+        if not isinstance(gram, Tensor) or gram.shape != (size, size):
+            got = tuple(gram.shape) if isinstance(gram, Tensor) else type(gram).__name__
+            raise ValueError(
+                f"calibration: {got} for {name}; expected its Gram matrix ({size}, {size}), as "
+                "lada_ops.input_grams gives it, or a list of batches: a single one goes in a list"
+            )
+    return {name: grams[name] for name in names}
 
 
 @torch.no_grad()
 def input_grams(
     model: nn.Module,
-    names: Iterable[str],
-    batches: Iterable[Mapping[str, Any]],
+    batches: Batches,
+    names: Iterable[str] | None = None,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
-    """``X X^T / tokens`` (in, in) in fp64 of the inputs of each named linear, over all batches.
+    """``X X^T / tokens`` (in, in) in fp64 of the inputs of each linear, over all batches.
+
+    `plan` and `compress` take the result in the place of the batches, which need then be run only
+    once, however many compressed models are made.
 
     batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device.
+    names: of the linears, by default the encoder's.
     Tokens whose attention_mask is 0 are left out. The model runs in eval mode, and all its modules
     are left in the mode they were in.
 
@@ -30,6 +61,7 @@ def input_grams(
     ran, or its inputs hold NaN or infinity.
     """
     device = next(model.parameters()).device
+    names = encoder_linears(model) if names is None else names
     collector = _Collector({name: model.get_submodule(name) for name in names})
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:

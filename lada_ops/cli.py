@@ -55,17 +55,18 @@ def compress(
     with _errors():
         from transformers import AutoTokenizer
 
-        from . import plan, swap
+        from . import input_grams, plan, swap
         from .folder import check_target, load_model, save_model
         from .texts import read_lines, token_batches
 
         check_target(folder, overwrite)  # before the work, not after
         dense = load_model(model)
-        batches = None
+        grams = None
         if calibration is not None:
-            batches = token_batches(AutoTokenizer.from_pretrained(model), read_lines(calibration))
-        made = plan(dense, ratio, method, block=_pair("--block", block), calibration=batches)
-        report = swap.compress(dense, made, batches)
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            grams = input_grams(dense, token_batches(tokenizer, read_lines(calibration)))
+        made = plan(dense, ratio, method, block=_pair("--block", block), calibration=grams)
+        report = swap.compress(dense, made, grams)
         save_model(dense, model, folder, overwrite)
         _print(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
 

@@ -7,6 +7,7 @@ The model is all-MiniLM-L6-v2, a 22M-parameter BERT that embeds sentences, from 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import plan
+from .calibrate import input_grams
 from .encoders import encoder_linears
 from .folder import load_model, save_model, staged_folder
 from .latency import collect, compare_models, write_json
@@ -58,9 +60,10 @@ def demo_texts(data: Path | None) -> DemoTexts:
         )
     train, dev = read_pairs(data / "train.tsv"), read_pairs(data / "dev.tsv")
     # neighbours in the file are of one genre: take sentences from all over it
-    step = max(1, len(train.first) // CALIBRATION_SENTENCES)
+    count = min(CALIBRATION_SENTENCES, len(train.first))
+    calibration = random.Random(0).sample(train.first, count)
     held_out = [*dev.first, *dev.second]
-    return DemoTexts("STS-B", train.first[::step][:CALIBRATION_SENTENCES], held_out, dev)
+    return DemoTexts("STS-B", calibration, held_out, dev)
 
 
 def model_folder() -> str:
@@ -88,13 +91,13 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     embeddings = embed(dense, tokenizer, texts.held_out)
     rows = {"dense": _quality("dense", dense, embeddings, embeddings, texts)}
     models: dict[str, PreTrainedModel] = {}
+    grams = input_grams(dense, calibration, quiet=quiet)
     with staged_folder(out, overwrite=True) as stage:
         for ratio in RATIOS:
             for method in METHODS:
                 name = f"{method} {ratio:g}x"
                 model = copy.deepcopy(dense)
-                made = plan(model, ratio, method, calibration=calibration, quiet=quiet)
-                compress(model, made, calibration, quiet=quiet)
+                compress(model, plan(model, ratio, method, calibration=grams), grams, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 models[name] = _saved_and_loaded(model, source, folder, calibration[0])
                 got = embed(models[name], tokenizer, texts.held_out)

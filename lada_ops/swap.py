@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .calibrate import input_grams
+from .calibrate import Batches, Grams, grams_of
 from .compress.blocks import prune_blocks
 from .compress.sparse_low_rank import alternate
 from .compress.svd import damped, truncated_svd, whitened_svd
@@ -28,15 +27,16 @@ from .report import CompressionReport, LayerReport
 def compress(
     model: nn.Module,
     plan: CompressionPlan,
-    calibration: Iterable[Mapping[str, Any]] | None = None,
+    calibration: Batches | Grams | None = None,
     *,
     quiet: bool = False,
 ) -> CompressionReport:
     """Replace the planned linears by compressed modules, in place, all or nothing.
 
-    calibration: batches, each a dict of the model's inputs as a tokenizer returns it; some 10,000
-    tokens of the model's own kind of text do. With it the compressed weights are fitted to what
-    the layers see, which keeps far more accuracy than fitting the weights alone.
+    calibration: batches, each a dict of the model's inputs as a tokenizer returns it, or what
+    `input_grams` made of them; some 10,000 tokens of the model's own kind of text do. With it the
+    compressed weights are fitted to what the layers see, which keeps far more accuracy than fitting
+    the weights alone.
     Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them.
 
     Raises ValueError or TypeError, the model unchanged, where the plan is for another model, a
@@ -54,9 +54,7 @@ def compress(
             "compress: calibration given for a plan with objective 'weights'; expected None, "
             "or a plan with objective 'activations' or 'auto'"
         )
-    grams: Mapping[str, Tensor] = {}
-    if calibration is not None:
-        grams = input_grams(model, linears, calibration, quiet)
+    grams = grams_of(model, linears, calibration, quiet)
 
     bytes_dense = _model_bytes(model)
     modules: dict[str, nn.Module] = {}

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BatchEncoding
 
-from lada_ops.calibrate import input_grams
+from lada_ops.calibrate import grams_of, input_grams
 from lada_ops.encoders import encoder_linears
 from tests.tiny_encoders import ARCHITECTURES, batch, tiny_bert, with_head
 
@@ -13,7 +13,7 @@ BATCHES = [batch(3, 9), batch(2, 5, seed=1)]
 
 
 def grams(model, batches, names=None):
-    return input_grams(model, names or list(encoder_linears(model)), batches, quiet=True)
+    return input_grams(model, batches, names, quiet=True)
 
 
 @torch.no_grad()
@@ -277,5 +277,31 @@ def test_quiet_prints_nothing(capfd):
 
 
 def test_no_bar_where_nobody_watches(capfd):
-    input_grams(tiny_bert(), [QUERY], BATCHES)
+    input_grams(tiny_bert(), BATCHES, [QUERY])
     assert capfd.readouterr().out == ""
+
+
+class TestGramsOf:
+    def test_no_calibration_gives_none(self):
+        assert grams_of(tiny_bert(), [QUERY], None, True) == {}
+
+    def test_batches_and_their_grams_are_the_same(self):
+        model = tiny_bert()
+        given = input_grams(model, BATCHES, quiet=True)
+        from_batches = grams_of(model, [QUERY], BATCHES, True)
+        from_grams = grams_of(model, [QUERY], given, True)
+        assert from_batches.keys() == from_grams.keys() == {QUERY}
+        assert torch.equal(from_batches[QUERY], from_grams[QUERY])
+
+    @pytest.mark.parametrize(
+        ("calibration", "message"),
+        [
+            pytest.param({}, f"NoneType for {QUERY}", id="none of this layer"),
+            pytest.param({QUERY: torch.eye(3)}, r"\(3, 3\) for", id="another size"),
+            pytest.param(batch(), "a single one goes in a list", id="a single batch"),
+            pytest.param(BatchEncoding(batch()), "goes in a list", id="a single BatchEncoding"),
+        ],
+    )
+    def test_refuses(self, calibration, message):
+        with pytest.raises(ValueError, match=message):
+            grams_of(tiny_bert(), [QUERY], calibration, True)
