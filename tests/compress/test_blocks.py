@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lada_ops.compress.blocks import prune_blocks
+from lada_ops.compress.blocks import block_gains, prune_blocks
 from lada_ops.compress.svd import damped
 from tests.compress.weights import inputs_and_gram, norm
 
@@ -93,6 +93,18 @@ def test_blocks_count_by_the_size_of_their_inputs():
     weight = torch.cat([torch.ones(4, 5), 5 * torch.ones(4, 5)], 1).double()
     assert prune_blocks(weight, BLOCK, 0.5).col_indices.tolist() == [1]
     assert prune_blocks(weight, BLOCK, 0.5, gram).col_indices.tolist() == [0]
+
+
+def test_gains_are_the_shares_of_the_scores_best_first():
+    gram = torch.diag(torch.tensor([4.0] * 5 + [1.0] * 5, dtype=torch.float64))
+    weight = torch.cat([torch.ones(8, 5), 3 * torch.ones(8, 5)], 1).double()
+    weight[4:] *= 10
+    scores = torch.tensor([100 * 9, 100 * 4, 9, 4.0]).double()
+    assert block_gains(weight, gram, BLOCK) == pytest.approx((scores / scores.sum()).tolist())
+
+
+def test_gains_of_zeros_are_zero():
+    assert block_gains(torch.zeros(4, 10), torch.eye(10).double(), BLOCK) == [0, 0]
 
 
 def test_refit_is_the_least_squares_fit_of_every_row():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lada_ops.compress.svd import damped, truncated_svd, whitened_svd
+from lada_ops.compress.svd import damped, rank_gains, truncated_svd, whitened_svd
 from tests.compress.weights import SHAPES, inputs_and_gram, norm
 
 
@@ -125,6 +125,21 @@ def test_refuses_a_rank_out_of_range(rank):
 def test_whitened_refuses_a_rank_out_of_range(rank):
     with pytest.raises(ValueError, match=f"whitened_svd: rank {rank} .* expected 1 to 24"):
         whitened_svd(random((24, 40)), rank, torch.eye(40, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=str)
+@pytest.mark.parametrize("multiple", [1, 5, 8])
+def test_gains_are_what_each_step_of_rank_adds(shape, multiple):
+    weight = random(shape)
+    x, gram = inputs_and_gram(shape[1])
+    whole = norm(weight @ x) ** 2
+    errors = [tail(weight @ x, rank) ** 2 for rank in range(0, 25, multiple)]
+    want = [(before - after) / whole for before, after in zip(errors, errors[1:], strict=False)]
+    assert rank_gains(weight, gram, multiple) == pytest.approx(want, abs=1e-9)
+
+
+def test_gains_of_zeros_are_zero():
+    assert rank_gains(torch.zeros(24, 40), torch.eye(40).double(), 8) == [0, 0, 0]
 
 
 def test_damped_adds_to_the_diagonal_alone():
