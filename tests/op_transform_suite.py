@@ -112,6 +112,11 @@ class OpTransformSuite:
         with autocast:
             assert call(self.stem, given).dtype == torch.float32
 
+    def test_autocast_leaves_fp64(self, device):
+        given = operands(self.stem, dtype=torch.float64, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
+            assert call(self.stem, given).dtype == torch.float64
+
     def test_autocast_equals_that_of_a_linear(self, device):
         given = operands(self.stem, device=device, activation="gelu", residual=False)
         with torch.autocast(device.type, torch.bfloat16):

@@ -37,6 +37,19 @@ def test_never_worse_than_its_first_step(make, with_inputs):
     assert errors[1] <= errors[0] * (1 + 1e-9) <= first * (1 + 2e-9)
 
 
+@pytest.mark.parametrize("density", [0.1, 0.4])
+def test_never_worse_with_more_steps(density):
+    """The choice of blocks sees the size of the inputs, not their correlation, and may err."""
+    for _ in range(4):
+        weight, (x, gram) = random(), inputs_and_gram(40)
+        errors = [
+            error(weight, alternate(weight, 2, BLOCK, density, gram, steps), x)
+            for steps in range(1, 7)
+        ]
+        for fewer, more in zip(errors, errors[1:], strict=False):
+            assert more <= fewer * (1 + 1e-9)
+
+
 def test_no_worse_than_low_rank_alone():
     weight = random()
     got = error(weight, alternate(weight, 4, BLOCK, 0.2))
