@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
+
+SLOWER = "* slower than dense"
 
 
 def report(report: Mapping[str, Any]) -> Group:
@@ -51,7 +53,8 @@ def report(report: Mapping[str, Any]) -> Group:
 def latency(results: Mapping[str, Any]) -> Table:
     """Comparisons as `lada_ops.latency.collect` gives them."""
     baseline = results["comparisons"][0]["baseline"]
-    table = _table("", ("batch x length", "model", "ms", "25-75 %", f"times as fast as {baseline}"))
+    columns = ("batch x length", "model", "ms", "25-75 %", f"times as fast as {baseline}")
+    table = _table("", columns, SLOWER)
     for comparison in results["comparisons"]:
         for t in comparison["timings"]:
             low, mid, high = (1e3 * t[f"{q}_seconds"] for q in ("q25", "median", "q75"))
@@ -69,11 +72,10 @@ def demo(results: Mapping[str, Any]) -> Table:
     """What `lada_ops.demo.run_demo` returns."""
     labels = [comparison["label"] for comparison in results["comparisons"]]
     scored = results["models"][0]["spearman"] is not None
-    columns = ["model", "linears MB", "whole MB", "cosine to dense"]
+    columns = ["model", "linears", "whole", "cosine"]
     columns += ["Spearman"] if scored else []
-    table = _table(
-        f"{results['model']}: times as fast as dense, by batch x length", [*columns, *labels]
-    )
+    title = f"{results['model']}: MB, likeness to dense, times as fast by batch x length"
+    table = _table(title, [*columns, *labels], SLOWER)
     for row in results["models"]:
         speedups = [
             _speedup(t["speedup_median"])
@@ -102,11 +104,18 @@ def _format(plan: Mapping[str, Any]) -> str:
 
 
 def _speedup(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio >= 1 else f"[red]{ratio:.2f} slower[/red]"
+    return f"{ratio:.2f}" if ratio >= 1 else f"[red]{ratio:.2f}*[/red]"
 
 
-def _table(title: str, columns: Any) -> Table:
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, columns: Sequence[str], caption: str = "") -> Table:
+    table = Table(
+        title=title or None,
+        caption=caption or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     return table

@@ -278,7 +278,7 @@ def test_quiet_prints_nothing(capfd):
 
 def test_no_bar_where_nobody_watches(capfd):
     input_grams(tiny_bert(), BATCHES, [QUERY])
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
 
 
 class TestGramsOf:
