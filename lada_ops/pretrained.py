@@ -94,6 +94,9 @@ class LadaQuantizer(HfQuantizer):
             missing = [k for k, t in tensors if not getattr(t, "_is_hf_initialized", False)]
             if missing:
                 raise ValueError(f"lada: the checkpoint lacks {name}.{', '.join(missing)}")
+            for tensor in module.parameters(recurse=False):
+                # tensors lie in memory as in the file, unaligned: slower, and rounded otherwise
+                tensor.data = tensor.data.clone()
             if isinstance(module, BsrLinear):
                 try:
                     module.check_indices()
