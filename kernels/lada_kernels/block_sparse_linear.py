@@ -143,7 +143,7 @@ def default_config(m: int, block_rows: int, block_cols: int, dtype: torch.dtype)
         num_warps = 4 if block_rows <= 32 else 8
         return TileConfig(32, block_rows, max(32, block_cols), num_warps, num_stages=2)
     largest = 128 if m >= 2048 and block_rows <= 64 else 64
-    block_m = min(largest, max(16, triton.next_power_of_2(m)))
+    block_m = min(largest, max(16, 1 << (m - 1).bit_length()))  # next power of two
     num_warps, num_stages = (4, 4) if block_m * block_rows <= 4096 else (8, 3)
     return TileConfig(block_m, block_rows, 64, num_warps, num_stages)
 

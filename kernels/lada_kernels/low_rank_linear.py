@@ -96,7 +96,7 @@ def default_config(m: int, rank: int, dtype: torch.dtype) -> TileConfig:
         return TileConfig(block_m, block_n, BLOCK_K=32, num_warps=4, num_stages=2)
     if rank > 128:
         return TileConfig(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)
-    block_m = min(64, max(16, triton.next_power_of_2(m)))
+    block_m = min(64, max(16, 1 << (m - 1).bit_length()))  # next power of two
     return TileConfig(block_m, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
 
 
