@@ -224,15 +224,19 @@ def panel_major(values: Tensor) -> Tensor:
     return values.transpose(1, 2).contiguous().transpose(1, 2)
 
 
+def block_row_indices(crow_indices: Tensor, nnz: int) -> Tensor:
+    """The block row (nnz,) of each stored block; static in shape, since `nnz` is given."""
+    rows = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
+    return torch.repeat_interleave(rows, crow_indices.diff().long(), output_size=nnz)
+
+
 def bsr_to_dense(
     crow_indices: Tensor, col_indices: Tensor, values: Tensor, in_features: int
 ) -> Tensor:
     """The weight (out, in) of valid BSR tensors; differentiable in `values`, static in shape."""
     nnz, rows, cols = values.shape
     grid = crow_indices.numel() - 1, in_features // cols
-    row_indices = torch.repeat_interleave(
-        torch.arange(grid[0], device=values.device), crow_indices.diff().long(), output_size=nnz
-    )
+    row_indices = block_row_indices(crow_indices, nnz)
     blocks = values.new_zeros(*grid, rows, cols)
     blocks = blocks.index_put((row_indices, col_indices.long()), values)
     return blocks.transpose(1, 2).reshape(grid[0] * rows, in_features)
@@ -298,7 +302,7 @@ def _check_indices(crow_indices: Tensor, col_indices: Tensor, cols: int) -> None
     outside = (col < 0) | (col >= cols)
     if outside.any():
         raise ValueError(f"Bsr: col_indices holds {int(col[outside][0])}; expected 0 to {cols - 1}")
-    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    rows = block_row_indices(crow, len(col))
     unsorted = (rows.diff() == 0) & (col.diff() <= 0)
     if unsorted.any():
         row = int(rows[1:][unsorted][0])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats import bsr_to_dense, split_blocks
+from ..formats import block_row_indices, bsr_to_dense, split_blocks
 from ..reference import block_sparse_linear_ref, epilogue_ref
 from .epilogue import (
     KERNEL_DTYPES,
@@ -142,11 +142,7 @@ def gather_blocks(
 ) -> Tensor:
     """The blocks of ``dense (out, in)`` that the indices name, shaped as `values`."""
     nnz, height, width = values.shape
-    row_indices = torch.repeat_interleave(
-        torch.arange(crow_indices.numel() - 1, device=dense.device),
-        crow_indices.diff().long(),
-        output_size=nnz,
-    )
+    row_indices = block_row_indices(crow_indices, nnz)
     return split_blocks(dense, (height, width))[row_indices, col_indices.long()]
 
 
