@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
@@ -77,10 +77,13 @@ class LadaQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         plan = CompressionPlan.from_dict(self.quantization_config.plan or {})
         self.names = {name: _resolve(model, name) for name in plan.layers}
+        self.shapes: dict[str, dict[str, torch.Size]] = {}
         for name, layer in plan.layers.items():
             linear = model.get_submodule(self.names[name])
             assert isinstance(linear, nn.Linear)
-            model.set_submodule(self.names[name], _empty_module(self.names[name], layer, linear))
+            module = _empty_module(self.names[name], layer, linear)
+            self.shapes[self.names[name]] = {k: t.shape for k, t in _tensors(module)}
+            model.set_submodule(self.names[name], module)
             # some parents draw the weights of their linears anew, unless told that this is done
             parent = model.get_submodule(self.names[name].rpartition(".")[0])
             setattr(parent, "_is_hf_initialized", True)  # noqa: B010
@@ -88,12 +91,16 @@ class LadaQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
-        for name in self.names.values():
+        for name, shapes in self.shapes.items():
             module = model.get_submodule(name)
-            tensors = [*module.named_parameters(recurse=False), *module.named_buffers()]
-            missing = [k for k, t in tensors if not getattr(t, "_is_hf_initialized", False)]
-            if missing:
-                raise ValueError(f"lada: the checkpoint lacks {name}.{', '.join(missing)}")
+            for key, tensor in _tensors(module):
+                if not getattr(tensor, "_is_hf_initialized", False):
+                    raise ValueError(f"lada: the checkpoint lacks {name}.{key}")
+                if tensor.shape != shapes[key]:  # not every release checks that by itself
+                    raise ValueError(
+                        f"lada: the checkpoint's {name}.{key} is {tuple(tensor.shape)}; its plan "
+                        f"expects {tuple(shapes[key])}"
+                    )
             for tensor in module.parameters(recurse=False):
                 # tensors lie in memory as in the file, unaligned: slower, and rounded otherwise
                 tensor.data = tensor.data.clone()
@@ -103,8 +110,8 @@ class LadaQuantizer(HfQuantizer):
                 except ValueError as error:
                     raise ValueError(f"lada: the checkpoint's {name}: {error}") from None
                 module.values.data = panel_major(module.values.data)
-            # a key renamed by the base model's prefix keeps the checkpoint's dtype in some releases
-            module.to(self.dtype)
+        # a key renamed by the base model's prefix keeps the checkpoint's dtype in some releases
+        nn.Module.to(model, self.dtype)
         self._rename_layers()
         # a compressed model is an ordinary one: .half(), .to() and Trainer are free to use it
         setattr(model, "is_quantized", False)  # noqa: B010
@@ -199,6 +206,10 @@ def _config(owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionRepor
             report.model_bytes,
         )
     return LadaConfig(plan.to_dict(), report.to_dict(), FORMAT_VERSION)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str:
