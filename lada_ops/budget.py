@@ -11,7 +11,7 @@ from .calibrate import Batches, Grams, grams_of
 from .compress.blocks import block_gains
 from .compress.svd import damped, rank_gains
 from .encoders import encoder_linears
-from .formats import INDEX_DTYPE, check_block
+from .formats import INDEX_DTYPE, check_block, check_finite
 from .plans import METHODS, CompressionPlan, LayerPlan, Method, Objective
 
 
@@ -56,6 +56,9 @@ def plan(
         for name, linear in linears.items():
             check_block(f"plan: {name}", block, _shape(linear))
 
+    if calibration is not None:
+        for name, linear in linears.items():
+            check_finite(f"plan: {name}", linear.weight)
     grams = grams_of(model, linears, calibration, quiet)
     grams = {n: damped(gram) for n, gram in grams.items()}
     budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
@@ -112,7 +115,13 @@ def _spend(
     """
     units = dict.fromkeys(budget, 1)
     left = sum(budget.values()) - sum(price.values())
-    if left < 0 or min(most.values()) < 1:
+    for n in units:
+        if most[n] < 1:
+            raise ValueError(
+                f"plan: {n} is too small for a rank that is a multiple of rank_multiple and below "
+                "its break-even; expected a lower rank_multiple, or layers without it"
+            )
+    if left < 0:
         raise ValueError(
             "plan: ratio cannot be reached: the budget of the encoder's linears is "
             f"{sum(budget.values()):.0f} bytes beside biases and pointers, and the smallest rank "

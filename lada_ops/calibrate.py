@@ -27,24 +27,28 @@ def grams_of(
     if calibration is None:
         return {}
     if not isinstance(calibration, Mapping):
-        return input_grams(model, calibration, names, quiet)
-    grams: Mapping[Any, Any] = calibration
+        return _input_grams(model, names, calibration, quiet)
+    given: Mapping[Any, Any] = calibration
+    grams = {}
     for name in names:
-        gram, size = grams.get(name), model.get_submodule(name).in_features
+        linear = model.get_submodule(name)
+        gram, size = given.get(name), linear.in_features
         if not isinstance(gram, Tensor) or gram.shape != (size, size):
             got = tuple(gram.shape) if isinstance(gram, Tensor) else type(gram).__name__
             raise ValueError(
                 f"calibration: {got} for {name}; expected its Gram matrix ({size}, {size}), as "
                 "lada_ops.input_grams gives it, or a list of batches: a single one goes in a list"
             )
-    return {name: grams[name] for name in names}
+        if not gram.isfinite().all():
+            raise ValueError(f"calibration: the Gram matrix of {name} holds NaN or infinity")
+        grams[name] = gram.to(next(linear.parameters()).device, torch.float64)
+    return grams
 
 
-@torch.no_grad()
 def input_grams(
     model: nn.Module,
     batches: Batches,
-    names: Iterable[str] | None = None,
+    layers: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
     """``X X^T / tokens`` (in, in) in fp64 of the inputs of each linear, over all batches.
@@ -53,15 +57,21 @@ def input_grams(
     once, however many compressed models are made.
 
     batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device.
-    names: of the linears, by default the encoder's.
+    layers: a regular expression for the names of the linears, by default the encoder's.
     Tokens whose attention_mask is 0 are left out. The model runs in eval mode, and all its modules
     are left in the mode they were in.
 
     Raises TypeError on a batch that is no dict; ValueError where there is no batch, a linear never
     ran, or its inputs hold NaN or infinity.
     """
+    return _input_grams(model, encoder_linears(model, layers), batches, quiet)
+
+
+@torch.no_grad()
+def _input_grams(
+    model: nn.Module, names: Iterable[str], batches: Batches, quiet: bool
+) -> dict[str, Tensor]:
     device = next(model.parameters()).device
-    names = encoder_linears(model) if names is None else names
     collector = _Collector({name: model.get_submodule(name) for name in names})
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
@@ -105,7 +115,7 @@ class _Collector:
             stack.callback(handle.remove)
 
     def start(self, attention_mask: Tensor | None) -> None:
-        self.mask = None if attention_mask is None else attention_mask.bool()
+        self.mask = None if attention_mask is None else torch.as_tensor(attention_mask).bool()
         self.last = None, None, 0  # the next batch may pass the same tensor with another mask
 
     def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -45,6 +45,10 @@ def compress(
         Path | None,
         typer.Option(help="UTF-8 text like the model's own, a sentence a line: keeps accuracy."),
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Which linears, as a regular expression; by default the encoder's."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -57,15 +61,23 @@ def compress(
 
         from . import input_grams, plan, swap
         from .folder import check_target, load_model, save_model
+        from .pretrained import compression_of
         from .texts import read_lines, token_batches
 
         check_target(folder, overwrite)  # before the work, not after
         dense = load_model(model)
+        if compression_of(dense) is not None:
+            raise ValueError(
+                f"{model} is compressed already; expected the dense model it came from"
+            )
         grams = None
         if calibration is not None:
             tokenizer = AutoTokenizer.from_pretrained(model)
-            grams = input_grams(dense, token_batches(tokenizer, read_lines(calibration)))
-        made = plan(dense, ratio, method, block=_pair("--block", block), calibration=grams)
+            length = min(128, _longest(dense))
+            batches = token_batches(tokenizer, read_lines(calibration), max_length=length)
+            grams = input_grams(dense, batches, layers)
+        shape = _pair("--block", block)
+        made = plan(dense, ratio, method, block=shape, calibration=grams, layers=layers)
         report = swap.compress(dense, made, grams)
         save_model(dense, model, folder, overwrite)
         _print(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
@@ -98,15 +110,30 @@ def bench(
         from .folder import load_model
         from .latency import collect, compare_models
         from .plots import plot_speedups
+        from .pretrained import compression_of
         from .swap import restore
 
         sizes = {shape: _pair("--shapes", shape) for shape in shapes.split(",")}
+        if plot is not None and not plot.absolute().parent.is_dir():
+            raise ValueError(f"--plot: {plot}; expected a file in a folder that exists")
         model = load_model(folder)
+        if compression_of(model) is None:
+            raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
+        for shape, (_, length) in sizes.items():
+            if length > _longest(model):
+                raise ValueError(
+                    f"--shapes: {shape}; expected lengths up to the model's {_longest(model)}"
+                )
         if against is None:
             dense = copy.deepcopy(model)
             restore(dense)
         else:
             dense = load_model(against)
+            if (type(dense), dense.dtype) != (type(model), model.dtype):
+                raise ValueError(
+                    f"--against: {type(dense).__name__} in {dense.dtype}; expected "
+                    f"{type(model).__name__} in {model.dtype}, as {folder}: only like is compared"
+                )
         vocabulary = model.config.get_text_config().vocab_size
         generator = torch.Generator().manual_seed(0)
         batches = {}
@@ -114,12 +141,12 @@ def bench(
             ids = torch.randint(1, vocabulary, size, generator=generator).to(model.device)
             batches[shape] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         comparisons = compare_models(
-            dense, {Path(folder).name: model}, batches, rounds=rounds, threads=threads
+            dense, {"compressed": model}, batches, rounds=rounds, threads=threads
         )
         results = collect(comparisons.values())
-        if plot is not None:
-            plot_speedups(results, plot, Path(folder).name)
         _print(results, as_json, tables.latency)
+        if plot is not None:
+            plot_speedups(results, plot, Path(folder).resolve().name)
 
 
 @app.command(epilog="Example: lada info ./my-bert-5x")
@@ -170,6 +197,14 @@ def _print(
         typer.echo(json.dumps(results, indent=2))
     else:
         out.print(table(results))
+
+
+def _longest(model: Any) -> int:
+    """The longest text the model has positions for."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or 2**31
+    # roberta and its kin count positions from the one after the padding
+    return positions - 2 if "roberta" in config.model_type else positions
 
 
 def _pair(option: str, text: str) -> tuple[int, int]:

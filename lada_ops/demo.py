@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .budget import plan
 from .calibrate import input_grams
 from .encoders import encoder_linears
-from .folder import load_model, save_model, staged_folder
+from .folder import check_target, load_model, save_model, staged_folder
 from .latency import collect, compare_models, write_json
 from .plans import METHODS
 from .plots import plot_speedups
@@ -81,10 +81,13 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     """Run the demo and write results.json, speedups.png and the models to the folder `out`.
 
     data: a folder with STS-B's train.tsv and dev.tsv. Returns what results.json holds. `out` is
-    replaced as a whole when all is done, or left as it was.
+    replaced as a whole when all is done, or left as it was. Raises FileExistsError if it holds
+    anything but an earlier demo.
     """
     source = model_folder()
     texts = demo_texts(data)
+    overwrite = _is_demo(out)
+    check_target(out, overwrite)
     tokenizer = AutoTokenizer.from_pretrained(source)
     dense = load_model(source)
     calibration = token_batches(tokenizer, texts.calibration)
@@ -92,10 +95,10 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     rows = {"dense": _quality("dense", dense, embeddings, embeddings, texts)}
     models: dict[str, PreTrainedModel] = {}
     grams = input_grams(dense, calibration, quiet=quiet)
-    with staged_folder(out, overwrite=True) as stage:
+    with staged_folder(out, overwrite) as stage:
         for ratio in RATIOS:
             for method in METHODS:
-                name = f"{method} {ratio:g}x"
+                name = _name(method, ratio)
                 model = copy.deepcopy(dense)
                 compress(model, plan(model, ratio, method, calibration=grams), grams, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
@@ -116,6 +119,17 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         write_json(stage / "results.json", results)
         plot_speedups(results, stage / "speedups.png", _title(results))
     return results
+
+
+def _name(method: str, ratio: float) -> str:
+    return f"{method} {ratio:g}x"
+
+
+def _is_demo(folder: Path) -> bool:
+    """Whether `folder` holds what the demo writes and nothing else."""
+    models = {_name(m, r).replace(" ", "_") for m in METHODS for r in RATIOS}
+    known = {"results.json", "speedups.png", *models}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= known
 
 
 @torch.inference_mode()

@@ -27,9 +27,12 @@ def encoder_linears(model: nn.Module, layers: str | None = None) -> dict[str, nn
     layers: a regular expression searched in the names, for models whose names are not known here.
     Subclasses of `nn.Linear` are left out: they mean more than a weight and a bias.
 
-    Raises ValueError if none matches, naming linears that the model has.
+    Raises ValueError if none matches, naming linears that the model has, or on a bad expression.
     """
-    pattern = re.compile(ENCODER_LINEARS if layers is None else layers)
+    try:
+        pattern = re.compile(ENCODER_LINEARS if layers is None else layers)
+    except re.error as error:
+        raise ValueError(f"layers={layers!r} is no regular expression: {error}") from None
     linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
     found = {name: m for name, m in linears.items() if pattern.search(name)}
     if not found:

@@ -7,14 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from . import pretrained  # noqa: F401  registers compressed checkpoints with transformers
 
@@ -42,8 +42,13 @@ def load_model(model: str, device: str | None = None) -> PreTrainedModel:
     Raises ValueError if the folder is no model or its weights are damaged, OSError if it is not
     found.
     """
-    architectures = load_config(model).architectures or []
-    cls = getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
+    architecture, *_ = load_config(model).architectures or ["AutoModel"]
+    cls = getattr(transformers, architecture, None)
+    if cls is None:
+        raise ValueError(
+            f"{model} is a {architecture}, which transformers does not have; expected one of its "
+            "classes, or the model compressed from Python by lada_ops.compress"
+        )
     try:
         loaded = cls.from_pretrained(model).eval()
     except SafetensorError as error:
@@ -100,18 +105,19 @@ def staged_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]
     folder.parent.mkdir(parents=True, exist_ok=True)
     # a folder to itself, on the same file system, so that renaming is all that is left to do
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    stage, aside = work / "new", work / "old"
     try:
-        stage, aside = work / "new", work / "old"
         stage.mkdir()
         yield stage
-        if folder.exists():
-            os.rename(folder, aside)
         try:
+            if folder.exists():
+                os.rename(folder, aside)
             os.rename(stage, folder)
         except BaseException:
-            if aside.exists():
+            if aside.exists() and not folder.exists():
                 os.rename(aside, folder)
             raise
     finally:
-        with suppress(OSError):
-            shutil.rmtree(work)
+        # if even putting it back failed, the old folder is still in there
+        if folder.exists() or not aside.exists():
+            shutil.rmtree(work, ignore_errors=True)

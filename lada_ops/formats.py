@@ -242,6 +242,12 @@ def bsr_to_dense(
     return blocks.transpose(1, 2).reshape(grid[0] * rows, in_features)
 
 
+def check_finite(owner: str, weight: Tensor) -> None:
+    """Raise ValueError if `weight` holds NaN or infinity."""
+    if not weight.isfinite().all():
+        raise ValueError(f"{owner}: the weight holds NaN or infinity; expected finite numbers")
+
+
 def check_rank(owner: str, rank: int, shape: tuple[int, int]) -> None:
     """Raise ValueError unless ``1 <= rank <= min(shape)``."""
     if not 1 <= rank <= min(shape):

@@ -92,6 +92,11 @@ class CompressionPlan:
             raise ValueError(
                 f"CompressionPlan: objective {self.objective!r}; expected one of {OBJECTIVES}"
             )
+        for name, layer in self.layers.items():
+            if not isinstance(layer, LayerPlan):
+                raise TypeError(
+                    f"CompressionPlan: layer {name!r} is {type(layer).__name__}; expected LayerPlan"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return {

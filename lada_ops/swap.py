@@ -13,7 +13,7 @@ from .compress.blocks import prune_blocks
 from .compress.sparse_low_rank import alternate
 from .compress.svd import damped, truncated_svd, whitened_svd
 from .counts import Counts
-from .formats import Bsr, Format, LowRank
+from .formats import Bsr, Format, LowRank, check_finite
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import CompressedLinear
 from .modules.low_rank_linear import LowRankLinear
@@ -37,7 +37,8 @@ def compress(
     `input_grams` made of them; some 10,000 tokens of the model's own kind of text do. With it the
     compressed weights are fitted to what the layers see, which keeps far more accuracy than fitting
     the weights alone.
-    Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them.
+    Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them; build
+    another model from a copy of the config, or it shares them.
 
     Raises ValueError or TypeError, the model unchanged, where the plan is for another model, a
     weight or the calibration holds NaN, or calibration is missing or superfluous for the plan.
@@ -136,10 +137,13 @@ def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 @contextmanager
 def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Set every named submodule; if that or the body fails, all are put back."""
-    before = {name: model.get_submodule(name) for name in modules}
+    new = {id(model.get_submodule(name)): module for name, module in modules.items()}
+    # a module may go by several names, and is replaced under each
+    everywhere = model.named_modules(remove_duplicate=False)
+    before = {name: module for name, module in everywhere if id(module) in new}
     try:
-        for name, module in modules.items():
-            model.set_submodule(name, module)
+        for name, module in before.items():
+            model.set_submodule(name, new[id(module)])
         yield
     except BaseException:
         for name, module in before.items():
@@ -171,8 +175,7 @@ def _planned_linears(model: nn.Module, plan: CompressionPlan) -> dict[str, nn.Li
                 f"compress: the plan is for another model: {name} has (in, out) {got}; "
                 f"the plan expects {(layer.in_features, layer.out_features)}"
             )
-        if not linear.weight.isfinite().all():
-            raise ValueError(f"compress: the weight of {name} holds NaN or infinity")
+        check_finite(f"compress: {name}", linear.weight)
         linears[name] = linear
     return linears
 

@@ -24,7 +24,8 @@ def report(report: Mapping[str, Any]) -> Group:
             "" if error is None else f"{error:.3f}",
             f"{layer['dense']['stored_bytes'] / layer['compressed']['stored_bytes']:.2f}",
         )
-    sums = _table("", ("encoder's linears", "dense", "compressed", "ratio"))
+    columns = ("encoder's linears", "dense", "compressed", "ratio")
+    sums = _table("", columns, "in the dtype that was compressed")
     for key, label, unit in (
         ("stored_bytes", "stored, values and indices", 1e6),
         ("masked_bytes", "non-zeros and a bitmask", 1e6),

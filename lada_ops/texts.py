@@ -71,6 +71,12 @@ def token_batches(
     """The sentences as model inputs, padded per batch; sorted by length, so padded little."""
     if not sentences:
         raise ValueError("token_batches: sentences is empty; expected at least one")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # what transformers makes up for a folder without a vocabulary: every word is unknown
+        raise ValueError(
+            f"token_batches: the tokenizer has {len(tokenizer)} tokens, all special; "
+            "expected one with a vocabulary"
+        )
     ordered = sorted(sentences, key=len)
     return [
         dict(

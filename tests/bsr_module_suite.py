@@ -24,6 +24,11 @@ WRONG_INDICES = {  # of 2 x 3 = 6 of the 3 x 10 blocks: name -> how to spoil it
 class BsrModuleSuite(ModuleSuite):
     """The indices, their checks, and the layout of the values."""
 
+    @pytest.mark.parametrize("width", [IN - 4, IN + 4])
+    def test_refuses_an_x_of_another_width(self, width):
+        with pytest.raises(ValueError, match=rf"x \(2, {width}\); expected \(\.\.\., {IN}\)"):
+            self.make()(torch.randn(2, width))
+
     @pytest.mark.parametrize("assign", [False, True])
     @pytest.mark.parametrize("wrong", WRONG_INDICES)
     def test_refuses_wrong_indices_before_anything_changes(self, wrong, assign):

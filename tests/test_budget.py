@@ -132,7 +132,7 @@ class TestPlan:
             ({"ratio": -3}, "ratio -3; expected above 1"),
             ({"ratio": float("nan")}, "ratio nan; expected above 1"),
             ({"rank_multiple": 0}, "rank_multiple 0; expected 1 or more"),
-            ({"rank_multiple": 4096}, "ratio cannot be reached"),
+            ({"rank_multiple": 4096}, "too small for a rank"),
             ({"low_rank_share": 0}, "low_rank_share 0; expected between 0 and 1"),
             ({"low_rank_share": 1.0}, "low_rank_share 1.0; expected between 0 and 1"),
             ({"objective": "beauty"}, "objective 'beauty'; expected one of"),
@@ -187,6 +187,13 @@ class TestPlanWithCalibration:
     def test_useless_calibration_is_refused(self):
         with pytest.raises(ValueError, match="no token reached"):
             plan(tiny_bert(), calibration=[])
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_nan_in_a_weight_is_named(self, method):
+        model = tiny_bert()
+        model.encoder.layer[1].output.dense.weight.data[3, 5] = torch.nan
+        with pytest.raises(ValueError, match=r"layer\.1\.output\.dense: the weight holds NaN"):
+            plan(model, 3, method, calibration=self.BATCHES, **SMALL)
 
 
 def total_error(made, batches):

@@ -13,7 +13,7 @@ BATCHES = [batch(3, 9), batch(2, 5, seed=1)]
 
 
 def grams(model, batches, names=None):
-    return input_grams(model, batches, names, quiet=True)
+    return grams_of(model, names or list(encoder_linears(model)), batches, True)
 
 
 @torch.no_grad()
@@ -277,7 +277,7 @@ def test_quiet_prints_nothing(capfd):
 
 
 def test_no_bar_where_nobody_watches(capfd):
-    input_grams(tiny_bert(), BATCHES, [QUERY])
+    input_grams(tiny_bert(), BATCHES)
     assert capfd.readouterr() == ("", "")
 
 
@@ -298,6 +298,7 @@ class TestGramsOf:
         [
             pytest.param({}, f"NoneType for {QUERY}", id="none of this layer"),
             pytest.param({QUERY: torch.eye(3)}, r"\(3, 3\) for", id="another size"),
+            pytest.param({QUERY: torch.eye(32) * torch.nan}, "holds NaN", id="NaN"),
             pytest.param(batch(), "a single one goes in a list", id="a single batch"),
             pytest.param(BatchEncoding(batch()), "goes in a list", id="a single BatchEncoding"),
         ],
@@ -305,3 +306,7 @@ class TestGramsOf:
     def test_refuses(self, calibration, message):
         with pytest.raises(ValueError, match=message):
             grams_of(tiny_bert(), [QUERY], calibration, True)
+
+    def test_grams_are_taken_to_fp64(self):
+        grams = grams_of(tiny_bert(), [QUERY], {QUERY: torch.eye(32)}, True)
+        assert grams[QUERY].dtype == torch.float64

@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lada_ops.cli import app
+from lada_ops.folder import load_model
 from lada_ops.latency import WrongOutput
 from tests.tiny_model import write_tiny_model
 
@@ -74,7 +75,7 @@ def test_bench_times_both_and_draws(against, source, compressed, tmp_path):
     assert result.exit_code == 0, result.output
     comparisons = json.loads(result.stdout)["comparisons"]
     assert [c["label"] for c in comparisons] == ["1x16", "2x8"]
-    assert [t["name"] for t in comparisons[0]["timings"]] == ["dense", "small"]
+    assert [t["name"] for t in comparisons[0]["timings"]] == ["dense", "compressed"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -88,6 +89,10 @@ def test_bench_prints_a_table(compressed):
     ("args", "message"),
     [
         (["bench", "{dir}", "--shapes", "1y2"], "--shapes: '1y2'"),
+        (["bench", "{source}"], "is a dense model"),
+        (["bench", "{dir}", "--shapes", "1x999"], "lengths up to the model's 128"),
+        (["bench", "{dir}", "--plot", "{tmp}/none/p.png"], "a folder that exists"),
+        (["compress", "{source}", "--layers", "(", "--out", "{tmp}/x"], "no regular expression"),
         (["info", "{source}"], "is a dense model"),
         (["info", "{tmp}"], "no config.json"),
         (["info", "{tmp}/none"], "does not exist"),
@@ -95,7 +100,7 @@ def test_bench_prints_a_table(compressed):
         (["compress", "{source}", "--ratio", "999", "--out", "{tmp}/x"], "cannot be reached"),
         (["compress", "{source}", "--method", "block_sparse", "--block", "96x16", "--out",
           "{tmp}/x"], "block (96, 16) does not divide"),
-        (["compress", "{dir}", "--out", "{tmp}/x"], "no encoder linear"),
+        (["compress", "{dir}", "--out", "{tmp}/x"], "compressed already"),
         (["demo", "--data", "{tmp}/none", "--out", "{tmp}/x"], "train.tsv"),
     ],
 )  # fmt: skip
@@ -106,6 +111,13 @@ def test_errors_end_in_one_message_and_exit_code_1(args, message, source, compre
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_bench_compares_only_like_with_like(source, compressed, tmp_path):
+    load_model(str(source)).half().save_pretrained(tmp_path)
+    result = run("bench", compressed, "--against", tmp_path)
+    assert result.exit_code == 1
+    assert "BertModel in torch.float16; expected BertModel in torch.float32" in result.stderr
 
 
 def test_wrong_output_is_reported_without_a_time(compressed, monkeypatch):

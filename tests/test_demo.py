@@ -42,11 +42,20 @@ def test_demo_does_the_whole_job(small):
 
 def test_demo_replaces_its_own_folder_only_when_done(small, monkeypatch):
     (small / "out").mkdir()
-    (small / "out" / "before").write_text("1")
+    (small / "out" / "results.json").write_text("1")
     monkeypatch.setattr(demo, "plot_speedups", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demo.run_demo(small / "out", small / "stsb", quiet=True)
-    assert [p.name for p in (small / "out").iterdir()] == ["before"]
+    assert [p.read_text() for p in (small / "out").iterdir()] == ["1"]
+
+
+def test_demo_leaves_other_folders_alone(small):
+    (small / "out").mkdir()
+    (small / "out" / "results.json").write_text("1")
+    (small / "out" / "thesis.txt").write_text("2")
+    with pytest.raises(FileExistsError, match="not empty"):
+        demo.run_demo(small / "out", small / "stsb", quiet=True)
+    assert (small / "out" / "thesis.txt").read_text() == "2"
 
 
 def test_texts_without_data_keep_calibration_and_comparison_apart():

@@ -73,6 +73,34 @@ def test_staged_folder_puts_the_old_one_back_if_the_last_step_fails(tmp_path, mo
     assert snapshot(tmp_path) == {"out/old": b"0"}
 
 
+def test_interrupt_between_the_last_steps_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("0")
+    rename = os.rename
+
+    def interrupted(a, b):
+        rename(a, b)
+        if Path(b).name == "old":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+
+    def save():
+        with staged_folder(tmp_path / "out", overwrite=True) as stage:
+            (stage / "new").write_text("1")
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert snapshot(tmp_path) == {"out/old": b"0"}
+
+
+def test_class_that_transformers_lacks_is_refused(source):
+    config = source / "config.json"
+    config.write_text(config.read_text().replace('"BertModel"', '"MyFancyBert"'))
+    with pytest.raises(ValueError, match="is a MyFancyBert, which transformers does not have"):
+        load_model(str(source))
+
+
 def test_check_target_refuses_a_folder_that_holds_something(tmp_path):
     (tmp_path / "a").write_text("1")
     with pytest.raises(FileExistsError, match="not empty"):

@@ -243,6 +243,18 @@ class TestCompress:
         assert capfd.readouterr() == ("", "")
 
 
+class TestSharedModules:
+    def test_linear_of_two_names_is_replaced_under_both(self):
+        model: Any = nn.Module()
+        model.a = model.b = nn.Linear(64, 64)
+        compress(model, plan(model, 2, layers=""), quiet=True)
+        assert isinstance(model.a, LowRankLinear)
+        assert model.b is model.a
+        restore(model)
+        assert type(model.a) is nn.Linear
+        assert model.b is model.a
+
+
 class TestRestore:
     def test_refuses_a_module_with_an_activation(self):
         model = nn.Sequential(LowRankLinear(8, 8, 2), LowRankLinear(8, 8, 2, activation="gelu"))

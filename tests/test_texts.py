@@ -43,6 +43,14 @@ def test_batches_hold_every_sentence_once_with_little_padding(tmp_path):
     assert [b["attention_mask"].sum(1).tolist() for b in batches] == [[4, 6], [18, 20]]
 
 
+def test_tokenizer_without_a_vocabulary_is_refused(tmp_path):
+    folder = write_tiny_model(tmp_path)
+    for name in ("vocab.txt", "tokenizer.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="tokens, all special"):
+        token_batches(AutoTokenizer.from_pretrained(folder), ["the dog"])
+
+
 def test_no_sentences_are_refused(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path))
     with pytest.raises(ValueError, match="sentences is empty"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..formats import Bsr, block_count, check_block, split_blocks
+from ..formats import Bsr, block_count, check_block, check_finite, split_blocks
 
 
 @torch.no_grad()
@@ -19,6 +19,7 @@ def prune_blocks(
     """
     shape = weight.shape[0], weight.shape[1]
     check_block("prune_blocks", block, shape)
+    check_finite("prune_blocks", weight)
     keep = largest_blocks(weight.double(), block, block_count(shape, block, density), gram)
     if gram is not None:
         weight = refit(weight.double() @ gram, block, keep, gram).to(weight.dtype)

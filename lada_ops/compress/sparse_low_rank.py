@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from ..formats import Bsr, LowRank, SparseLowRank, block_count, check_block, check_rank
+from ..formats import (
+    Bsr,
+    LowRank,
+    SparseLowRank,
+    block_count,
+    check_block,
+    check_finite,
+    check_rank,
+)
 from .blocks import largest_blocks, refit
 from .svd import leading_factors, whitened_factors
 
@@ -27,6 +35,7 @@ def alternate(
     shape = weight.shape[0], weight.shape[1]
     check_rank("alternate", rank, shape)
     check_block("alternate", block, shape)
+    check_finite("alternate", weight)
     count = block_count(shape, block, density)
     target = weight.double()
     whitener = None if gram is None else torch.linalg.cholesky(gram)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..formats import LowRank, check_rank
+from ..formats import LowRank, check_finite, check_rank
 
 
 @torch.no_grad()
@@ -13,6 +13,7 @@ def truncated_svd(weight: Tensor, rank: int) -> LowRank:
     weight (out, in); the factors have its dtype and device, and share the singular values evenly.
     """
     check_rank("truncated_svd", rank, (weight.shape[0], weight.shape[1]))
+    check_finite("truncated_svd", weight)
     u, v = leading_factors(weight.double(), rank)
     return LowRank(u.to(weight.dtype), v.to(weight.dtype))
 
@@ -26,6 +27,7 @@ def whitened_svd(weight: Tensor, rank: int, gram: Tensor) -> LowRank:
     (SVD-LLM, Wang et al., ICLR 2025; the closed form of DRONE, Chen et al., NeurIPS 2021).
     """
     check_rank("whitened_svd", rank, (weight.shape[0], weight.shape[1]))
+    check_finite("whitened_svd", weight)
     u, v = whitened_factors(weight.double(), rank, torch.linalg.cholesky(gram))
     return LowRank(u.to(weight.dtype), v.to(weight.dtype))
 

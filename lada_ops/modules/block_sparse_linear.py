@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..compress.blocks import prune_blocks
 from ..formats import INDEX_DTYPE, Bsr, block_count, check_block, panel_major
 from ..ops.block_sparse_linear import block_sparse_linear
+from ..ops.epilogue import check_x
 from .compressed_linear import CompressedLinear
 
 
@@ -135,6 +136,7 @@ class BlockSparseLinear(BsrLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""
+        check_x("BlockSparseLinear", x, self.in_features)  # the op cannot know it
         return block_sparse_linear(
             x,
             self.crow_indices,

@@ -33,7 +33,8 @@ def block_sparse_linear(
 
     x (..., in); crow_indices (out / block_rows + 1,) and col_indices (nnz,) int32; values (nnz,
     block_rows, block_cols); bias (out,); residual (..., out). Dtypes, activation, autograd and
-    autocast as in `low_rank_linear`. The indices must be valid (`lada_ops.Bsr` checks them once);
+    autocast as in `low_rank_linear`. The indices must be valid (`lada_ops.Bsr` checks them once),
+    and x as wide as S, which its indices and values do not tell;
     values laid out by `lada_ops.formats.panel_major` are read without a copy.
 
     Raises ValueError on shapes that don't fit, TypeError on mixed dtypes or devices.
@@ -95,10 +96,10 @@ def _(x, crow_indices, col_indices, values, bias, activation, residual):
         )
     y = block_sparse_linear_fwd(
         rows(x),
-        crow_indices,
-        col_indices,
+        crow_indices.contiguous(),
+        col_indices.contiguous(),
         values,
-        bias,
+        None if bias is None else bias.contiguous(),
         None if residual is None else rows(residual),
         activation,
     )

@@ -62,7 +62,7 @@ def _(x, u, v, bias, activation, residual):
         rows(x),
         u.contiguous(),
         v.contiguous(),
-        bias,
+        None if bias is None else bias.contiguous(),
         None if residual is None else rows(residual),
         activation,
     )

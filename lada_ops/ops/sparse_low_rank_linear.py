@@ -83,10 +83,10 @@ def _(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
         rows(x),
         u.contiguous(),
         v.contiguous(),
-        crow_indices,
-        col_indices,
+        crow_indices.contiguous(),
+        col_indices.contiguous(),
         values,
-        bias,
+        None if bias is None else bias.contiguous(),
         None if residual is None else rows(residual),
         activation,
     )
