@@ -223,21 +223,17 @@ class TestKernelsName:
     def test_our_root_is_no_package(self):
         assert not (ROOT / "kernels/__init__.py").exists()
 
-    def test_without_theirs_the_name_has_no_file(self):
+    def test_the_name_is_never_a_file_of_ours(self):
         program = (
             "import importlib.util\n"
             "spec = importlib.util.find_spec('kernels')\n"
-            "print(spec is None or spec.origin is None)\n"
+            "print(spec and spec.origin)\n"  # theirs where it is installed, else None
         )
-        assert run(program) == "True"
+        assert not Path(run(program)).is_relative_to(ROOT / "kernels")
 
-    def test_without_theirs_transformers_works_beside_us(self):
-        program = (
-            "import transformers.modeling_utils, lada_kernels, lada_ops\n"
-            "from transformers.utils.import_utils import is_kernels_available\n"
-            "print(is_kernels_available())\n"
-        )
-        assert run(program) == "False"
+    def test_transformers_works_beside_us(self):
+        program = "import transformers.modeling_utils, lada_kernels, lada_ops; print('fine')"
+        assert run(program) == "fine"
 
     def test_theirs_is_the_one_that_is_imported(self, hugging_faces):
         program = "import kernels; print(kernels.__file__)"
@@ -248,7 +244,9 @@ class TestKernelsName:
             f"import sys; sys.path.append({str(hugging_faces)!r})\n"
             "import kernels; print(kernels.__file__)"
         )
-        assert run(program) == str(hugging_faces / "kernels/__init__.py")
+        found = Path(run(program))  # another, where one is installed already
+        assert found.name == "__init__.py"
+        assert not found.is_relative_to(ROOT / "kernels")
 
     def test_transformers_uses_theirs_beside_us(self, hugging_faces):
         program = (
