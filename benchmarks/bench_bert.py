@@ -18,7 +18,7 @@ import lada_ops
 from benchmarks.shapes import DEVICE, DTYPE, MODEL_RATIOS, ModelCase, random_format
 from lada_ops.latency import compare_models
 from lada_ops.plans import METHODS
-from lada_ops.swap import replace_modules, to_module
+from lada_ops.swap import to_module
 
 CONFIGS = {
     "bert_base": BertConfig(),
@@ -56,12 +56,10 @@ def dense_and_compressed(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
 
 def fill_with_noise(model: nn.Module, plan: lada_ops.CompressionPlan) -> None:
     """Swap in modules as `compress` would, with random weights instead of fitted ones."""
-    modules = {}
     for name, layer in plan.layers.items():
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        modules[name] = to_module(random_format(layer), linear)
-    replace_modules(model, modules)
+        model.set_submodule(name, to_module(random_format(layer), linear))
 
 
 def test_bert(model_case: ModelCase, report):

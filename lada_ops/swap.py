@@ -128,12 +128,6 @@ def to_module(weight: Format, linear: nn.Linear) -> CompressedLinear:
     return module
 
 
-def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Set every named submodule; if one fails, all are put back and the error goes on."""
-    with replaced_modules(model, modules):
-        pass
-
-
 @contextmanager
 def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Set every named submodule; if that or the body fails, all are put back."""
