@@ -1,4 +1,4 @@
-"""The tile sizes a launcher passes to its kernel."""
+"""The ways to compute an op and the tile sizes its launcher passes to the kernel."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,3 +17,14 @@ class TileConfig:
     def kwargs(self) -> dict[str, Any]:
         """The fields as keyword arguments of a kernel launch."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute an op: its name, and the tiles of its kernel.
+
+    ``tiles`` is None for the kernel's default tiles, and where no kernel of ours runs.
+    """
+
+    name: str
+    tiles: TileConfig | None = None
