@@ -1,0 +1,93 @@
+"""What the kernels do to a tile of products before it is stored: ``LN(act(acc + bias) + residual)``.
+
+All of it in fp32 on registers. LayerNorm needs whole rows: a kernel sweeps the columns once for the
+moments, and once more, computing each tile again, to normalise and store it.
+"""
+
+import triton
+import triton.language as tl
+
+from .activations import activate
+
+
+@triton.jit
+def epilogue(
+    acc,  # (BLOCK_M, BLOCK_N) fp32
+    bias_ptr,  # (N,)
+    residual_ptr,  # (M, N)
+    offs_m,
+    offs_n,
+    M,
+    N,
+    stride_rm,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """``act(acc + bias) + residual`` for rows offs_m (int64) and columns offs_n, in fp32."""
+    mask_n = offs_n < N
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    acc = activate(acc, ACTIVATION)
+    if HAS_RESIDUAL:
+        residual_ptrs = residual_ptr + offs_m[:, None] * stride_rm + offs_n[None, :]
+        mask = (offs_m < M)[:, None] & mask_n[None, :]
+        acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
+    return acc
+
+
+@triton.jit
+def store_tile(
+    y,  # (BLOCK_M, BLOCK_N) fp32
+    y_ptr,  # (M, N)
+    offs_m,
+    offs_n,
+    M,
+    N,
+    stride_ym,
+):
+    """Write a tile to rows offs_m (int64) and columns offs_n of y, rounded to its dtype."""
+    y_ptrs = y_ptr + offs_m[:, None] * stride_ym + offs_n[None, :]
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def merge_moments(
+    y,  # (BLOCK_M, BLOCK_N) fp32
+    offs_n,
+    N,
+    count,
+    mean,  # (BLOCK_M,) fp32
+    m2,  # (BLOCK_M,) fp32, sum of squared distances from the mean
+):
+    """The count, mean and m2 of each row after the columns of a tile, those below N, joined it.
+
+    Merged pairwise (Chan, Golub and LeVeque, 1979): a sum of squares would lose the variance of
+    rows whose mean is large.
+    """
+    inside = (offs_n < N)[None, :]
+    tile_count = tl.sum((offs_n < N).to(tl.float32), 0)
+    tile_mean = tl.sum(tl.where(inside, y, 0.0), 1) / tile_count
+    distance = tl.where(inside, y - tile_mean[:, None], 0.0)
+    total = count + tile_count
+    shift = tile_mean - mean
+    m2 += tl.sum(distance * distance, 1) + shift * shift * (count * tile_count / total)
+    return total, mean + shift * (tile_count / total), m2
+
+
+@triton.jit
+def normalize(
+    y,  # (BLOCK_M, BLOCK_N) fp32
+    mean,  # (BLOCK_M,) fp32
+    rstd,  # (BLOCK_M,) fp32
+    weight_ptr,  # (N,)
+    bias_ptr,  # (N,)
+    offs_n,
+    N,
+):
+    """``(y - mean) * rstd * weight + bias``, LayerNorm's affine map."""
+    mask_n = offs_n < N
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    return (y - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]

@@ -1,0 +1,29 @@
+"""The kernels' epilogue in torch, for the ways that leave the product to torch."""
+
+import torch
+import torch.nn.functional as F
+
+_ACTIVATIONS = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+Norm = tuple[torch.Tensor, torch.Tensor, float]
+"""LayerNorm's weight (N,), bias (N,) and eps."""
+
+
+def torch_epilogue(
+    z: torch.Tensor, activation: str, residual: torch.Tensor | None, norm: Norm | None
+) -> torch.Tensor:
+    """``LN(act(z) + residual)`` of z (M, N), which may be overwritten."""
+    y = _ACTIVATIONS[activation](z)
+    if residual is not None:
+        y = y + residual
+    if norm is not None:
+        weight, bias, eps = norm
+        y = F.layer_norm(y, weight.shape, weight, bias, eps)
+    return y
