@@ -70,8 +70,8 @@ def activate(x, ACTIVATION: tl.constexpr):
 def kernel_activation(activation: str, dtype: torch.dtype, exact: bool) -> str:
     """The ACTIVATION that computes `activation` for outputs of `dtype`.
 
-    In 16-bit dtypes gelu is a polynomial within 2e-4 of erf's, less than the output's rounding where
-    it matters, unless `exact`; fp32 is exact always.
+    In 16-bit dtypes gelu is a polynomial, within 2e-4 of erf's, unless `exact`; in fp32 it is exact
+    always.
     """
     if activation == "gelu" and dtype != torch.float32 and not exact:
         return "gelu_poly"

@@ -1,4 +1,4 @@
-"""What the kernels do to a tile of products before it is stored: ``LN(act(acc + bias) + residual)``.
+"""What becomes of a tile of products before it is stored: ``LN(act(acc + bias) + residual)``.
 
 All of it in fp32 on registers. LayerNorm needs whole rows: a kernel sweeps the columns once for the
 moments, and once more, computing each tile again, to normalise and store it.

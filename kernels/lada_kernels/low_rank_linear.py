@@ -1,18 +1,24 @@
-"""Low-rank linear: ``y = activate(x @ v.T @ u.T + bias) + residual`` in one launch.
+"""Low-rank linear: ``y = LN(act(x @ v.T @ u.T + bias) + residual)`` in one launch.
 
-Each program reduces BLOCK_M rows of x over K into a (BLOCK_M, RANK) tile that never leaves the
+Each program reduces BLOCK_M rows of x over K into a (BLOCK_M, RANK) tile h that never leaves the
 chip, then sweeps its share of N with it. With few rows, N is split over programs, which repeat the
-cheap first product rather than leave the device idle.
+cheap first product rather than leave the device idle. A rank that is no power of two is the sum of
+two that are: h is held in two pieces, and no product is padded by more than it must.
 """
 
+import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .activations import store_output
-from .tuning import TileConfig
+from .activations import kernel_activation
+from .epilogue import epilogue, merge_moments, normalize, store_tile
+from .linear import linear_fwd
+from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
+from .tuning import TileConfig, Way
 
 MAX_RANK = 256
 """Largest rank whose (BLOCK_M, RANK) tile fits in registers."""
@@ -21,12 +27,127 @@ _MIN_PROGRAMS = 256  # about two per multiprocessor of a large GPU
 
 
 @triton.jit
+def _load_vt(v_rows, offs_k, k, K, EVEN_K: tl.constexpr):
+    if EVEN_K:
+        return tl.load(v_rows + (k + offs_k)[:, None])
+    return tl.load(v_rows + (k + offs_k)[:, None], mask=(offs_k < K - k)[:, None], other=0.0)
+
+
+@triton.jit
+def _load_ut(u_rows, offs_r, RANK: tl.constexpr, PADDED: tl.constexpr):
+    if PADDED:
+        return tl.load(u_rows + offs_r[:, None], mask=(offs_r < RANK)[:, None], other=0.0)
+    return tl.load(u_rows + offs_r[:, None])
+
+
+@triton.jit
+def times_ut(
+    h1,  # (BLOCK_M, RANK1)
+    h2,  # (BLOCK_M, RANK2), or anything where RANK2 is 0
+    u_ptr,  # (N, RANK)
+    offs_n,
+    N,
+    RANK: tl.constexpr,
+    RANK1: tl.constexpr,
+    RANK2: tl.constexpr,
+):
+    """``[h1 | h2] @ u[offs_n].T``, fp32; columns past N repeat the last one."""
+    PADDED: tl.constexpr = RANK1 + RANK2 != RANK
+    u_rows = u_ptr + tl.minimum(offs_n, N - 1)[None, :] * RANK
+    ut = _load_ut(u_rows, tl.arange(0, RANK1), RANK, PADDED)
+    y = tl.dot(h1, ut, input_precision="ieee")
+    if RANK2 > 0:
+        ut = _load_ut(u_rows, RANK1 + tl.arange(0, RANK2), RANK, PADDED)
+        y = tl.dot(h2, ut, y, input_precision="ieee")
+    return y
+
+
+@triton.jit
+def times_vt(
+    x_ptr,  # (M, K)
+    v_ptr,  # (RANK, K)
+    offs_m,
+    M,
+    K,
+    stride_xm,
+    RANK: tl.constexpr,
+    RANK1: tl.constexpr,
+    RANK2: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """``x[offs_m] @ v.T`` in x's dtype, as its first RANK1 columns and the other RANK2.
+
+    Columns past RANK repeat the last one; `times_ut` meets them with zeros.
+    """
+    offs_k = tl.arange(0, BLOCK_K)
+    # rows past the end repeat the last one: cheaper than a mask in the loop, and never stored
+    x_rows = x_ptr + tl.minimum(offs_m, M - 1)[:, None] * stride_xm
+    v_rows1 = v_ptr + tl.minimum(tl.arange(0, RANK1), RANK - 1)[None, :] * K
+    h1 = tl.zeros((BLOCK_M, RANK1), dtype=tl.float32)
+    if RANK2 > 0:
+        v_rows2 = v_ptr + tl.minimum(RANK1 + tl.arange(0, RANK2), RANK - 1)[None, :] * K
+        h2 = tl.zeros((BLOCK_M, RANK2), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_rows + (k + offs_k)[None, :])
+        else:
+            x = tl.load(x_rows + (k + offs_k)[None, :], mask=(offs_k < K - k)[None, :], other=0.0)
+        h1 = tl.dot(x, _load_vt(v_rows1, offs_k, k, K, EVEN_K), h1, input_precision="ieee")
+        if RANK2 > 0:
+            h2 = tl.dot(x, _load_vt(v_rows2, offs_k, k, K, EVEN_K), h2, input_precision="ieee")
+    h1 = h1.to(x_ptr.dtype.element_ty)
+    if RANK2 > 0:
+        return h1, h2.to(x_ptr.dtype.element_ty)
+    else:
+        return h1, h1
+
+
+@triton.jit
+def low_rank_tile(
+    h1,
+    h2,
+    u_ptr,
+    bias_ptr,
+    residual_ptr,
+    offs_m,
+    offs_n,
+    M,
+    N,
+    stride_rm,
+    RANK: tl.constexpr,
+    RANK1: tl.constexpr,
+    RANK2: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """``act([h1 | h2] @ u[offs_n].T + bias) + residual``, fp32."""
+    return epilogue(
+        times_ut(h1, h2, u_ptr, offs_n, N, RANK, RANK1, RANK2),
+        bias_ptr,
+        residual_ptr,
+        offs_m,
+        offs_n,
+        M,
+        N,
+        stride_rm,
+        HAS_BIAS,
+        HAS_RESIDUAL,
+        ACTIVATION,
+    )
+
+
+@triton.jit
 def _low_rank_linear_fwd_kernel(
     x_ptr,  # (M, K)
     u_ptr,  # (N, RANK)
-    v_ptr,  # (RANK, K)
+    v_ptr,  # (GROUPS * RANK, K)
     bias_ptr,  # (N,)
     residual_ptr,  # (M, N)
+    norm_weight_ptr,  # (N,)
+    norm_bias_ptr,  # (N,)
     y_ptr,  # (M, N)
     M,
     N,
@@ -35,69 +156,92 @@ def _low_rank_linear_fwd_kernel(
     stride_rm,
     stride_ym,
     n_per_program,
+    eps,
     RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    RANK1: tl.constexpr,
+    RANK2: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EVEN_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # programs that share rows of x are neighbours, to meet in L2
-    splits = tl.cdiv(N, n_per_program)
-    pid_m = tl.program_id(0) // splits
-    first_n = tl.program_id(0) % splits * n_per_program
+    # programs that share rows of x are neighbours, to meet in L2; the columns of one lie in a group
+    n_group = N // GROUPS
+    splits = tl.cdiv(n_group, n_per_program)
+    pid_n = tl.program_id(0) % (splits * GROUPS)
+    group = pid_n // splits
+    first_n = group * n_group + pid_n % splits * n_per_program
+    end_n = tl.minimum(first_n + n_per_program, (group + 1) * n_group)
+    offs_m = (tl.program_id(0) // (splits * GROUPS)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    offs_m = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_r = tl.arange(0, BLOCK_R)
-    offs_k = tl.arange(0, BLOCK_K)
-    mask_r = offs_r < RANK
+    v_ptr += group * RANK * K
+    h1, h2 = times_vt(
+        x_ptr, v_ptr, offs_m, M, K, stride_xm, RANK, RANK1, RANK2, BLOCK_M, BLOCK_K, EVEN_K
+    )
 
-    # rows past the end repeat the last one: cheaper than a mask in the loop, and never stored
-    x_ptrs = x_ptr + tl.minimum(offs_m, M - 1)[:, None] * stride_xm + offs_k[None, :]
-    vt_ptrs = v_ptr + offs_k[:, None] + offs_r[None, :] * K
-    h = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        mask_k = offs_k < K - k
-        x = tl.load(x_ptrs + k, mask=mask_k[None, :], other=0.0)
-        vt = tl.load(vt_ptrs + k, mask=mask_k[:, None] & mask_r[None, :], other=0.0)
-        h = tl.dot(x, vt, h, input_precision="ieee")
-    h = h.to(x_ptr.dtype.element_ty)
+    if HAS_NORM:
+        count = 0.0
+        mean = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        m2 = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        for n in range(first_n, end_n, BLOCK_N):
+            offs_n = n + tl.arange(0, BLOCK_N)
+            y = low_rank_tile(
+                *(h1, h2, u_ptr, bias_ptr, residual_ptr, offs_m, offs_n, M, end_n, stride_rm),
+                *(RANK, RANK1, RANK2, HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
+            )
+            count, mean, m2 = merge_moments(y, offs_n, end_n, count, mean, m2)
+        rstd = tl.rsqrt(m2 / N + eps)
 
-    for n in range(first_n, tl.minimum(first_n + n_per_program, N), BLOCK_N):
+    for n in range(first_n, end_n, BLOCK_N):
         offs_n = n + tl.arange(0, BLOCK_N)
-        ut = tl.load(
-            u_ptr + offs_r[:, None] + offs_n[None, :] * RANK,
-            mask=mask_r[:, None] & (offs_n < N)[None, :],
-            other=0.0,
+        y = low_rank_tile(
+            *(h1, h2, u_ptr, bias_ptr, residual_ptr, offs_m, offs_n, M, end_n, stride_rm),
+            *(RANK, RANK1, RANK2, HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
         )
-        store_output(
-            tl.dot(h, ut, input_precision="ieee"),
-            bias_ptr,
-            residual_ptr,
-            y_ptr,
-            offs_m,
-            offs_n,
-            M,
-            N,
-            stride_rm,
-            stride_ym,
-            HAS_BIAS,
-            HAS_RESIDUAL,
-            ACTIVATION,
-        )
+        if HAS_NORM:
+            y = normalize(y, mean, rstd, norm_weight_ptr, norm_bias_ptr, offs_n, end_n)
+        store_tile(y, y_ptr, offs_m, offs_n, M, end_n, stride_ym)
 
 
-def default_config(m: int, rank: int, dtype: torch.dtype) -> TileConfig:
-    """Tiles that fit the shared memory of sm_80, sm_90, sm_100 and gfx942 without spilling."""
+def split_rank(rank: int) -> tuple[int, int]:
+    """Two powers of two, the second perhaps 0, whose sum is `rank` or as little more as can be."""
+    whole = max(16, 1 << (rank - 1).bit_length())
+    half = whole // 2
+    rest = max(16, 1 << (rank - half - 1).bit_length()) if 16 <= half < rank else whole
+    return (half, rest) if half + rest < whole else (whole, 0)
+
+
+def default_tiles(m: int, rank: int, dtype: torch.dtype, norm: bool = False) -> TileConfig:
+    """Tiles for `m` rows that fit every supported target without spilling."""
     if dtype == torch.float32:  # no tensor cores: the tiles live in registers
         block_m, block_n = (32, 64) if rank <= 128 else (16, 32)
         return TileConfig(block_m, block_n, BLOCK_K=32, num_warps=4, num_stages=2)
     if rank > 128:
         return TileConfig(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)
-    block_m = min(64, max(16, 1 << (m - 1).bit_length()))  # next power of two
+    # a program that normalises owns whole rows: the tiles are low rather than the device idle
+    rows = m // 128 if norm else m
+    block_m = min(64, max(16, 1 << max(rows - 1, 0).bit_length()))  # next power of two
     return TileConfig(block_m, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(
+    m: int, n: int, k: int, rank: int, groups: int, dtype: torch.dtype, epilogue: str, dense: bool
+) -> Way:
+    """The fastest way for a product of this size, "dense" only where the caller has the weight."""
+    if dense and m <= 256:  # two dependent products cost more than one, however small
+        return Way("dense")
+    # the first product would read u and v once per row tile; fp32 has no tensor cores to keep busy
+    if rank > 128 or dtype == torch.float32:
+        return Way("two_launches")
+    if epilogue == "plain" and m * rank >= 2**20:
+        return Way("two_launches")
+    return Way("one_launch")
 
 
 def low_rank_linear_fwd(
@@ -107,47 +251,82 @@ def low_rank_linear_fwd(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None = None,
     activation: str = "none",
-    config: TileConfig | None = None,
+    norm: Norm | None = None,
+    groups: int = 1,
+    exact: bool = False,
+    dense: torch.Tensor | None = None,
+    way: Way | None = None,
 ) -> torch.Tensor:
-    """``activation(x @ v.T @ u.T + bias) + residual``, the inner product rounded to x's dtype.
+    """``LN(activation(x @ v.T @ u.T + bias) + residual)``, x @ v.T rounded to x's dtype.
 
     Operands are checked by the caller: one device, one dtype (fp16, bf16 or fp32), contiguous in
     the last dimension.
 
     Args:
         x: (M, K), any row stride.
-        u: (N, R), contiguous, 1 <= R <= MAX_RANK.
-        v: (R, K), contiguous.
+        u: (N, R), contiguous; its rows are `groups` equal runs.
+        v: (groups * R, K), contiguous; run g of u is multiplied by run g of v.
         bias: (N,) or None.
         residual: (M, N), any row stride, or None; added after the activation.
         activation: a name known to `activations.activate`.
-        config: tiles; `default_config` if None.
+        norm: LayerNorm's weight (N,), bias (N,) and eps, or None; over all N, whatever the groups.
+        groups: how many low-rank pairs share x, such as 3 for query, key and value.
+        exact: gelu by erf in 16-bit dtypes too, see `activations.kernel_activation`.
+        dense: the weight (N, K), multiplied out, if the caller keeps it; else None.
+        way: "one_launch" (R <= MAX_RANK, and groups = 1 if there is a norm), "two_launches" or
+            "dense"; chosen by `choose` if None.
 
     Returns:
         (M, N), contiguous, in x's dtype.
     """
     (m, k), (n, rank) = x.shape, u.shape
+    kind = epilogue_kind(activation, residual, norm)
+    if way is None:
+        bucket = 1 << (m - 1).bit_length()
+        way = choose(bucket, n, k, rank, groups, x.dtype, kind, dense is not None)
+    if m == 0 or n == 0:
+        return x.new_empty(m, n)
+    if way.name == "dense":
+        return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
+    if way.name == "two_launches" or (norm is not None and groups > 1):
+        t = F.linear(x, v)
+        if groups == 1 and (kind == "plain" or x.dtype == torch.float32):
+            return torch_epilogue(F.linear(t, u, bias), activation, residual, norm)
+        y = linear_fwd(t, u, bias, residual, activation, groups, exact, way.tiles)
+        return torch_epilogue(y, "none", None, norm)
+    return _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, way.tiles)
+
+
+def _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, tiles):
+    (m, k), (n, rank) = x.shape, u.shape
     y = x.new_empty(m, n)
-    if m == 0:
-        return y
-    config = config or default_config(m, rank, x.dtype)
-    row_tiles = triton.cdiv(m, config.BLOCK_M)
-    n_tiles = triton.cdiv(n, config.BLOCK_N)
-    splits = min(n_tiles, triton.cdiv(_MIN_PROGRAMS, row_tiles))
-    n_per_program = triton.cdiv(n_tiles, splits) * config.BLOCK_N
+    tiles = tiles or default_tiles(m, rank, x.dtype, norm is not None)
+    row_tiles = triton.cdiv(m, tiles.BLOCK_M)
+    n_tiles = triton.cdiv(n // groups, tiles.BLOCK_N)
+    splits = 1 if norm is not None else min(n_tiles, triton.cdiv(_MIN_PROGRAMS, row_tiles * groups))
+    n_per_program = triton.cdiv(n_tiles, splits) * tiles.BLOCK_N
+    rank1, rank2 = split_rank(rank)
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     constants: dict[str, Any] = {
         "RANK": rank,
-        "BLOCK_R": max(16, triton.next_power_of_2(rank)),
+        "RANK1": rank1,
+        "RANK2": rank2,
+        "GROUPS": groups,
+        "EVEN_K": k % tiles.BLOCK_K == 0,
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
-        "ACTIVATION": activation,
+        "HAS_NORM": norm is not None,
+        "ACTIVATION": kernel_activation(activation, x.dtype, exact),
     }
-    _low_rank_linear_fwd_kernel[(row_tiles * triton.cdiv(n, n_per_program),)](
+    n_programs = row_tiles * groups * triton.cdiv(n // groups, n_per_program)
+    _low_rank_linear_fwd_kernel[(n_programs,)](
         x,
         u,
         v,
         bias,
         residual,
+        norm_weight,
+        norm_bias,
         y,
         m,
         n,
@@ -156,7 +335,8 @@ def low_rank_linear_fwd(
         0 if residual is None else residual.stride(0),
         y.stride(0),
         n_per_program,
+        eps,
         **constants,
-        **config.kwargs(),
+        **tiles.kwargs(),
     )
     return y

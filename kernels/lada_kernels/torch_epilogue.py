@@ -27,3 +27,13 @@ def torch_epilogue(
         weight, bias, eps = norm
         y = F.layer_norm(y, weight.shape, weight, bias, eps)
     return y
+
+
+def epilogue_kind(activation: str, residual: torch.Tensor | None, norm: Norm | None) -> str:
+    """What follows the product and its bias: "plain" (nothing), "fused", or "norm".
+
+    cuBLAS does the first alone; the second needs a tile at a time, the third whole rows.
+    """
+    if norm is not None:
+        return "norm"
+    return "plain" if activation == "none" and residual is None else "fused"
