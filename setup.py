@@ -12,5 +12,5 @@ setup(
         "lada_ops.modules",
         "lada_ops.ops",
     ],
-    package_data={"lada_ops": ["py.typed"], "lada_kernels": ["py.typed"]},
+    package_data={"lada_ops": ["py.typed"], "lada_kernels": ["py.typed", "configs/*/*.json"]},
 )

@@ -43,12 +43,12 @@ def device_slug(device: torch.device | str | None = None) -> str:
 
     device: by default the current GPU where there is one, else the CPU.
     """
+    from lada_kernels.devices import slug
+
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
-    name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b", " ", name, flags=re.IGNORECASE)
-    return "_".join(re.findall(r"[A-Za-z0-9]+", name))
+    return slug(torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model())
 
 
 def _version(package: str) -> str | None:

@@ -1,30 +1,169 @@
-"""The ways to compute an op and the tile sizes its launcher passes to the kernel."""
+"""Which way is fastest here: names for what is measured, and the look-up in the tuned tables.
 
-from dataclasses import asdict, dataclass
-from typing import Any
+A table is read once per process and GPU. Times of different tables are compared as shares of the
+dense product's time in the same entry, so that a GPU that is slower today does not matter.
+"""
+
+import functools
+import logging
+import math
+import os
+from pathlib import Path
+
+import torch
+import triton
+
+from .devices import gpu_slug
+from .table import Key, Table, TableError, TileConfig, Way
+
+__all__ = [
+    "TileConfig",
+    "Way",
+    "add_folder",
+    "epilogue_name",
+    "fastest",
+    "ffn_name",
+    "low_rank_name",
+    "sparse_low_rank_name",
+    "sparse_name",
+    "token_bucket",
+    "unsupported",
+]
+
+SHIPPED = Path(__file__).parent / "configs"
+RANKS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+DENSITIES = (5, 10, 20, 30, 50, 100)
+"""Per cent; like a rank, a density belongs to the next bucket up, whose times bound its own."""
+TRITON = ".".join(triton.__version__.split(".")[:2])
+
+_MIN_CAPABILITY = (8, 0)
+_logger = logging.getLogger("lada_kernels")
+_folders = [SHIPPED]
 
 
-@dataclass(frozen=True)
-class TileConfig:
-    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    BLOCK_K: int
-    num_warps: int
-    num_stages: int
-
-    def kwargs(self) -> dict[str, Any]:
-        """The fields as keyword arguments of a kernel launch."""
-        return asdict(self)
+def low_rank_name(rank: int, groups: int = 1) -> str:
+    """How tables name factors of this rank: "r128", or "r64x3" for three pairs in one."""
+    return f"r{_bucket(rank, RANKS)}" + (f"x{groups}" if groups > 1 else "")
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to compute an op: its name, and the tiles of its kernel.
+def sparse_name(block_rows: int, block_cols: int, density: float) -> str:
+    """How tables name block-sparse weights: "128x16-d20" for blocks of 128x16 up to 20 % full."""
+    # a plan that meets its budget to the block may exceed the round figure by a few blocks
+    percent = _bucket(density * 100 / 1.05, DENSITIES)
+    return f"{block_rows}x{block_cols}-d{percent:02d}"
 
-    ``tiles`` is None for the kernel's default tiles, and where no kernel of ours runs.
+
+def sparse_low_rank_name(rank: int, block_rows: int, block_cols: int, density: float) -> str:
+    """How tables name the sum of both: "r64+128x16-d05"."""
+    return f"{low_rank_name(rank)}+{sparse_name(block_rows, block_cols, density)}"
+
+
+def ffn_name(rank1: int, hidden: int, rank2: int) -> str:
+    """How tables name the factors of a feed-forward pair: "r64-3072-r128"."""
+    return f"{low_rank_name(rank1)}-{hidden}-{low_rank_name(rank2)}"
+
+
+def epilogue_name(activation: str, has_norm: bool) -> str:
+    """How tables name the epilogue; bias and residual cost too little to tell apart."""
+    return "norm" if has_norm else "plain" if activation == "none" else "activation"
+
+
+def token_bucket(m: int) -> int:
+    """The power of two that M tokens are entered under: the next one up."""
+    return 1 << (m - 1).bit_length()
+
+
+def add_folder(folder: str | os.PathLike[str]) -> None:
+    """Search `folder` too, and before the others: `folder`/<stem>/<device>-triton<minor>.json.
+
+    To be called before the first launch, since launchers remember what they were told.
     """
+    if Path(folder) not in _folders:
+        _folders.insert(0, Path(folder))
+        fastest.cache_clear()
 
-    name: str
-    tiles: TileConfig | None = None
+
+@functools.lru_cache(maxsize=4096)
+def fastest(
+    stem: str,
+    dtype: torch.dtype | str,
+    k: int,
+    n: int,
+    weight: str,
+    epilogue: str,
+    m: int,
+    device_index: int,
+    allowed: tuple[str, ...],
+) -> Way | None:
+    """The fastest of the `allowed` ways by the tables, or None where they do not know.
+
+    An entry for the next power of two of M counts, or else the one nearest to it by its logarithm.
+
+    Args:
+        stem: the op, such as "low_rank_linear".
+        dtype: of x; k, n: x is (M, k), y is (M, n).
+        weight, epilogue: as `low_rank_name`, `sparse_name`, `epilogue_name` and so on name them.
+        m: tokens, 1 or more.
+        device_index: of x's GPU, ``x.get_device()``; -1 is the CPU, for which there is no table.
+        allowed: names of ways; "dense" only where the caller keeps a dense weight.
+    """
+    if device_index < 0:
+        return None
+    key = Key(str(dtype).removeprefix("torch."), k, n, weight, epilogue)
+    tables = [_table(folder, stem, gpu_slug(device_index)) for folder in _folders]
+    found = [t.entries[key] for t in tables if t is not None and key in t.entries]
+    wanted = math.log2(token_bucket(m))
+    # of two that are equally near, the larger
+    tokens = min(
+        {tokens for entries in found for tokens in entries},
+        key=lambda tokens: (abs(math.log2(tokens) - wanted), -tokens),
+        default=None,
+    )
+    best, lowest = None, math.inf
+    for ways in (entries[tokens].ways for entries in found if tokens in entries):
+        for name in sorted(ways.keys() & set(allowed)):
+            share = ways[name].us / ways["dense"].us
+            if share < lowest:
+                best, lowest = Way(name, ways[name].tiles), share
+    return best
+
+
+@functools.cache
+def unsupported(device_index: int) -> str | None:
+    """Why the kernels cannot run on this GPU and what they need, or None where they can."""
+    if torch.version.hip is not None:
+        return None
+    capability = torch.cuda.get_device_capability(device_index)
+    if capability >= _MIN_CAPABILITY:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device_index)} has compute capability "
+        f"{capability[0]}.{capability[1]}; expected 8.0 or newer (A100, L4, H100, ...), "
+        "for bf16 on tensor cores and asynchronous copies"
+    )
+
+
+@functools.cache
+def _table(folder: Path, stem: str, device: str) -> Table | None:
+    """The table that fits, or None, having said once what is there and cannot be used."""
+    path = folder / stem / Table.name(device, TRITON)
+    try:
+        return Table.read(path, stem, device, TRITON)
+    except FileNotFoundError:
+        others = sorted(p.name for p in path.parent.glob(Table.name(device, "*")))
+        if others:
+            _logger.warning(
+                "%s: tuned tables for another Triton are ignored: %s; this is Triton %s",
+                path.parent,
+                ", ".join(others),
+                TRITON,
+            )
+    except (TableError, OSError) as error:
+        _logger.warning("ignored, the defaults are used: %s", error)
+    return None
+
+
+def _bucket(size: float, buckets: tuple[int, ...]) -> int:
+    """The smallest bucket that holds `size`; past the last, the next power of two."""
+    fitting = (bucket for bucket in buckets if size <= bucket)
+    return next(fitting, token_bucket(math.ceil(size)))
