@@ -54,26 +54,26 @@ def store_tile(
 
 @triton.jit
 def merge_moments(
-    y,  # (BLOCK_M, BLOCK_N) fp32
-    offs_n,
+    y,  # (BLOCK_M, BLOCK_N) fp32, columns first_n and on
+    first_n,
     N,
-    count,
-    mean,  # (BLOCK_M,) fp32
-    m2,  # (BLOCK_M,) fp32, sum of squared distances from the mean
+    mean,  # (BLOCK_M,) fp32, of the first_n columns before
+    m2,  # (BLOCK_M,) fp32, sum of their squared distances from it
 ):
-    """The count, mean and m2 of each row after the columns of a tile, those below N, joined it.
+    """mean and m2 of each row after the columns of a tile, those below N, joined it.
 
     Merged pairwise (Chan, Golub and LeVeque, 1979): a sum of squares would lose the variance of
     rows whose mean is large.
     """
-    inside = (offs_n < N)[None, :]
-    tile_count = tl.sum((offs_n < N).to(tl.float32), 0)
-    tile_mean = tl.sum(tl.where(inside, y, 0.0), 1) / tile_count
+    BLOCK_N: tl.constexpr = y.shape[1]
+    inside = (tl.arange(0, BLOCK_N) < N - first_n)[None, :]
+    share = 1.0 / tl.minimum(N - first_n, BLOCK_N)
+    tile_mean = tl.sum(tl.where(inside, y, 0.0), 1) * share
     distance = tl.where(inside, y - tile_mean[:, None], 0.0)
-    total = count + tile_count
     shift = tile_mean - mean
-    m2 += tl.sum(distance * distance, 1) + shift * shift * (count * tile_count / total)
-    return total, mean + shift * (tile_count / total), m2
+    weight = 1.0 / (1.0 + first_n * share)  # of the tile in the whole
+    m2 += tl.sum(distance * distance, 1) + shift * shift * (first_n * weight)
+    return mean + shift * weight, m2
 
 
 @triton.jit

@@ -49,12 +49,12 @@ def accumulate_product(
 @triton.jit
 def _linear_fwd_kernel(
     x_ptr,  # (M, GROUPS * K)
-    w_ptr,  # (N, K)
+    w_ptr,  # (N, K), N = GROUPS * n_group
     bias_ptr,  # (N,)
     residual_ptr,  # (M, N)
     y_ptr,  # (M, N)
     M,
-    N,
+    n_group,
     K,
     stride_xm,
     stride_rm,
@@ -69,7 +69,6 @@ def _linear_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ):
     # programs that share rows of x are neighbours, to meet in L2; a tile lies in one group
-    n_group = N // GROUPS
     tiles = tl.cdiv(n_group, BLOCK_N)
     pid_n = tl.program_id(0) % (tiles * GROUPS)
     group = pid_n // tiles
@@ -162,7 +161,7 @@ def linear_fwd(
         residual,
         y,
         m,
-        n,
+        n // groups,
         k,
         x.stride(0),
         0 if residual is None else residual.stride(0),

@@ -152,10 +152,11 @@ def _low_rank_linear_fwd_kernel(
     M,
     N,
     K,
+    n_group,
+    n_per_program,
     stride_xm,
     stride_rm,
     stride_ym,
-    n_per_program,
     eps,
     RANK: tl.constexpr,
     RANK1: tl.constexpr,
@@ -171,7 +172,6 @@ def _low_rank_linear_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ):
     # programs that share rows of x are neighbours, to meet in L2; the columns of one lie in a group
-    n_group = N // GROUPS
     splits = tl.cdiv(n_group, n_per_program)
     pid_n = tl.program_id(0) % (splits * GROUPS)
     group = pid_n // splits
@@ -185,16 +185,15 @@ def _low_rank_linear_fwd_kernel(
     )
 
     if HAS_NORM:
-        count = 0.0
         mean = tl.zeros((BLOCK_M,), dtype=tl.float32)
         m2 = tl.zeros((BLOCK_M,), dtype=tl.float32)
-        for n in range(first_n, end_n, BLOCK_N):
+        for n in range(0, N, BLOCK_N):  # the program owns whole rows
             offs_n = n + tl.arange(0, BLOCK_N)
             y = low_rank_tile(
                 *(h1, h2, u_ptr, bias_ptr, residual_ptr, offs_m, offs_n, M, end_n, stride_rm),
                 *(RANK, RANK1, RANK2, HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
             )
-            count, mean, m2 = merge_moments(y, offs_n, end_n, count, mean, m2)
+            mean, m2 = merge_moments(y, n, N, mean, m2)
         rstd = tl.rsqrt(m2 / N + eps)
 
     for n in range(first_n, end_n, BLOCK_N):
@@ -223,6 +222,8 @@ def default_tiles(m: int, rank: int, dtype: torch.dtype, norm: bool = False) -> 
         return TileConfig(block_m, block_n, BLOCK_K=32, num_warps=4, num_stages=2)
     if rank > 128:
         return TileConfig(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)
+    if m >= 16384 and rank > 64:  # higher tiles, so that u and v are read less often from L2
+        return TileConfig(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=3)
     # a program that normalises owns whole rows: the tiles are low rather than the device idle
     rows = m // 128 if norm else m
     block_m = min(64, max(16, 1 << max(rows - 1, 0).bit_length()))  # next power of two
@@ -331,10 +332,11 @@ def _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, tiles)
         m,
         n,
         k,
+        n // groups,
+        n_per_program,
         x.stride(0),
         0 if residual is None else residual.stride(0),
         y.stride(0),
-        n_per_program,
         eps,
         **constants,
         **tiles.kwargs(),
