@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 FORMAT_VERSION = 1
 WAYS = ("one_launch", "two_launches", "weights_left", "split", "dense")
-EPILOGUES = ("plain", "activation", "norm")
+EPILOGUES = ("plain", "fused", "norm")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -45,7 +45,8 @@ class Way:
 class Key(NamedTuple):
     """What an entry is about, but for the number of tokens.
 
-    dtype, weight and epilogue as `lada_kernels.tuning` names them; x (M, k), y (M, n).
+    x (M, k) of dtype; y (M, n); weight as `lada_kernels.tuning` names it; epilogue as
+    `lada_kernels.torch_epilogue.epilogue_kind` does.
     """
 
     dtype: str

@@ -20,7 +20,6 @@ __all__ = [
     "TileConfig",
     "Way",
     "add_folder",
-    "epilogue_name",
     "fastest",
     "ffn_name",
     "low_rank_name",
@@ -63,11 +62,6 @@ def ffn_name(rank1: int, hidden: int, rank2: int) -> str:
     return f"{low_rank_name(rank1)}-{hidden}-{low_rank_name(rank2)}"
 
 
-def epilogue_name(activation: str, has_norm: bool) -> str:
-    """How tables name the epilogue; bias and residual cost too little to tell apart."""
-    return "norm" if has_norm else "plain" if activation == "none" else "activation"
-
-
 def token_bucket(m: int) -> int:
     """The power of two that M tokens are entered under: the next one up."""
     return 1 << (m - 1).bit_length()
@@ -102,7 +96,8 @@ def fastest(
     Args:
         stem: the op, such as "low_rank_linear".
         dtype: of x; k, n: x is (M, k), y is (M, n).
-        weight, epilogue: as `low_rank_name`, `sparse_name`, `epilogue_name` and so on name them.
+        weight: as `low_rank_name`, `sparse_name`, `sparse_low_rank_name` or `ffn_name` names it.
+        epilogue: as `torch_epilogue.epilogue_kind` names it.
         m: tokens, 1 or more.
         device_index: of x's GPU, ``x.get_device()``; -1 is the CPU, for which there is no table.
         allowed: names of ways; "dense" only where the caller keeps a dense weight.

@@ -1,0 +1,379 @@
+import copy
+import json
+import logging
+
+import pytest
+import torch
+
+from lada_kernels import tuning
+from lada_kernels.table import Key, Measured, Table, TableError, TileConfig, Way
+
+STEM, DEVICE = "low_rank_linear", "NVIDIA_H200"
+KEY = Key("bfloat16", 768, 3072, "r128", "fused")
+TILES = TileConfig(64, 64, 64, 4, 3)
+OTHERS = TileConfig(128, 64, 64, 8, 3)
+EVERY = ("dense", "one_launch", "two_launches")
+
+
+def table(**ways):
+    """A table with one entry, at 2048 tokens: way -> microseconds, or those and tiles."""
+    made = Table(STEM, DEVICE, tuning.TRITON)
+    return with_entry(made, 2048, **ways)
+
+
+def with_entry(made, tokens, key=KEY, **ways):
+    measured = {
+        name: Measured(*way) if isinstance(way, tuple) else Measured(way)
+        for name, way in ways.items()
+    }
+    made.add(key, tokens, measured, {"gpu": "NVIDIA H200"})
+    return made
+
+
+def path_in(folder, triton=tuning.TRITON):
+    return folder / STEM / Table.name(DEVICE, triton)
+
+
+def write(made, folder, triton=tuning.TRITON):
+    path = path_in(folder, triton)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made.to_dict() if isinstance(made, Table) else made))
+    return path
+
+
+def look_up(m=2048, device_index=0, allowed=EVERY, **changes):
+    given = KEY._replace(**changes)
+    return tuning.fastest(STEM, *given, m, device_index, allowed)
+
+
+@pytest.fixture
+def folders(monkeypatch, tmp_path):
+    """An empty folder in the place of the shipped tables, and a GPU that is called H200."""
+    found = [tmp_path / "shipped"]
+    monkeypatch.setattr(tuning, "_folders", found)
+    monkeypatch.setattr(tuning, "gpu_slug", lambda index: DEVICE)
+    for cached in (tuning.fastest, tuning._table):
+        cached.cache_clear()
+    yield found
+    for cached in (tuning.fastest, tuning._table):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def shipped(folders):
+    return folders[0]
+
+
+class TestFastest:
+    def test_it_is_the_way_that_took_least_with_its_tiles(self, shipped):
+        write(table(dense=60.0, one_launch=(30.0, TILES), two_launches=40.0), shipped)
+        assert look_up() == Way("one_launch", TILES)
+
+    def test_a_way_without_tiles_has_none(self, shipped):
+        write(table(dense=60.0, one_launch=(50.0, TILES), two_launches=40.0), shipped)
+        assert look_up() == Way("two_launches")
+
+    def test_dense_counts_only_where_it_is_allowed(self, shipped):
+        write(table(dense=20.0, one_launch=(30.0, TILES)), shipped)
+        assert look_up() == Way("dense")
+        assert look_up(allowed=("one_launch",)) == Way("one_launch", TILES)
+
+    def test_it_is_none_where_nothing_that_is_allowed_was_measured(self, shipped):
+        write(table(dense=20.0, one_launch=(30.0, TILES)), shipped)
+        assert look_up(allowed=("split",)) is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"dtype": "float16"}, {"k": 769}, {"n": 768}, {"weight": "r64"}, {"epilogue": "plain"}],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_it_is_none_for_what_was_not_measured(self, shipped, changes):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        assert look_up(**changes) is None
+
+    def test_a_torch_dtype_is_as_good_as_its_name(self, shipped):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        assert look_up(dtype=torch.bfloat16) == Way("one_launch", TILES)
+
+    def test_it_is_none_without_tables(self, folders):
+        assert look_up() is None
+
+    def test_the_cpu_has_no_table_and_no_device_is_asked(self, folders, monkeypatch):
+        monkeypatch.setattr(tuning, "gpu_slug", lambda index: pytest.fail("asked"))
+        assert look_up(device_index=torch.empty(1).get_device()) is None
+
+    @pytest.mark.parametrize(
+        ("m", "want"),
+        [
+            (1, "two_launches"),
+            (128, "two_launches"),
+            (129, "one_launch"),  # its bucket, 256, was not measured, and is as near to 512
+            (512, "one_launch"),
+            (1024, "one_launch"),
+            (1025, "dense"),
+            (2048, "dense"),
+            (65536, "dense"),
+        ],
+    )
+    def test_the_nearest_number_of_tokens_counts(self, shipped, m, want):
+        made = Table(STEM, DEVICE, tuning.TRITON)
+        with_entry(made, 128, dense=9.0, one_launch=8.0, two_launches=7.0)
+        with_entry(made, 512, dense=9.0, one_launch=7.0, two_launches=8.0)
+        with_entry(made, 4096, dense=7.0, one_launch=8.0, two_launches=9.0)
+        write(made, shipped)
+        found = look_up(m)
+        assert found is not None
+        assert found.name == want
+
+    def test_a_second_look_up_reads_and_asks_nothing(self, shipped, monkeypatch):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        first = look_up()
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "gpu_slug", lambda index: pytest.fail("asked"))
+            patch.setattr(tuning, "_table", lambda *key: pytest.fail("read"))
+            assert look_up() is first
+
+    def test_a_file_is_read_once_for_all_its_entries(self, shipped, monkeypatch):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        look_up()
+        monkeypatch.setattr(Table, "read", lambda *key: pytest.fail("read again"))
+        assert look_up(m=17) == Way("one_launch", TILES)
+
+
+class TestFolders:
+    @pytest.fixture
+    def users(self, folders, tmp_path):
+        tuning.add_folder(tmp_path / "users")
+        return tmp_path / "users"
+
+    def test_the_users_table_wins_where_it_is_faster(self, shipped, users):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write(table(dense=60.0, one_launch=(20.0, OTHERS)), users)
+        assert look_up() == Way("one_launch", OTHERS)
+
+    def test_the_shipped_table_stays_where_it_is_faster(self, shipped, users):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write(table(dense=60.0, one_launch=(40.0, OTHERS)), users)
+        assert look_up() == Way("one_launch", TILES)
+
+    def test_times_count_as_shares_of_dense_in_the_same_table(self, shipped, users):
+        """A GPU at half its clock measures twice the time; its tiles may still be the better."""
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write(table(dense=120.0, one_launch=(50.0, OTHERS)), users)
+        assert look_up() == Way("one_launch", OTHERS)
+
+    def test_the_users_is_taken_where_both_are_as_fast(self, shipped, users):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write(table(dense=60.0, one_launch=(30.0, OTHERS)), users)
+        assert look_up() == Way("one_launch", OTHERS)
+
+    def test_the_nearest_number_of_tokens_is_that_of_all_tables(self, shipped, users):
+        write(table(dense=60.0, one_launch=(50.0, TILES)), shipped)
+        far = with_entry(
+            Table(STEM, DEVICE, tuning.TRITON), 64, dense=9.0, one_launch=(1.0, OTHERS)
+        )
+        write(far, users)
+        assert look_up() == Way("one_launch", TILES)
+        assert look_up(m=64) == Way("one_launch", OTHERS)
+
+    def test_a_folder_added_later_is_seen(self, shipped, tmp_path):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write(table(dense=60.0, one_launch=(20.0, OTHERS)), tmp_path / "late")
+        assert look_up() == Way("one_launch", TILES)
+        tuning.add_folder(tmp_path / "late")
+        assert look_up() == Way("one_launch", OTHERS)
+
+    def test_a_folder_is_searched_once(self, folders, tmp_path):
+        tuning.add_folder(str(tmp_path / "twice"))
+        tuning.add_folder(tmp_path / "twice")
+        assert folders == [tmp_path / "twice", tmp_path / "shipped"]
+
+
+class TestWhatCannotBeUsed:
+    def test_another_tritons_table_is_ignored_with_one_reason(self, shipped, caplog):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped, triton="2.1")
+        with caplog.at_level(logging.WARNING, "lada_kernels"):
+            assert look_up() is None
+            assert look_up(m=17) is None
+        (record,) = caplog.records
+        assert f"{DEVICE}-triton2.1.json" in record.getMessage()
+        assert f"this is Triton {tuning.TRITON}" in record.getMessage()
+
+    def test_another_tritons_table_beside_ours_is_no_reason(self, shipped, caplog):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped, triton="2.1")
+        with caplog.at_level(logging.WARNING, "lada_kernels"):
+            assert look_up() == Way("one_launch", TILES)
+        assert caplog.records == []
+
+    def test_a_corrupted_table_is_ignored_with_one_reason(self, shipped, caplog):
+        path = write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        path.write_text(path.read_text()[:-9])
+        with caplog.at_level(logging.WARNING, "lada_kernels"):
+            assert look_up() is None
+            assert look_up(m=17) is None
+        (record,) = caplog.records
+        assert str(path) in record.getMessage()
+
+    def test_a_corrupted_table_leaves_the_other_folder_alone(self, shipped, folders, tmp_path):
+        write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
+        write({}, tmp_path / "users")
+        tuning.add_folder(tmp_path / "users")
+        assert look_up() == Way("one_launch", TILES)
+
+
+class TestTable:
+    @pytest.fixture
+    def content(self):
+        return table(dense=60.0, one_launch=(30.0, TILES)).to_dict()
+
+    def test_what_is_written_is_what_is_read(self, tmp_path):
+        made = table(dense=60.0, one_launch=(30.0, TILES))
+        with_entry(made, 64, KEY._replace(weight="r64x3"), dense=5.5, two_launches=4.0)
+        assert Table.read(write(made, tmp_path), STEM, DEVICE, tuning.TRITON) == made
+
+    def test_the_file_does_not_depend_on_the_order_of_measuring(self):
+        entries = [(2048, {"dense": 60.0}), (64, {"dense": 5.0})]
+        made, reverse = (Table(STEM, DEVICE, tuning.TRITON) for _ in range(2))
+        for tokens, ways in entries:
+            with_entry(made, tokens, KEY, **ways)
+        for tokens, ways in entries[::-1]:
+            with_entry(reverse, tokens, KEY, **ways)
+        assert made.to_dict() == reverse.to_dict()
+
+    def test_entries_of_two_environments_know_their_own(self):
+        made = table(dense=60.0)
+        made.add(KEY, 64, {"dense": Measured(5.0)}, {"gpu": "NVIDIA H200", "gpu_driver": "1"})
+        made.add(KEY, 32, {"dense": Measured(5.0)}, {"gpu": "NVIDIA H200"})
+        assert len(made.environments) == 2
+        assert {m: e.environment for m, e in made.entries[KEY].items()} == {2048: 0, 64: 1, 32: 0}
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda c: c.update(format=2), "format is 2; expected 1"),
+            (lambda c: c.update(stem="other"), "stem is 'other'"),
+            (lambda c: c.update(device="T4"), "device is 'T4'; expected 'NVIDIA_H200'"),
+            (lambda c: c.update(triton="2.1"), "triton is '2.1'"),
+            (lambda c: c.pop("environments"), "environments is not a list"),
+            (lambda c: c.update(entries={}), "entries is not a list"),
+            (lambda c: c["entries"].append(7), "entry 1 has int"),
+            (lambda c: c["entries"].append(c["entries"][0]), "entry 1 is there twice"),
+            (lambda c: c["entries"][0].pop("k"), "entry 0 has {"),
+            (lambda c: c["entries"][0].update(more=1), "entry 0 has {"),
+            (lambda c: c["entries"][0].update(k="768"), "entry 0: k is '768'"),
+            (lambda c: c["entries"][0].update(n=True), "entry 0: n is True"),
+            (lambda c: c["entries"][0].update(tokens=100), "entry 0: tokens is 100"),
+            (lambda c: c["entries"][0].update(dtype="int8"), "entry 0: dtype is 'int8'"),
+            (lambda c: c["entries"][0].update(epilogue=[]), "entry 0: epilogue is []"),
+            (lambda c: c["entries"][0].update(weight=128), "entry 0: weight is 128"),
+            (lambda c: c["entries"][0].update(environment=1), "entry 0: environment is 1"),
+            (lambda c: c["entries"][0].update(ways=[]), "entry 0: ways is not an object"),
+            (lambda c: c["entries"][0]["ways"].pop("dense"), "no 'dense' to compare with"),
+            (lambda c: c["entries"][0]["ways"].update(magic={"us": 1}), "way 'magic'"),
+            (lambda c: c["entries"][0]["ways"].update(split=1), "split is not an object"),
+            (lambda c: c["entries"][0]["ways"]["dense"].update(us=0), "dense: us is 0"),
+            (lambda c: c["entries"][0]["ways"]["dense"].update(us=float("nan")), "us is nan"),
+            (lambda c: c["entries"][0]["ways"]["dense"].update(us="1"), "us is '1'"),
+            (lambda c: c["entries"][0]["ways"]["dense"].update(tiles={}), "tiles has set()"),
+            (
+                lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(BLOCK_M=48),
+                "one_launch: BLOCK_M is 48; expected a power of two",
+            ),
+            (
+                lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(num_stages=0),
+                "one_launch: num_stages is 0; expected a positive integer",
+            ),
+        ],
+    )
+    def test_damage_is_named(self, content, tmp_path, change, reason):
+        damaged = copy.deepcopy(content)
+        change(damaged)
+        path = write(damaged, tmp_path)
+        with pytest.raises(TableError) as error:
+            Table.read(path, STEM, DEVICE, tuning.TRITON)
+        assert error.value.path == path
+        assert reason in error.value.reason
+        assert str(path) in str(error.value)
+
+    @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff{}", b"null"])
+    def test_a_file_that_is_no_table_is_named(self, tmp_path, text):
+        (tmp_path / "table.json").write_bytes(text)
+        with pytest.raises(TableError, match="table.json is no tuned table"):
+            Table.read(tmp_path / "table.json", STEM, DEVICE, tuning.TRITON)
+
+    def test_stages_need_not_be_a_power_of_two(self, content, tmp_path):
+        content["entries"][0]["ways"]["one_launch"]["tiles"]["num_stages"] = 3
+        path = write(content, tmp_path)
+        assert Table.read(path, STEM, DEVICE, tuning.TRITON).entries[KEY].keys() == {2048}
+
+    def test_every_shipped_table_is_one(self):
+        for path in tuning.SHIPPED.glob("*/*.json"):
+            device, triton = path.stem.split("-triton")
+            assert Table.read(path, path.parent.name, device, triton).entries
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("rank", "name"), [(1, "r32"), (32, "r32"), (33, "r64"), (72, "r96"), (1025, "r2048")]
+    )
+    def test_a_rank_is_named_by_the_next_bucket_up(self, rank, name):
+        assert tuning.low_rank_name(rank) == name
+
+    def test_groups_are_named(self):
+        assert tuning.low_rank_name(64, 3) == "r64x3"
+
+    @pytest.mark.parametrize(
+        ("density", "name"),
+        [(0.0, "d05"), (0.05, "d05"), (0.1, "d10"), (0.104, "d10"), (0.106, "d20"), (1.0, "d100")],
+    )
+    def test_a_density_is_named_by_the_next_bucket_up(self, density, name):
+        assert tuning.sparse_name(128, 16, density) == f"128x16-{name}"
+
+    def test_sums_and_pairs_are_named_by_their_parts(self):
+        assert tuning.sparse_low_rank_name(64, 64, 32, 0.3) == "r64+64x32-d30"
+        assert tuning.ffn_name(60, 3072, 128) == "r64-3072-r128"
+
+    @pytest.mark.parametrize(("m", "bucket"), [(1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
+    def test_tokens_belong_to_the_next_power_of_two(self, m, bucket):
+        assert tuning.token_bucket(m) == bucket
+
+
+class TestUnsupported:
+    @pytest.fixture(autouse=True)
+    def _fresh(self):
+        tuning.unsupported.cache_clear()
+        yield
+        tuning.unsupported.cache_clear()
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        def pretend(name, capability):
+            monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+
+        return pretend
+
+    @pytest.mark.parametrize(("name", "capability"), [("Tesla T4", (7, 5)), ("V100", (7, 0))])
+    def test_an_old_gpu_is_told_what_is_needed(self, gpu, name, capability):
+        gpu(name, capability)
+        reason = tuning.unsupported(0)
+        assert reason is not None
+        assert f"{name} has compute capability {capability[0]}.{capability[1]}" in reason
+        assert "expected 8.0 or newer" in reason
+
+    @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+    def test_a_newer_one_is_fine(self, gpu, capability):
+        gpu("GPU", capability)
+        assert tuning.unsupported(0) is None
+
+    def test_amd_counts_its_capabilities_otherwise(self, gpu, monkeypatch):
+        gpu("AMD", (7, 0))
+        monkeypatch.setattr(torch.version, "hip", "7.0")
+        assert tuning.unsupported(0) is None
+
+    def test_the_device_is_asked_once(self, gpu, monkeypatch):
+        gpu("Tesla T4", (7, 5))
+        first = tuning.unsupported(0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: pytest.fail("asked"))
+        assert tuning.unsupported(0) == first
