@@ -18,7 +18,7 @@ from .activations import kernel_activation
 from .epilogue import epilogue, merge_moments, normalize, store_tile
 from .linear import linear_fwd
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
-from .tuning import TileConfig, Way
+from .tuning import TileConfig, Way, fastest, low_rank_name, token_bucket
 
 MAX_RANK = 256
 """Largest rank whose (BLOCK_M, RANK) tile fits in registers."""
@@ -232,17 +232,28 @@ def default_tiles(m: int, rank: int, dtype: torch.dtype, norm: bool = False) -> 
 
 @functools.lru_cache(maxsize=4096)
 def choose(
-    m: int, n: int, k: int, rank: int, groups: int, dtype: torch.dtype, epilogue: str, dense: bool
+    m: int,
+    n: int,
+    k: int,
+    rank: int,
+    groups: int,
+    dtype: torch.dtype,
+    epilogue: str,
+    dense: bool,
+    device_index: int,
 ) -> Way:
-    """The fastest way for a product of this size, "dense" only where the caller has the weight."""
+    """The fastest way by the tuned tables, or else by rule; "dense" only if the caller has it."""
+    fits = rank <= MAX_RANK and (groups == 1 or epilogue != "norm")
+    ways = "two_launches", *(["one_launch"] if fits else []), *(["dense"] if dense else [])
+    name = low_rank_name(rank, groups)
+    way = fastest("low_rank_linear", dtype, k, n, name, epilogue, m, device_index, ways)
+    if way is not None:
+        return way
     if dense and m <= 256:  # two dependent products cost more than one, however small
         return Way("dense")
-    # the first product would read u and v once per row tile; fp32 has no tensor cores to keep busy
-    if rank > 128 or dtype == torch.float32:
-        return Way("two_launches")
-    if epilogue == "plain" and m * rank >= 2**20:
-        return Way("two_launches")
-    return Way("one_launch")
+    # one launch reads u and v once per row tile; and fp32 has no tensor cores to keep busy
+    cheap = rank <= 128 and (epilogue != "plain" or m * rank < 2**20)
+    return Way("one_launch" if fits and cheap and dtype != torch.float32 else "two_launches")
 
 
 def low_rank_linear_fwd(
@@ -282,14 +293,14 @@ def low_rank_linear_fwd(
     """
     (m, k), (n, rank) = x.shape, u.shape
     kind = epilogue_kind(activation, residual, norm)
-    if way is None:
-        bucket = 1 << (m - 1).bit_length()
-        way = choose(bucket, n, k, rank, groups, x.dtype, kind, dense is not None)
     if m == 0 or n == 0:
         return x.new_empty(m, n)
+    if way is None:
+        tokens, kept = token_bucket(m), dense is not None
+        way = choose(tokens, n, k, rank, groups, x.dtype, kind, kept, x.get_device())
     if way.name == "dense":
         return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
-    if way.name == "two_launches" or (norm is not None and groups > 1):
+    if way.name == "two_launches":
         t = F.linear(x, v)
         if groups == 1 and (kind == "plain" or x.dtype == torch.float32):
             return torch_epilogue(F.linear(t, u, bias), activation, residual, norm)
