@@ -1,0 +1,91 @@
+"""All that a GPU can tell, in one command, the most valuable first.
+
+``PYTHONPATH=.:kernels python benchmarks/gpu_suite.py --budget 540 --out benchmarks/results``
+
+Tests and compute-sanitizer, the device's ceilings, every kernel beside its peers, tuning. Needs no
+more than torch, triton, transformers, numpy and pytest. Results go to ``OUT/<device>/suite_*.json``
+row by row, and into ``SUITE.md`` beside them; a second run goes on where the first one stopped.
+
+``--dry-run`` takes the same path without a GPU: tiny shapes, Triton's interpreter, the CPU's clock,
+results in a folder of its own, marked as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+STAGES = ("tests", "ceilings", "kernels", "tune")
+MAX_CRASHES = 20
+CRASHED = 75  # exit status of a stage that lost its GPU, and must be started again
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parse(arguments)
+    end = time.time() + given.budget
+    out = given.out
+    if given.dry_run and out is None:
+        out = Path(tempfile.mkdtemp(prefix="lada-dry-run-"))
+    out = out or RESULTS
+    status = 0
+    for stage in given.stages:
+        status = max(status, run_stage(stage, given.stages, end, out, given.dry_run))
+    from benchmarks.suite.report import write_reports
+
+    for path in write_reports(out):
+        print(f"wrote {path}")
+    return status
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
+    parser.add_argument("--out", type=Path, help="folder of results (default: benchmarks/results)")
+    parser.add_argument("--stages", default=",".join(STAGES), help="which, in their order")
+    parser.add_argument("--dry-run", action="store_true", help="without a GPU, on tiny shapes")
+    given = parser.parse_args(arguments)
+    given.stages = given.stages.split(",")
+    unknown = [stage for stage in given.stages if stage not in STAGES]
+    if unknown:
+        parser.error(f"--stages: {', '.join(unknown)}; expected some of {', '.join(STAGES)}")
+    if given.budget <= 0:
+        parser.error(f"--budget: {given.budget:g}; expected a positive number of seconds")
+    if given.dry_run and given.out and given.out.resolve().is_relative_to(RESULTS):
+        parser.error(f"--out: {given.out}; a dry run measures nothing and may not write there")
+    return given
+
+
+def run_stage(stage: str, stages: Sequence[str], end: float, out: Path, dry_run: bool) -> int:
+    """One stage in a process of its own, started again after a crash; its exit status."""
+    from benchmarks.suite.budget import seconds_for
+
+    deadline = time.time() + seconds_for(stage, stages, end - time.time())
+    command = [sys.executable, "-m", "benchmarks.suite", stage]
+    command += ["--out", str(out.resolve()), "--deadline", str(deadline)]
+    command += ["--dry-run"] if dry_run else []
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    print(f"== {stage}: {deadline - time.time():.0f} s", flush=True)
+    status = 0
+    for crash in range(MAX_CRASHES):
+        again = ["--after-crash"] if crash else []
+        env = {**os.environ, "PYTHONPATH": path}
+        status = subprocess.run([*command, *again], cwd=ROOT, env=env).returncode
+        if status == 0:
+            break
+        print(f"== {stage}: ended with status {status}", flush=True)
+        if status != CRASHED and not list(out.glob("*/.*.running")):
+            break  # not in a row: it would end so again
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

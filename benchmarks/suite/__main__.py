@@ -1,0 +1,29 @@
+"""One stage in this process: ``python -m benchmarks.suite kernels --out DIR --deadline EPOCH``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--deadline", type=float, default=math.inf, help="seconds since the epoch")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--after-crash", action="store_true", help="the stage ended in a row")
+    given = parser.parse_args()
+    if given.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton asks once, when it is imported
+    from .budget import Budget
+    from .stages import STAGES, Run
+
+    run = Run(given.out, Budget(given.deadline), given.dry_run, given.after_crash)
+    return STAGES[given.stage](run)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""What the device can do at best: copy, multiply, start a kernel. Rows are held to these."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lada_ops.latency import Clock
+
+from .clock import Rotation
+from .roofline import Ceilings
+
+SAMPLES = 15
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, Any]:
+    """Rates in bytes and operations per second, a graph node's seconds, and the L2's bytes."""
+    cuda = device.type == "cuda"
+    length, side = (2**30, 8192) if cuda else (2**22, 256)
+    source = torch.empty(length, dtype=torch.uint8, device=device).random_(0, 256)
+    target = torch.empty_like(source)
+    # random, since a product of zeros is faster than any other
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    word = torch.zeros(1, device=device)
+
+    def seconds(call: Callable[[], Tensor], calls: int = 1) -> float:
+        rotation = Rotation([call] * calls)
+        rotation()
+        if cuda:
+            rotation.capture()
+        times = [clock.sample(itertools.repeat(rotation), 1)[0] for _ in range(SAMPLES)]
+        return statistics.median(times)
+
+    return {
+        "bytes_per_second": 2 * length / seconds(lambda: target.copy_(source)),
+        "flops_per_second": 2 * side**3 / seconds(lambda: torch.mm(a, b, out=product)),
+        "graph_node_seconds": seconds(lambda: word.add_(1), calls=1000),
+        "l2_bytes": l2_bytes(device),
+    }
+
+
+def l2_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def of_row(row: dict[str, Any]) -> Ceilings:
+    return Ceilings(row["flops_per_second"], row["bytes_per_second"])

@@ -1,0 +1,175 @@
+"""One row: every way of a problem prepared, checked, and timed beside the others.
+
+A way that cannot be prepared, fails or is wrong becomes a reason in the row; the others go on.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lada_ops.latency import TOLERANCES, Candidate, Clock, Comparison, WrongOutput, compare
+
+from .clock import Rotation, copies_for
+from .problem import Entry, Problem
+from .roofline import Ceilings, achieved
+
+BASELINE = "dense"
+ROUNDS = 11
+WARMUP = 2
+MAX_REASON = 300  # characters
+
+
+class DeviceLost(RuntimeError):
+    """The GPU's context is beyond use after an error in a kernel; only a new process gets another.
+
+    way: whose error it was.
+    """
+
+    def __init__(self, way: str, error: Exception) -> None:
+        super().__init__(f"{way}: {reason(error)}")
+        self.way = way
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where rows are measured. l2_bytes: of the cache that copies must not fit in."""
+
+    device: torch.device
+    clock: Callable[[], Clock]
+    l2_bytes: int
+    ceilings: Ceilings | None = None
+    rounds: int = ROUNDS
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    entry: Entry
+    candidate: Candidate
+    rotation: Rotation
+
+
+def measure(problem: Problem, dtype: torch.dtype, bench: Bench) -> dict[str, Any]:
+    """The row: ``timings`` by way with what each achieved, and ``failed``, way -> reason.
+
+    Raises DeviceLost where an error leaves no way to go on in this process.
+    """
+    failed: dict[str, str] = {}
+    ready: dict[str, _Ready] = {}
+    for name, prepare in problem.ways.items():
+        try:
+            ready[name] = _prepare(name, prepare, problem, dtype, bench)
+        except Exception as error:  # whatever a peer raises is its result
+            _check_device(name, error, bench)
+            failed[name] = reason(error)
+    comparison = _compare(ready, failed, bench)
+    row = {"case": vars(problem.case), "failed": failed}
+    if comparison is None:
+        return row
+    return row | {
+        "settings": dict(comparison.settings),
+        "timings": {
+            timing.name: timing.to_dict()
+            | achieved(
+                ready[timing.name].entry.work(problem.case.tokens, problem.output_bytes),
+                timing.seconds.median,
+                bench.ceilings,
+            )
+            | {
+                "copies": ready[timing.name].rotation.copies,
+                "graph": ready[timing.name].rotation.captured,
+                **ready[timing.name].entry.note,
+            }
+            for timing in comparison.timings
+        },
+    }
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:MAX_REASON]
+
+
+def _prepare(
+    name: str,
+    prepare: Callable[[], Entry],
+    problem: Problem,
+    dtype: torch.dtype,
+    bench: Bench,
+) -> _Ready:
+    entry = prepare()
+    expected = problem.expected if entry.expected is None else entry.expected
+    tokens = problem.case.tokens
+    copies = copies_for(entry.work(tokens, problem.output_bytes).bytes, bench.l2_bytes)
+    rotation = Rotation(entry.copies(copies))
+    candidate = Candidate(name, rotation, expected, TOLERANCES[dtype], entry.read)
+    with torch.no_grad():
+        _poison(problem.output_bytes, bench)
+        candidate.error(rotation(), candidate.expect())
+        if bench.cuda:
+            torch.cuda.synchronize()
+            _capture(rotation)
+    return _Ready(entry, candidate, rotation)
+
+
+def _poison(output_bytes: int, bench: Bench) -> None:
+    """Leave NaN where outputs will lie, so that what is not written is seen.
+
+    Memory that was just freed is what the allocator gives out next; without this it may hold the
+    right answer of the way before.
+    """
+    blocks = [
+        torch.full((output_bytes // 2,), float("nan"), dtype=torch.float16, device=bench.device)
+        for _ in range(4)
+    ]
+    del blocks
+
+
+def _capture(rotation: Rotation) -> None:
+    try:
+        rotation.capture()
+    except RuntimeError:  # a way that synchronises; its row says "graph": false
+        torch.cuda.synchronize()
+
+
+def _compare(ready: dict[str, _Ready], failed: dict[str, str], bench: Bench) -> Comparison | None:
+    """Those that are ready, side by side; whoever turns out wrong moves to `failed`."""
+    while BASELINE in ready:
+        try:
+            return compare(
+                [way.candidate for way in ready.values()],
+                baseline=BASELINE,
+                rounds=bench.rounds,
+                warmup=WARMUP,
+                clock=bench.clock(),
+                quiet=True,
+            )
+        except WrongOutput as error:
+            failed[error.candidate] = reason(error)
+            del ready[error.candidate]
+        except Exception as error:
+            _check_device("compare", error, bench)
+            failed["compare"] = reason(error)
+            return None
+    return None
+
+
+def _check_device(way: str, error: Exception, bench: Bench) -> None:
+    if not bench.cuda:
+        return
+    error.__traceback__ = None  # it holds the tensors that did not fit
+    gc.collect()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        raise DeviceLost(way, error) from None

@@ -1,0 +1,162 @@
+"""Result files as Markdown: goals, checks, ceilings, a table per kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .goals import GOALS, Rows
+from .store import Row, newest
+
+PREFIX = "suite_"
+CHECKS = f"{PREFIX}checks"
+REPORT = "SUITE.md"
+LEGEND = """Microseconds are the median of interleaved rounds of CUDA graph replays, operands \
+rotated through copies so that the L2 is cold; × is how many times as fast as dense, the median of \
+ratios within a round. TFLOP/s, GB/s and the share of the roofline (of the ceilings measured here) \
+are those of our fastest way, for its own work: two operations per stored weight element and \
+token, each operand read and the output written once. Every output was checked against fp64 before \
+its time was taken. **Bold: slower than dense.** A dash: that way is not measured for this row; \
+"failed": see below the table.
+"""
+
+
+def write_reports(out: Path) -> list[Path]:
+    """``SUITE.md`` of every device folder in `out` that holds results of the suite."""
+    written = []
+    for folder in sorted({path.parent for path in out.glob(f"*/{PREFIX}*.json")}):
+        path = folder / REPORT
+        path.write_text(rendered(folder))
+        written.append(path)
+    return written
+
+
+def rendered(folder: Path) -> str:
+    """The report of one device's folder; of each file, only what its last environment measured."""
+    files = {path.stem: newest(path) for path in sorted(folder.glob(f"{PREFIX}*.json"))}
+    environment = list(files.values())[-1][0]
+    rows: Rows = {
+        name.removeprefix(PREFIX): found for name, (_, found) in files.items() if name != CHECKS
+    }
+    checked = files[CHECKS][1] if CHECKS in files else {}
+    sections = [
+        f"# {folder.name}: the kernels\n",
+        dry_run_note(environment),
+        environment_line(environment),
+        "## Goals\n",
+        goals_table(rows),
+        "## Checks\n",
+        checks_table(checked),
+        *kernel_sections(rows),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def dry_run_note(environment: Mapping[str, Any]) -> str:
+    if not environment.get("dry_run"):
+        return ""
+    return "**A dry run: tiny shapes in Triton's interpreter. No figure here means anything.**\n"
+
+
+def environment_line(environment: Mapping[str, Any]) -> str:
+    known = (f"{k} {v}" for k, v in environment.items() if v is not None)
+    return f"{', '.join(known)}\n"
+
+
+def goals_table(rows: Rows) -> str:
+    lines = []
+    for goal in GOALS:
+        outcome, figures = goal.outcome(rows)
+        values = [value for _, value in figures if value is not None]
+        cell = f"{min(values):.2f} to {max(values):.2f}" if values else ""
+        good = sum(value >= goal.target for value in values)
+        lines.append([goal.name, f"{goal.target:g}", outcome, cell, f"{good} of {len(figures)}"])
+    return table(["goal", "target", "", "from the worst to the best row", "rows that meet it"], lines)
+
+
+def checks_table(checked: Mapping[str, Row]) -> str:
+    lines, failures = [], []
+    for key, row in checked.items():
+        if "ok" not in row:
+            continue
+        verdict = {True: "ok", False: "**failed**", None: "not run"}[row["ok"]]
+        counts = ", ".join(f"{row[k]} {k}" for k in ("passed", "failed", "skipped") if k in row)
+        lines.append([key, verdict, counts, row.get("reason", "")])
+        failures += [f"- {name}: {text}" for name, text in row.get("failures", {}).items()]
+    if not lines:
+        return "Not run.\n"
+    below = "".join(f"{line}\n" for line in failures)
+    return table(["test", "", "", "reason"], lines) + (f"\n{below}" if below else "")
+
+
+def kernel_sections(rows: Rows) -> list[str]:
+    sections = []
+    for stem, found in rows.items():
+        for backward in (False, True):
+            chosen = {k: r for k, r in found.items() if is_backward(r) == backward}
+            if chosen:
+                title = f"## {stem}{', training step' if backward else ''}\n"
+                sections += [title, *([] if sections else [LEGEND]), kernel_table(chosen)]
+    return sections
+
+
+def is_backward(row: Row) -> bool:
+    return bool(row.get("case", {}).get("backward"))
+
+
+def kernel_table(rows: Mapping[str, Row]) -> str:
+    """One line per row, one column per way, and what our fastest way achieved."""
+    ways = list(dict.fromkeys(way for row in rows.values() for way in row.get("timings", {})))
+    ways += [w for w in dict.fromkeys(w for r in rows.values() for w in r["failed"]) if w not in ways]
+    lines, reasons = [], {}
+    for key, row in rows.items():
+        timings = row.get("timings", {})
+        cells = [way_cell(row, way) for way in ways]
+        lines.append([key, *cells, *achieved_cells(timings)])
+        for way, why in row["failed"].items():
+            reasons.setdefault((way, why), []).append(key)
+    text = table(["", *ways, "TFLOP/s", "GB/s", "roofline"], lines)
+    if reasons:
+        text += "\nFailed:\n\n" + "".join(
+            f"- {way}, {len(keys)} rows such as {keys[0]}: {why}\n"
+            for (way, why), keys in reasons.items()
+        )
+    return text
+
+
+def way_cell(row: Row, way: str) -> str:
+    if way in row["failed"]:
+        return "failed"
+    timing = row.get("timings", {}).get(way)
+    if timing is None:
+        return "-"
+    speedup = timing["speedup_median"]
+    cell = f"{1e6 * timing['median_seconds']:.1f}"
+    if way == "dense":
+        return cell
+    ratio = f"{speedup:.2f}×"
+    return f"{cell} {ratio}" if speedup >= 1 else f"{cell} **{ratio}**"
+
+
+def achieved_cells(timings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    own = [timing for way, timing in timings.items() if is_ours(way)]
+    if not own:
+        return ["-", "-", "-"]
+    best = min(own, key=lambda timing: timing["median_seconds"])
+    share = best["roofline_fraction"]
+    return [
+        f"{best['tflops']:.1f}",
+        f"{best['gigabytes_per_second']:.0f}",
+        "-" if share is None else f"{100 * share:.0f} %",
+    ]
+
+
+def is_ours(way: str) -> bool:
+    """Whether a way runs our kernels and nothing else; "dispatch" may be dense."""
+    return way in ("one_launch", "two_launches", "weights_left", "split", "our op")
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))

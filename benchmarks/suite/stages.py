@@ -1,0 +1,217 @@
+"""The stages of the suite, each run in a process of its own; a crash costs one row."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lada_ops.environment import device_slug
+from lada_ops.latency import CpuClock
+
+from . import ceilings, checks
+from .backward import training_step
+from .budget import Budget, Pace
+from .cases import Case, all_cases, tiny_cases
+from .clock import GraphClock
+from .measure import Bench, DeviceLost, measure, reason
+from .peers import is_tuned
+from .report import CHECKS, PREFIX, is_ours
+from .store import Store, suite_environment
+from .ways import forward
+
+CEILINGS = "ceilings"
+WORTH_STARTING = 20.0  # seconds that a test file or a tool should have
+CRASHED = 75  # exit status: start me again
+
+
+@dataclass
+class Run:
+    """out: the folder of result files, one folder per device in it."""
+
+    out: Path
+    budget: Budget
+    dry_run: bool
+    after_crash: bool = False
+
+    def __post_init__(self) -> None:
+        cuda = torch.cuda.is_available() and not self.dry_run
+        self.device = torch.device("cuda" if cuda else "cpu")
+        # bf16 products are wrong in Triton's interpreter
+        self.dtype = torch.bfloat16 if cuda else torch.float32
+        self.clock = GraphClock if cuda else CpuClock
+        self.folder = self.out / device_slug(self.device)
+        self.environment = suite_environment(self.dry_run)
+
+    def store(self, name: str) -> Store:
+        return Store(self.folder / f"{name}.json", self.environment)
+
+
+def tests(run: Run) -> int:
+    """Test files, then compute-sanitizer."""
+    store = run.store(CHECKS)
+    files = [path for path in checks.test_files(run.dry_run) if not store.done(path)]
+
+    def one(path: str) -> dict[str, Any] | None:
+        seconds = min(checks.TEST_SECONDS, run.budget.left())
+        if seconds < WORTH_STARTING:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            return checks.run_tests(path, seconds, Path(folder) / "report.xml")
+
+    with ThreadPoolExecutor(checks.workers()) as pool:
+        for path, row in zip(files, pool.map(one, files), strict=True):
+            _keep(store, path, row, _tested)
+    for tool in checks.TOOLS:
+        key = f"compute-sanitizer {tool}"
+        seconds = min(checks.SANITIZER_SECONDS, run.budget.left())
+        if not store.done(key) and seconds >= WORTH_STARTING:
+            cuda = run.device.type == "cuda"
+            _keep(store, key, checks.sanitize(tool, seconds, cuda), _tested)
+    return 0
+
+
+def measure_ceilings(run: Run) -> int:
+    store = run.store(CHECKS)
+    if not store.done(CEILINGS):
+        row = ceilings.measure_ceilings(run.device, run.dtype, run.clock())
+        _keep(store, CEILINGS, row, _ceilings)
+    return 0
+
+
+def kernels(run: Run) -> int:
+    """Row by row in the order of their value, while the next one fits."""
+    measure_ceilings(run)
+    top = ceilings.of_row(run.store(CHECKS).rows[CEILINGS])
+    bench = Bench(run.device, run.clock, ceilings.l2_bytes(run.device), top)
+    if run.dry_run:
+        bench = Bench(run.device, run.clock, 0, top, rounds=3)
+    stores: dict[str, Store] = {}
+    pace = Pace()
+    cases = tiny_cases() if run.dry_run else all_cases()
+    for stem in dict.fromkeys(case.stem for case in cases):
+        stores[stem] = store = run.store(f"{PREFIX}{stem}")
+        key = store.interrupted()
+        if key is not None and run.after_crash:
+            _keep(store, key, {"failed": {"all": "the process ended while it measured"}}, _timed)
+    waiting = [case for case in cases if not stores[case.stem].done(case.key)]
+    print(f"kernels: {len(cases) - len(waiting)} of {len(cases)} rows are there", flush=True)
+    for case in waiting:
+        kind = pace_of(case)
+        if not run.budget.fits(pace.expected(kind)):
+            print(f"no time left for {case.stem} {case.key}", flush=True)
+            return 0
+        start = time.monotonic()
+        store = stores[case.stem]
+        store.begin(case.key)
+        try:
+            row = _measured(case, run, bench)
+        except DeviceLost as lost:
+            row = {"case": vars(case), "failed": {lost.way: f"the GPU was lost: {lost}"}}
+            _keep(store, case.key, row, _timed)
+            return CRASHED
+        _keep(store, case.key, row, _timed)
+        pace.took(kind, time.monotonic() - start)
+    return 0
+
+
+def small(run: Run) -> int:
+    """Every way of ours on small shapes, once, for a memory checker to watch."""
+    wrong = 0
+    for case in tiny_cases():
+        problem = _problem(case, run)
+        for name, prepare in problem.ways.items():
+            if is_ours(name) or name == "dispatch":
+                entry = prepare()
+                difference = entry.read(entry.call(**entry.tensors)).double() - problem.expected
+                bound = 0.1 * float(problem.expected.double().abs().max())
+                fine = float(difference.abs().max()) <= bound
+                wrong += not fine
+                print(f"{case.stem} {case.key} {name}: {'right' if fine else 'WRONG'}", flush=True)
+    return min(wrong, 1)
+
+
+def tune(run: Run) -> int:
+    """The tuner of the committed tables, with the time that is left."""
+    if run.device.type != "cuda":
+        print("tune: there is no GPU", flush=True)
+        return 0
+    seconds = run.budget.left() - WORTH_STARTING
+    command = [sys.executable, "benchmarks/tune.py", "--budget", f"{seconds:.0f}"]
+    done = checks.run(command, seconds + WORTH_STARTING)
+    print("\n".join(done["tail"]), flush=True)
+    return 0
+
+
+STAGES: Mapping[str, Callable[[Run], int]] = {
+    "tests": tests,
+    "ceilings": measure_ceilings,
+    "kernels": kernels,
+    "tune": tune,
+    "small": small,
+}
+
+
+def pace_of(case: Case) -> str:
+    """Rows that take about as long: one in which torch's tuner runs is much slower."""
+    tuner = case.stem == "block_sparse_linear" and not case.backward and not is_tuned(case)
+    large = case.tokens > 8192
+    return f"{case.stem}{' tuner' if tuner else ''}{' large' if large else ''}"
+
+
+def _problem(case: Case, run: Run):
+    torch.manual_seed(0)
+    make = training_step if case.backward else forward
+    return make(case, run.device, run.dtype)
+
+
+def _measured(case: Case, run: Run, bench: Bench) -> dict[str, Any]:
+    try:
+        problem = _problem(case, run)
+    except RuntimeError as error:  # such as a reference that does not fit into memory
+        return {"case": vars(case), "failed": {"all": reason(error)}}
+    return measure(problem, run.dtype, bench)
+
+
+def _keep(
+    store: Store,
+    key: str,
+    row: dict[str, Any] | None,
+    line: Callable[[dict[str, Any]], str],
+) -> None:
+    if row is None:
+        print(f"{key}: no time left", flush=True)
+        return
+    store.put(key, row)
+    print(f"{store.path.stem.removeprefix('suite_')} {key}: {line(row)}", flush=True)
+
+
+def _tested(row: dict[str, Any]) -> str:
+    counts = [f"{row[what]} {what}" for what in ("passed", "failed", "skipped") if what in row]
+    return ", ".join([*counts, *([row["reason"]] if "reason" in row else [])])
+
+
+def _ceilings(row: dict[str, Any]) -> str:
+    return (
+        f"{row['bytes_per_second'] / 1e9:.0f} GB/s, {row['flops_per_second'] / 1e12:.3g} TFLOP/s, "
+        f"{1e6 * row['graph_node_seconds']:.2f} us per graph node, {row['l2_bytes'] >> 20} MiB L2"
+    )
+
+
+def _timed(row: dict[str, Any]) -> str:
+    cells: Iterable[str] = (
+        f"{name} {1e6 * timing['median_seconds']:.1f} us" for name, timing in _timings(row).items()
+    )
+    failed = (f"{name} failed" for name in row["failed"])
+    return ", ".join([*cells, *failed])
+
+
+def _timings(row: dict[str, Any]) -> dict[str, Any]:
+    return row.get("timings", {})

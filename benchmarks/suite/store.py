@@ -1,0 +1,89 @@
+"""Result files: one JSON per kernel, each row written at once, so that a later run goes on.
+
+A row belongs to the environment it was measured in, the kernels' own source included: with another
+driver, Triton or kernel it is measured again, and replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lada_ops.environment import environment
+from lada_ops.latency import write_json
+
+KERNELS = Path(__file__).parents[2] / "kernels" / "lada_kernels"
+Row = dict[str, Any]
+
+
+class Store:
+    """The rows of one file, by key.
+
+    rows: key -> what was measured, or ``failed``, and ``environment``, an index into
+    `environments`. Raises ValueError on a file that is none of ours.
+    """
+
+    def __init__(self, path: Path, environment: Mapping[str, Any]) -> None:
+        self.path = path
+        self.environments: list[dict[str, Any]] = []
+        self.rows: dict[str, Row] = {}
+        if path.exists():
+            self.environments, self.rows = read(path)
+        if environment not in self.environments:
+            self.environments.append(dict(environment))
+        self.current = self.environments.index(dict(environment))
+
+    @property
+    def _running(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.running")
+
+    def done(self, key: str) -> bool:
+        """Whether a row was measured in this environment."""
+        return key in self.rows and self.rows[key]["environment"] == self.current
+
+    def begin(self, key: str) -> None:
+        """Leave a note of the row that is being measured, for whoever comes after a crash."""
+        self._running.parent.mkdir(parents=True, exist_ok=True)
+        self._running.write_text(key)
+
+    def put(self, key: str, row: Mapping[str, Any]) -> None:
+        self.rows[key] = {**row, "environment": self.current}
+        write_json(self.path, {"environments": self.environments, "rows": self.rows})
+        self._running.unlink(missing_ok=True)
+
+    def interrupted(self) -> str | None:
+        """The row that was begun and never written; told once."""
+        if not self._running.exists():
+            return None
+        key = self._running.read_text()
+        self._running.unlink()
+        return key
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Row]]:
+    """The environments and rows of a result file."""
+    try:
+        content = json.loads(path.read_text())
+        return content["environments"], content["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: {error!r}; expected a result file of the suite (move it away to start anew)"
+        ) from error
+
+
+def newest(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
+    """The last environment of a result file, and the rows measured in it."""
+    environments, rows = read(path)
+    last = len(environments) - 1
+    return environments[last], {k: r for k, r in rows.items() if r["environment"] == last}
+
+
+def suite_environment(dry_run: bool) -> dict[str, Any]:
+    """What a row was measured on and with: `environment`, and the kernels' source."""
+    sources = sorted(KERNELS.rglob("*.py"))
+    source = b"".join(path.read_bytes() for path in sources)
+    found = {**environment(), "kernels": hashlib.sha256(source).hexdigest()[:12]}
+    return {**found, "dry_run": True} if dry_run else found
