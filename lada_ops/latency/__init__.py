@@ -7,6 +7,7 @@ check every output before and after timing, and raise `WrongOutput` instead of r
 from .candidate import TOLERANCES, Candidate, WrongOutput
 from .clock import Clock, CpuClock, CudaClock
 from .compare import compare
+from .graphs import GraphClock, Rotation, copies_for
 from .models import compare_models
 from .result import Comparison, Quartiles, Timing, collect, write_json
 
@@ -17,11 +18,14 @@ __all__ = [
     "Comparison",
     "CpuClock",
     "CudaClock",
+    "GraphClock",
     "Quartiles",
+    "Rotation",
     "Timing",
     "WrongOutput",
     "collect",
     "compare",
     "compare_models",
+    "copies_for",
     "write_json",
 ]
