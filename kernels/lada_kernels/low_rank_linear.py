@@ -299,6 +299,7 @@ def low_rank_linear_fwd(
         tokens, kept = token_bucket(m), dense is not None
         way = choose(tokens, n, k, rank, groups, x.dtype, kind, kept, x.get_device())
     if way.name == "dense":
+        assert dense is not None, "way 'dense' needs the dense weight"
         return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
     if way.name == "two_launches":
         t = F.linear(x, v)

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-STEMS = [
-    "block_sparse_linear",
-    "low_rank_linear",
-    "sparse_low_rank_linear",
-    "tuning",
-]
+ROOM = Path(__file__).parents[2] / "kernels/lada_kernels"
+MODULES = sorted(path.stem for path in ROOM.glob("*.py") if path.stem != "__init__")
 PAD = 4096
 CANARY = 1234.0
 
@@ -38,7 +35,7 @@ def _interpreted_copy() -> SimpleNamespace:
     first = {n: sys.modules.pop(n) for n in _python_modules("triton", "lada_kernels")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        copy = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in STEMS}
+        copy = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in MODULES}
         importlib.import_module("triton.runtime.interpreter")
         namespace = SimpleNamespace(**copy, triton=sys.modules["triton"])
     for name in _python_modules("triton", "lada_kernels"):
@@ -49,7 +46,7 @@ def _interpreted_copy() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def kernels() -> SimpleNamespace:
-    """The kernel modules by stem, to be called on the tensors of `device`."""
+    """The modules of lada_kernels by name, to be called on the tensors of `device`."""
     if not torch.cuda.is_available():
         copy = _interpreted_copy()
         if (
@@ -58,7 +55,7 @@ def kernels() -> SimpleNamespace:
         ):
             pytest.skip("the interpreter of Triton 3.6 cannot loop with numpy 2.4 or later")
         return copy
-    modules = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in STEMS}
+    modules = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in MODULES}
     return SimpleNamespace(**modules, triton=importlib.import_module("triton"))
 
 

@@ -24,13 +24,18 @@ ACTIVATIONS = {
 }
 
 
-def dense_oracle(x, weight, bias=None, residual=None, activation="none"):
-    """``activation(x @ weight.T + bias) + residual`` in fp64; weight (N, K)."""
+def dense_oracle(x, weight, bias=None, residual=None, activation="none", norm=None):
+    """``LN(activation(x @ weight.T + bias) + residual)`` in fp64; weight (N, K)."""
     y = x.double() @ weight.double().T
     if bias is not None:
         y = y + bias.double()
     y = ACTIVATIONS[activation](y)
-    return y if residual is None else y + residual.double()
+    if residual is not None:
+        y = y + residual.double()
+    if norm is not None:
+        weight, bias, eps = norm
+        y = F.layer_norm(y, weight.shape, weight.double(), bias.double(), eps)
+    return y
 
 
 def assert_matches(y, want):
@@ -41,6 +46,12 @@ def assert_matches(y, want):
 
 def normal(*shape, dtype, device, scale=1.0):
     return (torch.randn(*shape, dtype=torch.float64) * scale).to(device, dtype)
+
+
+def layer_norm(n, dtype, device):
+    """Weight, bias and eps of a LayerNorm over n features."""
+    kind = {"dtype": dtype, "device": device}
+    return normal(n, **kind) + 1, normal(n, **kind), 1e-5
 
 
 def factors(n, k, rank, dtype, device):

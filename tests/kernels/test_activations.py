@@ -12,10 +12,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 def activate(kernels, device):
     def run(values, activation):
         zero = torch.zeros(1, 1, device=device)
-        u = torch.zeros(values.numel(), 1, device=device)
-        y = kernels.low_rank_linear.low_rank_linear_fwd(
-            zero, u, zero, values.to(device), None, activation
-        )
+        w = torch.zeros(values.numel(), 1, device=device)
+        y = kernels.linear.linear_fwd(zero, w, values.to(device), None, activation)
         return y[0].cpu()
 
     return run
@@ -26,6 +24,32 @@ def test_is_accurate_to_fp32(activate, activation):
     x = torch.cat([torch.linspace(-8, 8, 1000), torch.linspace(-200, 200, 400)])
     want = ACTIVATIONS[activation](x.double())
     torch.testing.assert_close(activate(x, activation).double(), want, rtol=1e-6, atol=1e-6)
+
+
+def test_polynomial_gelu_is_within_2e_4_of_erf(activate):
+    x = torch.cat([torch.linspace(-8, 8, 4001), torch.tensor([-1e4, -200.0, 200.0, 1e4])])
+    want = ACTIVATIONS["gelu"](x.double())
+    torch.testing.assert_close(activate(x, "gelu_poly").double(), want, rtol=1e-6, atol=2e-4)
+
+
+def test_polynomial_gelu_keeps_infinities_and_nan(activate):
+    got = activate(torch.tensor([-torch.inf, torch.inf, torch.nan]), "gelu_poly")
+    want = torch.tensor([0.0, torch.inf, torch.nan])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("activation", "dtype", "exact", "want"),
+    [
+        ("gelu", torch.float16, False, "gelu_poly"),
+        ("gelu", torch.bfloat16, False, "gelu_poly"),
+        ("gelu", torch.bfloat16, True, "gelu"),
+        ("gelu", torch.float32, False, "gelu"),
+        ("gelu_tanh", torch.bfloat16, False, "gelu_tanh"),
+    ],
+)
+def test_gelu_is_a_polynomial_in_16_bit(kernels, activation, dtype, exact, want):
+    assert kernels.activations.kernel_activation(activation, dtype, exact) == want
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
