@@ -1,0 +1,34 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from lada_kernels import tuning
+from lada_ops import user_tables
+
+
+@pytest.fixture(autouse=True)
+def folders(monkeypatch):
+    found = [tuning.SHIPPED]
+    monkeypatch.setattr(tuning, "_folders", found)
+    user_tables.use_user_tables.cache_clear()
+    yield found
+    user_tables.use_user_tables.cache_clear()
+
+
+def test_the_users_tables_come_before_the_shipped_ones(folders):
+    user_tables.use_user_tables()
+    assert folders == [user_tables.user_folder(), tuning.SHIPPED]
+
+
+def test_they_lie_in_the_users_cache(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/somebody/.cache")
+    if sys.platform == "linux":
+        assert user_tables.user_folder() == Path("/home/somebody/.cache/lada-ops/tuned")
+    assert user_tables.user_folder().is_absolute()
+
+
+def test_without_platformdirs_there_are_the_shipped_ones(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    user_tables.use_user_tables()
+    assert folders == [tuning.SHIPPED]
