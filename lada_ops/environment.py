@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -65,8 +66,9 @@ def _cpu_model() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
+@functools.cache
 def _gpu_driver() -> str | None:
-    """torch knows the CUDA version a driver supports, not the driver's own."""
+    """torch knows the CUDA version a driver supports, not the driver's own; asking takes long."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None

@@ -12,6 +12,13 @@ from lada_ops import environment as module
 from lada_ops.environment import device_slug, environment
 
 
+@pytest.fixture(autouse=True)
+def _driver_not_asked_before():
+    module._gpu_driver.cache_clear()
+    yield
+    module._gpu_driver.cache_clear()
+
+
 def test_it_is_json_and_names_what_matters():
     found = json.loads(json.dumps(environment()))
     assert found["python"] == platform.python_version()
