@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import warnings
 from pathlib import Path
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton asks once, when it is imported
+    warnings.filterwarnings("ignore", "Sparse BSR tensor support|The PyTorch API of Sparse")
     from .budget import Budget
     from .stages import STAGES, Run
 

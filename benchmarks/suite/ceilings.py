@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lada_ops.latency import Clock
+from lada_ops.latency import Clock, Rotation
 
-from .clock import Rotation
 from .roofline import Ceilings
 
 SAMPLES = 15
@@ -32,8 +31,6 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, clock: Clock) -> 
     def seconds(call: Callable[[], Tensor], calls: int = 1) -> float:
         rotation = Rotation([call] * calls)
         rotation()
-        if cuda:
-            rotation.capture()
         times = [clock.sample(itertools.repeat(rotation), 1)[0] for _ in range(SAMPLES)]
         return statistics.median(times)
 

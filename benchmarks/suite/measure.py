@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from lada_ops.latency import TOLERANCES, Candidate, Clock, Comparison, WrongOutput, compare
+from lada_ops.latency import (
+    TOLERANCES,
+    Candidate,
+    Clock,
+    Comparison,
+    Rotation,
+    WrongOutput,
+    compare,
+    copies_for,
+)
 
-from .clock import Rotation, copies_for
 from .problem import Entry, Problem
 from .roofline import Ceilings, achieved
 
 BASELINE = "dense"
 ROUNDS = 11
-WARMUP = 2
 MAX_REASON = 300  # characters
 
 
@@ -40,7 +47,7 @@ class Bench:
     """Where rows are measured. l2_bytes: of the cache that copies must not fit in."""
 
     device: torch.device
-    clock: Callable[[], Clock]
+    clock: Clock
     l2_bytes: int
     ceilings: Ceilings | None = None
     rounds: int = ROUNDS
@@ -48,6 +55,14 @@ class Bench:
     @property
     def cuda(self) -> bool:
         return self.device.type == "cuda"
+
+
+class Launched(Rotation):
+    """Calls that no graph can hold, since they synchronise: made one by one, as fast as they go."""
+
+    def replay(self) -> None:
+        for _ in range(self.count):
+            self.output = self()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +83,7 @@ def measure(problem: Problem, dtype: torch.dtype, bench: Bench) -> dict[str, Any
         try:
             ready[name] = _prepare(name, prepare, problem, dtype, bench)
         except Exception as error:  # whatever a peer raises is its result
-            _check_device(name, error, bench)
+            check_device(name, error, bench)
             failed[name] = reason(error)
     comparison = _compare(ready, failed, bench)
     row = {"case": vars(problem.case), "failed": failed}
@@ -84,8 +99,8 @@ def measure(problem: Problem, dtype: torch.dtype, bench: Bench) -> dict[str, Any
                 bench.ceilings,
             )
             | {
-                "copies": ready[timing.name].rotation.copies,
-                "graph": ready[timing.name].rotation.captured,
+                "copies": len(ready[timing.name].rotation.calls),
+                "graph": bench.cuda and not isinstance(ready[timing.name].rotation, Launched),
                 **ready[timing.name].entry.note,
             }
             for timing in comparison.timings
@@ -110,15 +125,27 @@ def _prepare(
     expected = problem.expected if entry.expected is None else entry.expected
     tokens = problem.case.tokens
     copies = copies_for(entry.work(tokens, problem.output_bytes).bytes, bench.l2_bytes)
-    rotation = Rotation(entry.copies(copies))
-    candidate = Candidate(name, rotation, expected, TOLERANCES[dtype], entry.read)
+    calls = entry.copies(copies)
+    candidate = Candidate(name, calls, expected, TOLERANCES[dtype], entry.read)
     with torch.no_grad():
         _poison(problem.output_bytes, bench)
-        candidate.error(rotation(), candidate.expect())
-        if bench.cuda:
-            torch.cuda.synchronize()
-            _capture(rotation)
-    return _Ready(entry, candidate, rotation)
+        candidate.error(calls[0](), candidate.expect())
+        rotation = _rotation(calls, bench)
+    return _Ready(entry, replace(candidate, run=rotation), rotation)
+
+
+def _rotation(calls: list[Callable[[], Any]], bench: Bench) -> Rotation:
+    rotation = Rotation(calls)
+    if not bench.cuda:
+        return rotation
+    torch.cuda.synchronize()
+    try:
+        rotation.replay()
+        torch.cuda.synchronize()
+        return rotation
+    except RuntimeError:
+        torch.cuda.synchronize()  # raises again if it was more than the capture that failed
+        return Launched(calls)
 
 
 def _poison(output_bytes: int, bench: Bench) -> None:
@@ -134,13 +161,6 @@ def _poison(output_bytes: int, bench: Bench) -> None:
     del blocks
 
 
-def _capture(rotation: Rotation) -> None:
-    try:
-        rotation.capture()
-    except RuntimeError:  # a way that synchronises; its row says "graph": false
-        torch.cuda.synchronize()
-
-
 def _compare(ready: dict[str, _Ready], failed: dict[str, str], bench: Bench) -> Comparison | None:
     """Those that are ready, side by side; whoever turns out wrong moves to `failed`."""
     while BASELINE in ready:
@@ -149,21 +169,22 @@ def _compare(ready: dict[str, _Ready], failed: dict[str, str], bench: Bench) -> 
                 [way.candidate for way in ready.values()],
                 baseline=BASELINE,
                 rounds=bench.rounds,
-                warmup=WARMUP,
-                clock=bench.clock(),
+                warmup=1,
+                clock=bench.clock,
                 quiet=True,
             )
         except WrongOutput as error:
             failed[error.candidate] = reason(error)
             del ready[error.candidate]
         except Exception as error:
-            _check_device("compare", error, bench)
+            check_device("compare", error, bench)
             failed["compare"] = reason(error)
             return None
     return None
 
 
-def _check_device(way: str, error: Exception, bench: Bench) -> None:
+def check_device(way: str, error: Exception, bench: Bench) -> None:
+    """Free what the failed `way` held. Raises DeviceLost if the GPU does not work any more."""
     if not bench.cuda:
         return
     error.__traceback__ = None  # it holds the tensors that did not fit

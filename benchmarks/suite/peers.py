@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,9 +15,9 @@ from .cases import Case
 from .problem import Entry, Operands, finished
 
 TUNER_SECONDS = 12.0
-TUNER_MILLISECONDS = {"warmup": 5, "rep": 20}  # torch's own 500 and 100 would take a minute
+WARM_UP, REPEAT = 5, 20  # milliseconds; with torch's own, 500 and 100, a shape takes minutes
 
-_tuned: dict[tuple[Any, ...], dict[str, Any]] = {}
+_tuned: dict[tuple[Any, ...], dict[str, Any] | RuntimeError] = {}
 
 
 def tuning_key(case: Case) -> tuple[Any, ...]:
@@ -31,14 +30,20 @@ def is_tuned(case: Case) -> bool:
 
 
 def torch_bsr(operands: Operands) -> Entry:
-    """`bsr_dense_addmm`, the product behind ``F.linear(x, bsr)``, which takes 16 x 16 blocks too."""
+    """`bsr_dense_addmm`, the product behind ``F.linear(x, bsr)``."""
     bsr, key = operands.bsr, tuning_key(operands.case)
     assert bsr is not None
     tensors = {"x": operands.x, "bsr": bsr.to_torch(), "bias": operands.bias, **operands.finish}
     if key not in _tuned:
-        _tuned[key] = tune(tensors["bsr"], tensors["x"], tensors["bias"], operands.case.density)
-    call = partial(bsr_linear, operands.activation, _tuned[key]["meta"])
-    return Entry(call, tensors, bsr.values.numel(), note=_tuned[key])
+        try:
+            _tuned[key] = tune(tensors["bsr"], tensors["x"], tensors["bias"], operands.case.density)
+        except RuntimeError as error:
+            _tuned[key] = error
+    found = _tuned[key]
+    if isinstance(found, RuntimeError):
+        raise found
+    call = partial(bsr_linear, operands.activation, found["meta"])
+    return Entry(call, tensors, bsr.values.numel(), note=found)
 
 
 def bsr_linear(
@@ -61,21 +66,25 @@ def tune(bsr: Tensor, x: Tensor, bias: Tensor, density: float) -> dict[str, Any]
     import triton
     from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
 
-    start, tried = time.monotonic(), 0
+    start, tried, failure = time.monotonic(), 0, ""
     do_bench = triton.testing.do_bench
 
     def hurried(function: Callable[[], Any], **_: Any) -> Any:
-        nonlocal tried
+        nonlocal tried, failure
         if time.monotonic() - start > TUNER_SECONDS:
             raise TimeoutError("the tuner's time is up")  # it takes this as one more that failed
         tried += 1
-        return do_bench(function, **TUNER_MILLISECONDS)
+        try:
+            return do_bench(function, warmup=WARM_UP, rep=REPEAT)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+            raise
 
     added = bias[:, None].expand(-1, x.shape[0])
     with patch.object(triton.testing, "do_bench", hurried):
         meta = tune_bsr_dense_addmm(added, bsr, x.t())
     if not meta:
-        raise RuntimeError(f"torch's tuner found none of {tried} configurations to work")
+        raise RuntimeError(f"torch's tuner: none of {tried} configurations works: {failure}")
     return {
         "tuner_configurations": tried,
         "tuner_seconds": round(time.monotonic() - start, 1),

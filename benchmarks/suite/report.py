@@ -10,6 +10,11 @@ from .goals import GOALS, Rows
 from .store import Row, newest
 
 PREFIX = "suite_"
+OURS = ("one_launch", "two_launches", "weights_left", "split", "our op")
+WAYS = (  # the order of the columns
+    *("dense", "dense, GELU in cuBLAS", "two products", "four products", "autograd"),
+    *("torch BSR", "2:4 CUTLASS", "2:4 cuSPARSELt", *OURS, "dispatch"),
+)
 CHECKS = f"{PREFIX}checks"
 REPORT = "SUITE.md"
 LEGEND = """Microseconds are the median of interleaved rounds of CUDA graph replays, operands \
@@ -72,7 +77,9 @@ def goals_table(rows: Rows) -> str:
         cell = f"{min(values):.2f} to {max(values):.2f}" if values else ""
         good = sum(value >= goal.target for value in values)
         lines.append([goal.name, f"{goal.target:g}", outcome, cell, f"{good} of {len(figures)}"])
-    return table(["goal", "target", "", "from the worst to the best row", "rows that meet it"], lines)
+    return table(
+        ["goal", "target", "", "from the worst to the best row", "rows that meet it"], lines
+    )
 
 
 def checks_table(checked: Mapping[str, Row]) -> str:
@@ -107,8 +114,8 @@ def is_backward(row: Row) -> bool:
 
 def kernel_table(rows: Mapping[str, Row]) -> str:
     """One line per row, one column per way, and what our fastest way achieved."""
-    ways = list(dict.fromkeys(way for row in rows.values() for way in row.get("timings", {})))
-    ways += [w for w in dict.fromkeys(w for r in rows.values() for w in r["failed"]) if w not in ways]
+    found = {way for row in rows.values() for way in (*row.get("timings", {}), *row["failed"])}
+    ways = [way for way in WAYS if way in found]
     lines, reasons = [], {}
     for key, row in rows.items():
         timings = row.get("timings", {})
@@ -154,7 +161,7 @@ def achieved_cells(timings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def is_ours(way: str) -> bool:
     """Whether a way runs our kernels and nothing else; "dispatch" may be dense."""
-    return way in ("one_launch", "two_launches", "weights_left", "split", "our op")
+    return way in OURS
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.sparse import SparseSemiStructuredTensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,6 @@ def size(tensors: Iterable[Tensor]) -> int:
 def _parts(tensor: Tensor) -> list[Tensor]:
     if tensor.layout == torch.sparse_bsr:
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if hasattr(tensor, "packed"):  # 2:4
+    if isinstance(tensor, SparseSemiStructuredTensor):
         return [t for t in (tensor.packed, tensor.meta) if t is not None]
     return [tensor]

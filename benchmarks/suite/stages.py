@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from lada_ops.environment import device_slug
-from lada_ops.latency import CpuClock
+from lada_ops.latency import Clock, CpuClock, GraphClock
 
 from . import ceilings, checks
 from .backward import training_step
 from .budget import Budget, Pace
 from .cases import Case, all_cases, tiny_cases
-from .clock import GraphClock
-from .measure import Bench, DeviceLost, measure, reason
+from .measure import ROUNDS, Bench, DeviceLost, check_device, measure, reason
 from .peers import is_tuned
 from .report import CHECKS, PREFIX, is_ours
 from .store import Store, suite_environment
@@ -46,7 +45,7 @@ class Run:
         self.device = torch.device("cuda" if cuda else "cpu")
         # bf16 products are wrong in Triton's interpreter
         self.dtype = torch.bfloat16 if cuda else torch.float32
-        self.clock = GraphClock if cuda else CpuClock
+        self.clock: Clock = GraphClock(self.device) if cuda else CpuClock()
         self.folder = self.out / device_slug(self.device)
         self.environment = suite_environment(self.dry_run)
 
@@ -81,7 +80,7 @@ def tests(run: Run) -> int:
 def measure_ceilings(run: Run) -> int:
     store = run.store(CHECKS)
     if not store.done(CEILINGS):
-        row = ceilings.measure_ceilings(run.device, run.dtype, run.clock())
+        row = ceilings.measure_ceilings(run.device, run.dtype, run.clock)
         _keep(store, CEILINGS, row, _ceilings)
     return 0
 
@@ -90,9 +89,8 @@ def kernels(run: Run) -> int:
     """Row by row in the order of their value, while the next one fits."""
     measure_ceilings(run)
     top = ceilings.of_row(run.store(CHECKS).rows[CEILINGS])
-    bench = Bench(run.device, run.clock, ceilings.l2_bytes(run.device), top)
-    if run.dry_run:
-        bench = Bench(run.device, run.clock, 0, top, rounds=3)
+    l2_bytes, rounds = ceilings.l2_bytes(run.device), 2 if run.dry_run else ROUNDS
+    bench = Bench(run.device, run.clock, l2_bytes, top, rounds)
     stores: dict[str, Store] = {}
     pace = Pace()
     cases = tiny_cases() if run.dry_run else all_cases()
@@ -176,6 +174,7 @@ def _measured(case: Case, run: Run, bench: Bench) -> dict[str, Any]:
     try:
         problem = _problem(case, run)
     except RuntimeError as error:  # such as a reference that does not fit into memory
+        check_device("operands", error, bench)
         return {"case": vars(case), "failed": {"all": reason(error)}}
     return measure(problem, run.dtype, bench)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,8 +29,6 @@ def forward(case: Case, device: torch.device, dtype: torch.dtype) -> Problem:
 
 
 def launcher(stem: str) -> Callable[..., Tensor]:
-    import importlib
-
     return getattr(importlib.import_module(f"lada_kernels.{stem}"), f"{stem}_fwd")
 
 
@@ -66,7 +65,7 @@ def _linear(operands: Operands) -> Ways:
             "col_indices": bsr.col_indices,
             "values": bsr.values,
         }
-        if bsr.order is not None:
+        if bsr.whole_packs:
             compressed["order"] = bsr.order
     if case.stem == "low_rank_linear":
         products = {"x": x, **operands.factors, "bias": bias, **finish}
@@ -131,7 +130,7 @@ def dense_linear(activation: str, x: Tensor, weight: Tensor, bias: Tensor, **fin
 
 def dense_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU (by tanh) in the epilogue of cuBLAS: the fastest that dense can be."""
-    return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+    return torch.ops.aten._addmm_activation(bias, x, weight.t(), use_gelu=True)
 
 
 def two_products(activation: str, x: Tensor, u: Tensor, v: Tensor, bias: Tensor, **finish: Tensor):
