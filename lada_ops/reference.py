@@ -1,5 +1,7 @@
 """What every op means, in plain torch: slow, differentiable, exportable, and right in any dtype."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,10 +18,34 @@ ACTIVATIONS = {
 }
 
 
-def epilogue_ref(z: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
-    """``act(z) + residual``."""
+class Norm(NamedTuple):
+    """A LayerNorm over the output features: weight (out,), bias (out,), eps."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float = 1e-12
+
+
+def epilogue_ref(
+    z: Tensor,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
+    """``LN(act(z) + residual)``."""
     y = ACTIVATIONS[activation](z)
-    return y if residual is None else y + residual
+    if residual is not None:
+        y = y + residual
+    return y if norm is None else F.layer_norm(y, norm.weight.shape, *norm)
+
+
+def grouped_linear(t: Tensor, u: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """``t (..., groups * rank)`` by ``u (out, rank)``: each run of columns by its run of rows."""
+    if groups == 1:
+        return F.linear(t, u, bias)
+    pairs = zip(t.chunk(groups, -1), u.chunk(groups), strict=True)
+    z = torch.cat([F.linear(part, rows) for part, rows in pairs], -1)
+    return z if bias is None else z + bias
 
 
 def low_rank_linear_ref(
@@ -29,9 +55,12 @@ def low_rank_linear_ref(
     bias: Tensor | None = None,
     activation: str = "none",
     residual: Tensor | None = None,
+    norm: Norm | None = None,
+    groups: int = 1,
 ) -> Tensor:
-    """``act(x v^T u^T + bias) + residual``."""
-    return epilogue_ref(F.linear(F.linear(x, v), u, bias), activation, residual)
+    """``LN(act(x v^T u^T + bias) + residual)``, for `groups` pairs of factors that share x."""
+    z = grouped_linear(F.linear(x, v), u, bias, groups)
+    return epilogue_ref(z, activation, residual, norm)
 
 
 def block_sparse_linear_ref(
@@ -42,10 +71,11 @@ def block_sparse_linear_ref(
     bias: Tensor | None = None,
     activation: str = "none",
     residual: Tensor | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
-    """``act(x S^T + bias) + residual`` with S as a dense weight."""
+    """``LN(act(x S^T + bias) + residual)`` with S as a dense weight."""
     weight = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
-    return epilogue_ref(F.linear(x, weight, bias), activation, residual)
+    return epilogue_ref(F.linear(x, weight, bias), activation, residual, norm)
 
 
 def sparse_low_rank_linear_ref(
@@ -58,8 +88,9 @@ def sparse_low_rank_linear_ref(
     bias: Tensor | None = None,
     activation: str = "none",
     residual: Tensor | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
-    """``act(x v^T u^T + x S^T + bias) + residual`` with S as a dense weight."""
+    """``LN(act(x v^T u^T + x S^T + bias) + residual)`` with S as a dense weight."""
     weight = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
     z = F.linear(F.linear(x, v), u, bias) + F.linear(x, weight)
-    return epilogue_ref(z, activation, residual)
+    return epilogue_ref(z, activation, residual, norm)

@@ -1,12 +1,14 @@
-"""What the ops share: operand checks, the autocast rule, and the epilogue ``act(z) + residual``."""
+"""What the ops share: checks, the autocast rule, and the epilogue ``LN(act(z) + residual)``."""
 
+import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..formats import FLOAT_DTYPES
-from ..reference import ACTIVATIONS
+from ..reference import ACTIVATIONS, Norm, epilogue_ref
 
 # fp64 runs through the reference everywhere: it is for proofs, not for speed
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -45,12 +47,24 @@ def check_epilogue(
     bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    norm: Norm | None = None,
+    dense: Tensor | None = None,
 ) -> None:
-    """Raise ValueError unless bias is (out,), residual has the output's shape, and so on."""
+    """Raise ValueError or TypeError unless each is of x's dtype and fits the output's shape."""
+    weight, shift, eps = split_norm(norm)
+    named = {"bias": bias, "norm.weight": weight, "norm.bias": shift}
+    check_operands(op, x, residual=residual, dense=dense, **named)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation {activation!r}; expected one of {list(ACTIVATIONS)}")
-    if bias is not None and bias.shape != (out_features,):
-        raise ValueError(f"{op}: bias {tuple(bias.shape)}; expected ({out_features},)")
+    for name, t in named.items():
+        if t is not None and t.shape != (out_features,):
+            raise ValueError(f"{op}: {name} {tuple(t.shape)}; expected ({out_features},)")
+    if norm is not None and not eps >= 0:
+        raise ValueError(f"{op}: norm.eps {eps}; expected 0 or more")
+    if dense is not None and dense.shape != (out_features, x.shape[-1]):
+        raise ValueError(
+            f"{op}: dense {tuple(dense.shape)}; expected {(out_features, x.shape[-1])}"
+        )
     if residual is not None and residual.shape != (*x.shape[:-1], out_features):
         raise ValueError(
             f"{op}: residual {tuple(residual.shape)}; expected {(*x.shape[:-1], out_features)}"
@@ -69,9 +83,71 @@ def rows(t: Tensor) -> Tensor:
     return t if t.stride(1) == 1 else t.contiguous()
 
 
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """`t` as the kernels want a bias or a factor."""
+    return None if t is None else t.contiguous()
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an operation on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def split_norm(norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float]:
+    """The weight, bias and eps of `norm`, as the schema of an op takes them."""
+    return (None, None, 0.0) if norm is None else (norm[0], norm[1], float(norm[2]))
+
+
+def join_norm(weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm | None:
+    """The way back from `split_norm`."""
+    return None if weight is None or bias is None else Norm(weight, bias, eps)
+
+
+def kernels_run(op: str, x: Tensor) -> bool:
+    """Whether the Triton kernels take x's dtype on its GPU; warns once of a GPU that is too old."""
+    from lada_kernels.tuning import unsupported
+
+    reason = unsupported(x.get_device())
+    if reason is not None:
+        _warn_once(f"{op}: runs in plain torch: {reason}")
+    return reason is None and x.dtype in KERNEL_DTYPES
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def epilogue_backward(
+    grad: Tensor,
+    z: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    norm: Norm | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The gradients of z, residual, norm.weight and norm.bias; all (tokens, out) or (out,).
+
+    z may be None where `needs_z` says so.
+    """
+    d_weight = d_bias = None
+    if norm is not None:
+        assert z is not None
+        weight, bias, eps = norm
+        y = epilogue_ref(z, activation, residual)
+        shape = list(weight.shape)
+        _, mean, rstd = torch.native_layer_norm(y, shape, weight, bias, eps)
+        grad, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+            grad, y, shape, mean, rstd, weight, bias, [True, True, True]
+        )
+    if activation == "none":
+        return grad, grad, d_weight, d_bias
+    assert z is not None
+    return activation_backward(grad, z, activation), grad, d_weight, d_bias
+
+
+def needs_z(activation: str, norm: Norm | None) -> bool:
+    """Whether `epilogue_backward` needs the product, so that it must be computed again."""
+    return activation != "none" or norm is not None
 
 
 def activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
