@@ -9,6 +9,7 @@ setup(
         "lada_ops",
         "lada_ops.compress",
         "lada_ops.latency",
+        "lada_ops.machine_code",
         "lada_ops.modules",
         "lada_ops.ops",
     ],

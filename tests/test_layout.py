@@ -32,6 +32,7 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "progress": set(),
     "user_tables": set(),
     "encoders": set(),
+    "machine_code": set(),
     "ops": {"formats", "reference", "user_tables"},
     "compress": {"formats"},
     "modules": {"compress", "counts", "formats", "ops", "reference"},

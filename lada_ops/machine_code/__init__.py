@@ -1,0 +1,1 @@
+"""The machine code of the kernels, compiled and judged without a GPU."""

@@ -1,0 +1,101 @@
+"""One call of a launcher: its operands without memory, the kernels it launches, and its work."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from .gate import Limits
+from .launches import Launch, recorded
+from .roofline import Work
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launcher and the operands it is called with; x (tokens, k), y (tokens, n)."""
+
+    stem: str
+    tokens: int
+    k: int
+    n: int
+    weight: str
+    """As the tuned tables name it: "r128", "128x16-d20", "r64+128x16-d05", "r64-3072-r64"."""
+    epilogue: str
+    """ "none", "gelu", "gelu+residual", or "norm", which has a residual too."""
+    dtype: torch.dtype = torch.bfloat16
+    way: Any = None
+    """A `lada_kernels.tuning.Way`; the launcher's own choice if None."""
+    whole_packs: bool = True
+    """Whether block rows are sorted by load and hold whole packs; low rank ignores it."""
+    limits: Limits = Limits()
+    """Of every kernel that is launched."""
+
+    def __str__(self) -> str:
+        shape = f"{self.tokens}x{self.k}x{self.n}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        way = "" if self.way is None else f" {self.way.name}"
+        packs = "" if self.whole_packs else " unsorted"
+        return f"{self.stem} {shape} {self.weight}{packs} {self.epilogue} {dtype}{way}"
+
+    def launches(self) -> list[Launch]:
+        """The launches of our kernels that the launcher makes; none where torch does it all."""
+        module = importlib.import_module(f"lada_kernels.{self.stem}")
+        launcher = getattr(module, f"{self.stem}_fwd")
+        meta = partial(torch.empty, dtype=self.dtype, device="meta")
+        weights = self._weights()
+        if self.whole_packs and "crow_indices" in weights:
+            rows = weights["crow_indices"].numel() - 1
+            weights["order"] = meta(rows, dtype=torch.int32)
+        activation, _, residual = self.epilogue.partition("+")
+        norm = (meta(self.n), meta(self.n), 1e-12) if self.epilogue == "norm" else None
+        with recorded() as launches:
+            launcher(
+                meta(self.tokens, self.k),
+                **weights,
+                residual=meta(self.tokens, self.n) if residual or norm else None,
+                activation="none" if norm else activation,
+                norm=norm,
+                way=self.way,
+            )
+        return launches
+
+    @property
+    def work(self) -> Work:
+        """Each weight met once by each token, and every operand read or written once."""
+        size = self.dtype.itemsize
+        weights = [w for w in self._weights().values() if w.dtype == self.dtype and w.ndim > 1]
+        parameters = sum(w.numel() for w in weights)
+        has_residual = self.epilogue in ("gelu+residual", "norm")
+        activations = self.tokens * (self.k + self.n * (1 + has_residual))
+        return Work(2 * self.tokens * parameters, size * (parameters + activations))
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """By the names of the launcher's parameters, biases included."""
+        meta = partial(torch.empty, dtype=self.dtype, device="meta")
+        k, n = self.k, self.n
+        if ffn := re.fullmatch(r"r(\d+)-(\d+)-r(\d+)", self.weight):
+            rank1, hidden, rank2 = map(int, ffn.groups())
+            up = {"u1": meta(hidden, rank1), "v1": meta(rank1, k), "bias1": meta(hidden)}
+            return up | {"u2": meta(n, rank2), "v2": meta(rank2, hidden), "bias2": meta(n)}
+        weights = {}
+        for part in self.weight.split("+"):
+            if low_rank := re.fullmatch(r"r(\d+)(?:x(\d+))?", part):
+                rank, groups = int(low_rank[1]), int(low_rank[2] or 1)
+                weights |= {"u": meta(n, rank), "v": meta(groups * rank, k)}
+                weights |= {"groups": groups} if groups > 1 else {}
+            elif sparse := re.fullmatch(r"(\d+)x(\d+)-d(\d+)", part):
+                rows, cols, percent = map(int, sparse.groups())
+                blocks = max(1, n // rows * (k // cols) * percent // 100)
+                weights |= {
+                    "crow_indices": meta(n // rows + 1, dtype=torch.int32),
+                    "col_indices": meta(blocks, dtype=torch.int32),
+                    "values": meta(blocks, cols, rows).transpose(1, 2),
+                }
+            else:
+                raise ValueError(f"weight {self.weight!r}; expected such as r128 or 128x16-d20")
+        return weights | {"bias": meta(n)}

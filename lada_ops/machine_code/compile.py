@@ -1,0 +1,147 @@
+"""A recorded launch, compiled for a target that need not be present."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from . import sass
+from .launches import Launch
+from .targets import Target
+
+_TENSOR_CORES = re.compile(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma")
+
+
+class CompileError(RuntimeError):
+    """A launch that does not compile for a target; the message holds Triton's reason."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What a launch became, as far as it bears on speed."""
+
+    target: Target
+    threads: int
+    itemsize: int
+    """Bytes of an element of the first operand."""
+    registers: int
+    """Per thread."""
+    spills: int
+    """NVIDIA: bytes of stack, and accesses to it. AMD: registers spilled."""
+    shared: int
+    """Bytes per program."""
+    tensor_cores: bool
+    warnings: tuple[str, ...]
+    """What ptxas warned of."""
+    code: sass.Code | None
+    """Machine code, NVIDIA only."""
+
+    @property
+    def occupancy(self) -> int:
+        """How many programs a multiprocessor holds at once."""
+        return self.target.occupancy(self.registers, self.shared, self.threads)
+
+    @cached_property
+    def issue_per_tensor(self) -> float | None:
+        """Cycles that issue the K loop's instructions over cycles of its tensor cores.
+
+        Above 1 the tensor cores wait even if every instruction is issued at once. None without a
+        K loop on tensor cores, and where its code does not tell the work of an instruction.
+        """
+        loop = self.code and self.code.reduction
+        work = loop.tensor_work(self.threads) if loop else 0
+        if not loop or not work or self.target.tensor_flops is None:
+            return None
+        issue = len(loop) * self.threads / 128  # four schedulers, an instruction of 32 threads each
+        return issue / (work / self.target.tensor_flops)
+
+    @cached_property
+    def instructions_per_element(self) -> float | None:
+        """Instructions a thread needs per element of the output, from the last product on."""
+        loop = self.code and self.code.epilogue
+        return len(loop) / (loop.stored_bytes / self.itemsize) if loop else None
+
+
+def compile_launch(launch: Launch, target: Target) -> Binary:
+    """Compile as the runtime would, but always anew: a cached binary has no log of ptxas.
+
+    Raises:
+        CompileError: Triton or ptxas refuse.
+    """
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(
+        launch.kernel,
+        dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs={(position,): [["tt.divisibility", 16]] for position in launch.divisible},
+    )
+    options = dict(launch.options) | {"enable_fp_fusion": True}  # the default varies by version
+    if target.is_amd:
+        gpu = GPUTarget("hip", target.name, target.threads_per_warp)
+    else:
+        capability = int(target.name.removeprefix("sm_"))
+        gpu = GPUTarget("cuda", capability, target.threads_per_warp)
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log), knobs.compilation.scope(), knobs.nvidia.scope():
+        knobs.compilation.always_compile = True
+        knobs.nvidia.dump_ptxas_log = True
+        try:
+            compiled = triton.compile(source, gpu, options)
+        except Exception as error:  # of many types, from Python, MLIR and ptxas
+            raise CompileError(f"{launch.name} for {target.name}: {error}") from error
+    read = _read_amd if target.is_amd else _read_nvidia
+    return read(compiled, log.getvalue(), launch, target)
+
+
+def _read_nvidia(compiled: Any, log: str, launch: Launch, target: Target) -> Binary:
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        command = [knobs.nvidia.nvdisasm.path, "-c", cubin.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code = sass.parse(done.stdout)
+    return Binary(
+        target=target,
+        threads=compiled.metadata.num_warps * target.threads_per_warp,
+        itemsize=launch.itemsize,
+        registers=_number(r"Used (\d+) registers", log),
+        spills=_number(r"(\d+) bytes stack frame", log) + code.count("LDL", "STL"),
+        shared=compiled.metadata.shared,
+        tensor_cores=bool(_TENSOR_CORES.search(compiled.asm["ptx"])),
+        warnings=tuple(line for line in log.splitlines() if re.search(r"\(C\d+\)|warning", line)),
+        code=code,
+    )
+
+
+def _read_amd(compiled: Any, log: str, launch: Launch, target: Target) -> Binary:
+    text = compiled.asm["amdgcn"]
+    return Binary(
+        target=target,
+        threads=compiled.metadata.num_warps * target.threads_per_warp,
+        itemsize=launch.itemsize,
+        registers=_number(r"\.vgpr_count:\s+(\d+)", text),
+        spills=sum(_number(rf"\.{kind}_spill_count:\s+(\d+)", text) for kind in ("vgpr", "sgpr")),
+        shared=compiled.metadata.shared,
+        tensor_cores=bool(_TENSOR_CORES.search(text)),
+        warnings=(),
+        code=None,
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"no {pattern!r} in what the compiler printed: {text[:500]}")
+    return int(found[1])

@@ -1,0 +1,102 @@
+"""Launches of jit kernels, recorded with all that their compilation depends on instead of run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A jit kernel and what it is compiled for; equal launches share one binary."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    """Name and type of each argument, in Triton's words."""
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[int, ...]
+    """Positions of the arguments that are multiples of 16, addresses in bytes."""
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the first pointer argument."""
+        pointer = next(kind for _, kind in self.signature if kind.startswith("*"))
+        return int(pointer[-2:]) // 8
+
+    @property
+    def tiles(self) -> dict[str, int]:
+        """The tile sizes, warps and stages, by name."""
+        sizes = {name: value for name, value in self.constants if name.startswith("BLOCK_")}
+        return sizes | dict(self.options)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside the block jit kernels do not run: their launches are appended to the yielded list.
+
+    Operands may lie on torch's meta device. Not safe beside threads that launch kernels.
+    """
+    from triton.runtime.jit import JITFunction
+
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append(_launch(kernel, args, kwargs))
+
+    run = JITFunction.run
+    JITFunction.run = record  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+
+
+def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
+    """The arguments, specialised as Triton's runtime does it."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    options = tuple((name, values.pop(name)) for name in _OPTIONS if name in values)
+    signature, constants, divisible = [], [], []
+    for position, parameter in enumerate(kernel.params):
+        name = parameter.name
+        value = values.get(name, parameter.default)
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature.append((name, "constexpr"))
+            constants.append((name, value))
+            continue
+        signature.append((name, _type(value)))
+        if isinstance(value, torch.Tensor):
+            address = 0 if value.is_meta else value.data_ptr()
+            aligned = address % 16 == 0
+        else:
+            aligned = type(value) is int and value % 16 == 0
+        if aligned:
+            divisible.append(position)
+    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"*{_TYPES[value.dtype]}"
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -1,0 +1,115 @@
+"""Each fault in machine code that has nothing else wrong."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from lada_ops.machine_code.compile import Binary
+from lada_ops.machine_code.gate import Limits, faults
+from lada_ops.machine_code.sass import Code
+from lada_ops.machine_code.targets import TARGETS
+
+LOOP = (
+    *("WARPGROUP.ARRIVE", "HGMMA.64x64x16.F32.BF16", "HGMMA.64x64x16.F32.BF16"),
+    *("WARPGROUP.DEPBAR.LE", "LDGSTS.E.BYPASS.128", "BRA"),
+)
+TAIL = ("FADD", "STG.E.128", "EXIT", "BRA")
+
+
+def code(loop=LOOP, tail=TAIL):
+    return Code(loop + tail, ((0, len(loop)),))
+
+
+def without(opcode):
+    return tuple(o for o in LOOP if not o.startswith(opcode))
+
+
+GOOD = Binary(
+    target=TARGETS["sm_90"],
+    threads=128,
+    itemsize=2,
+    registers=128,
+    spills=0,
+    shared=72 * 1024,
+    tensor_cores=True,
+    warnings=(),
+    code=code(),
+)
+LIMITS = Limits(occupancy=3, issue_per_tensor=0.1, instructions_per_element=0.5)
+
+
+def test_good_code_passes():
+    assert GOOD.occupancy == 3
+    assert GOOD.issue_per_tensor == 6 / 64  # six instructions, two products of 32 cycles
+    assert GOOD.instructions_per_element == 4 / 8
+    assert faults(GOOD, LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spills": 8}, "registers spill: 8"),
+        ({"shared": 228 * 1024}, "228 KiB of shared memory; sm_90 has 227"),
+        ({"tensor_cores": False}, "no tensor-core instruction"),
+        ({"warnings": ("ptxas info : (C7510) serialized",)}, "ptxas warns: .*C7510"),
+        ({"code": code(without("HGMMA") + ("HMMA.16816.F32",))}, "no HGMMA in an inner loop"),
+        ({"code": code(without("HGMMA"))}, "no tensor-core instruction in an inner loop"),
+        ({"code": code(LOOP + ("WARPGROUP.DEPBAR.LE",))}, "wgmma is serialised"),
+        ({"code": code(without("LDGSTS"))}, "no async copy in an inner loop"),
+        ({"code": code(LOOP + ("LDGSTS.E.64",))}, r"async copies of \[64, 128\] bits"),
+        ({"code": code(LOOP + ("LDG.E",) * 5)}, "5 synchronous loads in the K loop"),
+        ({"code": code(LOOP + ("STS.128",))}, "1 copies from registers to shared memory"),
+    ],
+)
+def test_every_launch_is_held_to(changes, message):
+    got = faults(replace(GOOD, **changes))
+    assert any(re.match(message, fault) for fault in got), got
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"registers": 176}, "occupancy 2; expected 3 or more"),
+        ({"code": code(LOOP + ("IADD3",))}, "issue per tensor 0.11; expected 0.1 or less"),
+        ({"code": code(tail=(*TAIL, "FADD"))}, "instructions per element 0.62; expected 0.5"),
+        ({"code": code(tail=("EXIT",))}, "instructions per element unknown"),
+    ],
+)
+def test_a_launch_is_held_to_its_own_limits(changes, message):
+    binary = replace(GOOD, **changes)
+    assert faults(binary) == []
+    (fault,) = faults(binary, LIMITS)
+    assert fault.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"warnings": ("ptxas info : (C7519) potential",)},
+        {"code": code(LOOP + ("LDG.E",) * 4)},
+        {"code": code(without("HGMMA.64") + ("HGMMA.64x64x16.F32",))},  # one, with a pair of waits
+    ],
+)
+def test_what_costs_nothing_passes(changes):
+    assert faults(replace(GOOD, **changes)) == []
+
+
+def test_small_tiles_need_no_warpgroup():
+    binary = replace(GOOD, code=code(without("HGMMA") + ("HMMA.16816.F32",)))
+    assert faults(binary, Limits(wgmma=False)) == []
+
+
+def test_fp32_needs_no_tensor_cores():
+    binary = replace(GOOD, code=code(without("HGMMA")), tensor_cores=False)
+    assert faults(binary, Limits(tensor_cores=False)) == []
+
+
+def test_declared_numbers_are_hoppers():
+    binary = replace(GOOD, target=TARGETS["sm_80"], registers=255)
+    assert faults(binary, LIMITS) == []
+
+
+def test_shared_memory_is_the_targets():
+    binary = replace(GOOD, target=TARGETS["sm_86"], shared=100 * 1024)
+    assert faults(binary) == ["100 KiB of shared memory; sm_86 has 99"]
