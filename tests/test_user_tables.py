@@ -2,9 +2,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lada_kernels import tuning
 from lada_ops import user_tables
+from lada_ops.ops.epilogue import kernels_run
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +21,12 @@ def folders(monkeypatch):
 def test_the_users_tables_come_before_the_shipped_ones(folders):
     user_tables.use_user_tables()
     assert folders == [user_tables.user_folder(), tuning.SHIPPED]
+
+
+def test_they_are_used_before_an_op_launches(folders, monkeypatch):
+    monkeypatch.setattr(tuning, "unsupported", lambda index: None)
+    assert kernels_run("op", torch.zeros(1))
+    assert user_tables.user_folder() in folders
 
 
 def test_they_lie_in_the_users_cache(monkeypatch):

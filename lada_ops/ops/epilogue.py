@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..formats import FLOAT_DTYPES
 from ..reference import ACTIVATIONS, Norm, epilogue_ref
+from ..user_tables import use_user_tables
 
 # fp64 runs through the reference everywhere: it is for proofs, not for speed
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -107,6 +108,7 @@ def kernels_run(op: str, x: Tensor) -> bool:
     """Whether the Triton kernels take x's dtype on its GPU; warns once of a GPU that is too old."""
     from lada_kernels.tuning import unsupported
 
+    use_user_tables()
     reason = unsupported(x.get_device())
     if reason is not None:
         _warn_once(f"{op}: runs in plain torch: {reason}")
