@@ -7,10 +7,6 @@ from lada_ops.machine_code.compile import CompileError, compile_launch
 from lada_ops.machine_code.launches import recorded
 from lada_ops.machine_code.targets import TARGETS
 
-pytestmark = pytest.mark.skipif(
-    triton.knobs.runtime.interpret, reason="TRITON_INTERPRET leaves nothing to compile"
-)
-
 
 @triton.jit
 def _product_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import triton
@@ -5,16 +7,15 @@ import triton.language as tl
 
 from lada_ops.machine_code.launches import recorded
 
-pytestmark = pytest.mark.skipif(
-    triton.knobs.runtime.interpret, reason="TRITON_INTERPRET leaves nothing to record"
-)
-
 
 @triton.jit
-def _copy_kernel(x_ptr, bias_ptr, y_ptr, n, eps, BLOCK: tl.constexpr):
+def _copy(x_ptr, bias_ptr, y_ptr, n, eps, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs, mask=offs < n, other=0.0)
     tl.store(y_ptr + offs, x + eps, mask=offs < n)
+
+
+_copy_kernel: Any = _copy  # whose launch type checkers read as a call
 
 
 def launch(n, bias=None, eps=1e-5, block=16, dtype=torch.bfloat16, **options):
