@@ -15,6 +15,7 @@ from .ops.block_sparse_linear import block_sparse_linear
 from .ops.low_rank_linear import low_rank_linear
 from .ops.sparse_low_rank_linear import sparse_low_rank_linear
 from .plans import CompressionPlan, LayerPlan
+from .reference import Norm
 from .report import CompressionReport, LayerReport
 from .swap import compress, restore
 
@@ -28,6 +29,7 @@ __all__ = [
     "LayerReport",
     "LowRank",
     "LowRankLinear",
+    "Norm",
     "SparseLowRank",
     "SparseLowRankLinear",
     "block_sparse_linear",

@@ -22,7 +22,9 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 def oracle(given: Operands) -> torch.Tensor:
-    return dense_oracle(given.x, given.dense, given.bias, given.residual, given.activation)
+    return dense_oracle(
+        given.x, given.dense, given.bias, given.residual, given.activation, given.norm
+    )
 
 
 def off_by_one(t: torch.Tensor) -> torch.Tensor:
@@ -43,14 +45,16 @@ class OpSuite:
 
     @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
     @pytest.mark.parametrize("residual", [True, False], ids=["residual", "no-residual"])
+    @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
     @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_reference_is_a_dense_linear(self, activation, residual, bias):
+    def test_reference_is_a_dense_linear(self, activation, norm, residual, bias):
         given = operands(
             self.stem,
             dtype=torch.float64,
             activation=activation,
             residual=residual,
             bias=bias,
+            norm=norm,
         )
         assert_matches(call_ref(self.stem, given), oracle(given))
 
@@ -82,6 +86,15 @@ class OpSuite:
     def test_activation_in_any_dtype(self, activation, dtype, device):
         given = operands(self.stem, (5,), dtype=dtype, device=device, activation=activation)
         assert_matches(call(self.stem, given), call_ref(self.stem, given.double()))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("lead", [(1,), (0,), (2, 3)], ids=str)
+    def test_norm(self, lead, dtype, device):
+        given = operands(self.stem, lead, dtype=dtype, device=device, norm=True)
+        got = call(self.stem, given)
+        assert got.dtype == dtype
+        # a normalised row magnifies what its terms were rounded by
+        assert_matches_scaled(got, oracle(given), roundings=2)
 
     @pytest.mark.parametrize("lead", [(), (1,), (6,), (2, 3)], ids=str)
     def test_any_strides(self, lead, device):
@@ -184,6 +197,24 @@ class OpSuite:
     def test_refuses_residual_that_would_broadcast(self):
         given = operands(self.stem).replace(residual=torch.randn(1, 21))
         self.refuses(given, ValueError, "residual (1, 21)", "(3, 21)")
+
+    @pytest.mark.parametrize("name", ["weight", "bias"])
+    def test_refuses_norm_of_another_shape(self, name):
+        given = operands(self.stem, norm=True)
+        assert given.norm is not None
+        given = given.replace(norm=given.norm._replace(**{name: torch.randn(1)}))
+        self.refuses(given, ValueError, f"norm.{name} (1,)", "(21,)")
+
+    def test_refuses_norm_of_another_dtype(self):
+        given = operands(self.stem, norm=True)
+        assert given.norm is not None
+        given = given.replace(norm=given.norm._replace(bias=given.norm.bias.half()))
+        self.refuses(given, TypeError, "norm.bias", "torch.float16", "torch.float32")
+
+    def test_refuses_a_negative_eps(self):
+        given = operands(self.stem, norm=True)
+        assert given.norm is not None
+        self.refuses(given.replace(norm=given.norm._replace(eps=-1.0)), ValueError, "norm.eps -1.0")
 
     def test_refuses_an_unknown_activation(self):
         given = operands(self.stem).replace(activation="mish")

@@ -17,6 +17,7 @@ OPERANDS = {
     "no tokens": lambda stem: operands(stem, (0,)),
     "bias": lambda stem: operands(stem, residual=False),
     "residual": lambda stem: operands(stem, bias=False),
+    "norm": lambda stem: operands(stem, norm=True),
     "no blocks": lambda stem: operands(stem, pattern="no-blocks"),
     "strides": lambda stem: operands(stem, (2, 3)).map(off_by_one),
     "float16": lambda stem: operands(stem, dtype=torch.float16),
@@ -30,7 +31,7 @@ class OpTransformSuite:
 
     stem: str
 
-    @pytest.mark.parametrize("optional", [True, False], ids=["bias-residual", "neither"])
+    @pytest.mark.parametrize("optional", [True, False], ids=["bias-residual-norm", "neither"])
     def test_opcheck(self, optional, device):
         given = operands(
             self.stem,
@@ -39,6 +40,7 @@ class OpTransformSuite:
             activation="gelu",
             bias=optional,
             residual=optional,
+            norm=optional,
         )
         torch.library.opcheck(torch_op(self.stem), given.requires_grad().args)
 
@@ -52,6 +54,18 @@ class OpTransformSuite:
     def test_gradients(self, activation, way):
         given = operands(
             self.stem, (2, 2), "random", (2, 3), 2, torch.float64, activation=activation
+        ).requires_grad()
+        assert torch.autograd.gradcheck(self._function(given, way), given.tensors)
+
+    @pytest.mark.parametrize("way", ["function", "torch-op"])
+    @pytest.mark.parametrize("residual", [True, False], ids=["residual", "no-residual"])
+    @pytest.mark.parametrize("activation", ["none", "gelu"])
+    def test_gradients_through_a_norm(self, activation, residual, way):
+        given = operands(
+            *(self.stem, (2,), "random", (2, 3), 2, torch.float64),
+            activation=activation,
+            residual=residual,
+            norm=True,
         ).requires_grad()
         assert torch.autograd.gradcheck(self._function(given, way), given.tensors)
 

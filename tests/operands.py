@@ -11,6 +11,8 @@ from torch import Tensor
 
 import lada_ops
 from lada_ops import reference
+from lada_ops.ops.epilogue import split_norm
+from lada_ops.reference import Norm
 from tests.kernels.operands import factors, normal, sparse_weight
 
 # The oracle gets the operands as rounded to the dtype. fp64: its own rounding. fp32: sums of some
@@ -44,16 +46,18 @@ class Operands:
     bias: Tensor | None
     residual: Tensor | None
     activation: str = "none"
+    norm: Norm | None = None
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The positional arguments of the reference and of `torch.ops.lada.<stem>`."""
-        return self.x, *self.weights, self.bias, self.activation, self.residual
+        """The positional arguments of `torch.ops.lada.<stem>`."""
+        last = () if self.norm is None else split_norm(self.norm)
+        return self.x, *self.weights, self.bias, self.activation, self.residual, *last
 
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors that have gradients."""
-        given = (self.x, *self.weights, self.bias, self.residual)
+        given = (self.x, *self.weights, self.bias, self.residual, *(self.norm or ())[:2])
         return [t for t in given if t is not None and t.is_floating_point()]
 
     def replace(self, **changes: Any) -> Operands:
@@ -77,7 +81,10 @@ class Operands:
         """`change` applied to every tensor operand."""
         x, weights = change(self.x), tuple(map(change, self.weights))
         bias, residual = (None if t is None else change(t) for t in (self.bias, self.residual))
-        return replace(self, x=x, weights=weights, bias=bias, residual=residual)
+        norm = self.norm
+        if norm is not None:
+            norm = Norm(change(norm.weight), change(norm.bias), norm.eps)
+        return replace(self, x=x, weights=weights, bias=bias, residual=residual, norm=norm)
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Operands:
         """The same operands with others in the place of `tensors`, in their order."""
@@ -96,6 +103,7 @@ def operands(
     activation: str = "none",
     bias: bool = True,
     residual: bool = True,
+    norm: bool = False,
 ) -> Operands:
     """Operands of the op `stem`; the output keeps about the variance of x."""
     kind = {"dtype": dtype, "device": torch.device(device)}
@@ -118,6 +126,7 @@ def operands(
         normal(out, **kind) if bias else None,
         normal(*lead, out, **kind) if residual else None,
         activation,
+        Norm(normal(out, **kind) + 1, normal(out, **kind), 1e-5) if norm else None,
     )
 
 
@@ -141,12 +150,15 @@ def call(stem: str, operands: Operands) -> Tensor:
     """The public function of the op `stem`."""
     op = getattr(lada_ops, stem)
     given = operands.x, *operands.weights, operands.bias
-    return op(*given, activation=operands.activation, residual=operands.residual)
+    norm = {} if operands.norm is None else {"norm": operands.norm}
+    return op(*given, activation=operands.activation, residual=operands.residual, **norm)
 
 
 def call_ref(stem: str, operands: Operands) -> Tensor:
     """The reference of the op `stem`."""
-    return getattr(reference, f"{stem}_ref")(*operands.args)
+    ref = getattr(reference, f"{stem}_ref")
+    given = operands.x, *operands.weights, operands.bias
+    return ref(*given, operands.activation, operands.residual, operands.norm)
 
 
 def torch_op(stem: str) -> Any:

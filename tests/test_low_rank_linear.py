@@ -1,11 +1,16 @@
 """The op `low_rank_linear` and its module."""
 
 import pytest
+import torch
+from torch.nn import functional as F
 
-from lada_ops import LowRankLinear
+from lada_ops import LowRankLinear, low_rank_linear
+from tests.kernels.operands import factors, normal
 from tests.module_suite import IN, OUT, ModuleSuite
 from tests.op_suite import OpSuite
 from tests.op_transform_suite import OpTransformSuite
+
+FP64 = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 class TestOp(OpSuite):
@@ -14,6 +19,55 @@ class TestOp(OpSuite):
 
 class TestOpTransforms(OpTransformSuite):
     stem = "low_rank_linear"
+
+
+class TestGroups:
+    """Three pairs of factors, as of query, key and value."""
+
+    @pytest.fixture
+    def pairs(self):
+        return [factors(4, 6, 2, **FP64) for _ in range(3)]
+
+    @pytest.fixture
+    def joint(self, pairs):
+        return torch.cat([u for u, _ in pairs]), torch.cat([v for _, v in pairs])
+
+    def test_are_linears_side_by_side(self, pairs, joint):
+        x, bias = normal(5, 6, **FP64), normal(12, **FP64)
+        want = torch.cat([F.linear(F.linear(x, v), u) for u, v in pairs], -1) + bias
+        torch.testing.assert_close(low_rank_linear(x, *joint, bias, groups=3), want)
+
+    def test_gradients(self, joint):
+        tensors = [normal(5, 6, **FP64), *joint, normal(12, **FP64)]
+        tensors = [t.requires_grad_() for t in tensors]
+
+        def function(x, u, v, bias):
+            op = torch.ops.lada.low_rank_linear
+            return op(x, u, v, bias, "gelu", None, groups=3)
+
+        assert torch.autograd.gradcheck(function, tensors)
+
+    @pytest.mark.parametrize("groups", [0, -1, 2, 5])
+    def test_refuses_a_number_that_does_not_fit(self, joint, groups):
+        x = normal(5, 6, **FP64)
+        with pytest.raises(ValueError, match=f"low_rank_linear: .*{groups}.* expected"):
+            low_rank_linear(x, *joint, groups=groups)
+
+
+class TestDense:
+    """The product of the factors, which a caller may keep."""
+
+    def test_is_not_needed_on_the_cpu(self):
+        u, v = factors(4, 6, 2, **FP64)
+        x, wrong = normal(5, 6, **FP64), normal(4, 6, **FP64)
+        want = low_rank_linear(x, u, v)
+        torch.testing.assert_close(low_rank_linear(x, u, v, dense=wrong), want)
+
+    @pytest.mark.parametrize("shape", [(6, 4), (4, 5), (4,)], ids=str)
+    def test_refuses_another_shape(self, shape):
+        u, v = factors(4, 6, 2, **FP64)
+        with pytest.raises(ValueError, match=r"low_rank_linear: dense .* expected \(4, 6\)"):
+            low_rank_linear(normal(5, 6, **FP64), u, v, dense=normal(*shape, **FP64))
 
 
 class TestModule(ModuleSuite):
