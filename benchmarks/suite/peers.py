@@ -33,17 +33,19 @@ def torch_bsr(operands: Operands) -> Entry:
     """`bsr_dense_addmm`, the product behind ``F.linear(x, bsr)``."""
     bsr, key = operands.bsr, tuning_key(operands.case)
     assert bsr is not None
-    tensors = {"x": operands.x, "bsr": bsr.to_torch(), "bias": operands.bias, **operands.finish}
+    # it would write the bias out at each call; beforehand is the best that can be done for it
+    added = operands.bias[:, None].expand(-1, operands.case.tokens).contiguous()
+    tensors = {"x": operands.x, "bsr": bsr.to_torch(), "added": added}
     if key not in _tuned:
         try:
-            _tuned[key] = tune(tensors["bsr"], tensors["x"], tensors["bias"], operands.case.density)
+            _tuned[key] = tune(**tensors, density=operands.case.density)
         except RuntimeError as error:
             _tuned[key] = error
     found = _tuned[key]
     if isinstance(found, RuntimeError):
         raise found
     call = partial(bsr_linear, operands.activation, found["meta"])
-    return Entry(call, tensors, bsr.values.numel(), note=found)
+    return Entry(call, tensors | operands.finish, bsr.values.numel(), note=found)
 
 
 def bsr_linear(
@@ -51,17 +53,16 @@ def bsr_linear(
     meta: dict[str, int] | None,
     x: Tensor,
     bsr: Tensor,
-    bias: Tensor,
+    added: Tensor,
     **finish: Tensor,
 ) -> Tensor:
     from torch.sparse._triton_ops import bsr_dense_addmm
 
-    added = bias[:, None].expand(-1, x.shape[0])
     z = bsr_dense_addmm(added, bsr, x.t(), meta=meta).t()
     return finished(z, activation, **finish)
 
 
-def tune(bsr: Tensor, x: Tensor, bias: Tensor, density: float) -> dict[str, Any]:
+def tune(x: Tensor, bsr: Tensor, added: Tensor, density: float) -> dict[str, Any]:
     """The parameters that torch's tuner finds in `TUNER_SECONDS`, and how many it tried."""
     import triton
     from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
@@ -80,7 +81,6 @@ def tune(bsr: Tensor, x: Tensor, bias: Tensor, density: float) -> dict[str, Any]
             failure = f"{type(error).__name__}: {error}"
             raise
 
-    added = bias[:, None].expand(-1, x.shape[0])
     with patch.object(triton.testing, "do_bench", hurried):
         meta = tune_bsr_dense_addmm(added, bsr, x.t())
     if not meta:

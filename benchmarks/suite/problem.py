@@ -18,7 +18,9 @@ from .cases import Case
 from .roofline import Work, size
 
 EPS = 1e-12  # of BERT's LayerNorm
-KEPT = "dense"  # the operand that a dispatch may use, and that is then no part of its own work
+# operands that are no part of a way's work: a dense weight that a dispatch may use instead of the
+# compressed one, and a bias that was written out beforehand
+SPARE = ("dense", "added")
 
 Tensors = dict[str, Tensor]
 
@@ -46,7 +48,7 @@ class Entry:
         return [partial(self.call, **tensors) for tensors in sets]
 
     def work(self, tokens: int, output_bytes: int) -> Work:
-        read = size(t for name, t in self.tensors.items() if name != KEPT)
+        read = size(t for name, t in self.tensors.items() if name not in SPARE)
         return Work(2 * self.macs * tokens, read + output_bytes)
 
 

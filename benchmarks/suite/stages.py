@@ -44,7 +44,7 @@ class Run:
         cuda = torch.cuda.is_available() and not self.dry_run
         self.device = torch.device("cuda" if cuda else "cpu")
         # bf16 products are wrong in Triton's interpreter
-        self.dtype = torch.bfloat16 if cuda else torch.float32
+        self.dtype = torch.bfloat16 if cuda else torch.float16
         self.clock: Clock = GraphClock(self.device) if cuda else CpuClock()
         self.folder = self.out / device_slug(self.device)
         self.environment = suite_environment(self.dry_run)

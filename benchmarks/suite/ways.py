@@ -15,7 +15,7 @@ from lada_kernels.tuning import Way
 
 from .cases import Case
 from .peers import torch_bsr, two_to_four
-from .problem import EPS, KEPT, Entry, Operands, Problem, finished
+from .problem import EPS, Entry, Operands, Problem, finished
 
 Ways = dict[str, Callable[[], Entry]]
 
@@ -81,7 +81,7 @@ def _linear(operands: Operands) -> Ways:
     launch = partial(launched, partial(launcher(case.stem), activation=activation))
     for name in our_ways(case):
         ways[name] = partial(Entry, partial(launch, way=Way(name)), ours, macs)
-    ways["dispatch"] = lambda: Entry(launch, {**ours, KEPT: weight}, macs)
+    ways["dispatch"] = lambda: Entry(launch, {**ours, "dense": weight}, macs)
     return ways
 
 
