@@ -9,6 +9,7 @@ from .calibrate import input_grams
 from .counts import Counts
 from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
+from .modules.compressed_linear import keep_dense
 from .modules.low_rank_linear import LowRankLinear
 from .modules.sparse_low_rank_linear import SparseLowRankLinear
 from .ops.block_sparse_linear import block_sparse_linear
@@ -35,6 +36,7 @@ __all__ = [
     "block_sparse_linear",
     "compress",
     "input_grams",
+    "keep_dense",
     "low_rank_linear",
     "plan",
     "restore",

@@ -14,12 +14,13 @@ import torch
 import triton
 
 from .devices import gpu_slug
-from .table import Key, Table, TableError, TileConfig, Way
+from .table import EPILOGUES, WAYS, Key, Table, TableError, TileConfig, Way
 
 __all__ = [
     "TileConfig",
     "Way",
     "add_folder",
+    "dense_is_ever_fastest",
     "fastest",
     "ffn_name",
     "low_rank_name",
@@ -75,6 +76,7 @@ def add_folder(folder: str | os.PathLike[str]) -> None:
     if Path(folder) not in _folders:
         _folders.insert(0, Path(folder))
         fastest.cache_clear()
+        dense_is_ever_fastest.cache_clear()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -121,6 +123,22 @@ def fastest(
             if share < lowest:
                 best, lowest = Way(name, ways[name].tiles), share
     return best
+
+
+@functools.lru_cache(maxsize=4096)
+def dense_is_ever_fastest(
+    stem: str, weight: str, dtype: torch.dtype | str, k: int, n: int, device_index: int
+) -> bool:
+    """Whether the tables have measured a number of tokens at which the dense product is fastest.
+
+    Arguments as those of `fastest`.
+    """
+    ways = (
+        fastest(stem, dtype, k, n, weight, epilogue, 2**power, device_index, WAYS)
+        for epilogue in EPILOGUES
+        for power in range(17)
+    )
+    return any(way is not None and way.name == "dense" for way in ways)
 
 
 @functools.cache

@@ -7,15 +7,23 @@ from torch import Tensor, nn
 
 from ..counts import Counts
 from ..formats import Format
+from ..ops.epilogue import needs_grad
 from ..reference import ACTIVATIONS
+from .dense_copy import DenseCopy, KeepDense, check_keep_dense
 
 
 class CompressedLinear(nn.Module):
     """Base of the modules that stand in for `nn.Linear`: ``act(x W^T + bias) + residual``.
 
     A subclass holds W's tensors under their names in the format (u, v, values, ...).
+
+    keep_dense: whether W may be kept as a dense weight too, in GPU memory alone, for the token
+    counts at which a dense product is faster: True, False, or, by default, "auto": where the tuned
+    table of this GPU has measured that it is. Nothing is kept on the CPU, in training, under
+    autocast, or in what torch.compile compiles.
     """
 
+    keep_dense: KeepDense = "auto"
     bias: nn.Parameter | None
 
     def __init__(
@@ -35,6 +43,7 @@ class CompressedLinear(nn.Module):
             )
         self.in_features, self.out_features = in_features, out_features
         self.activation = activation
+        self._dense_copy = DenseCopy()
         if bias:
             self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
         else:
@@ -50,6 +59,41 @@ class CompressedLinear(nn.Module):
         weight = self.format.counts()
         return weight if self.bias is None else weight + Counts.of(self.bias, flops_per_value=1)
 
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that the dense weight takes now; 0 where none is kept."""
+        return self._dense_copy.nbytes
+
+    def dense_for(self, x: Tensor) -> Tensor | None:
+        """W (out, in) for the op to choose, or None where it isn't kept."""
+        # compiled code would go on with a copy of what has changed since
+        if not x.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+            return None
+        factors = self._factors()
+        if needs_grad(*factors) or not self._keeps_dense(x):
+            self._dense_copy.drop()
+            return None
+        return self._dense_copy.get(factors, self._dense_weight)
+
+    def _keeps_dense(self, x: Tensor) -> bool:
+        if self.keep_dense != "auto":
+            return self.keep_dense
+        from lada_kernels.tuning import dense_is_ever_fastest
+
+        size = x.dtype, self.in_features, self.out_features
+        return dense_is_ever_fastest(*self._table_names(), *size, x.get_device())
+
+    @torch.no_grad()
+    def _dense_weight(self) -> Tensor:
+        return self.format.to_dense()
+
+    def _factors(self) -> list[Tensor]:
+        return [p for name, p in self.named_parameters() if name != "bias"]
+
+    def _table_names(self) -> tuple[str, str]:
+        """The op, and how the tuned tables name the weight."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """A new `nn.Linear` that holds the same weight, dense, and is frozen where this one is.
@@ -64,8 +108,7 @@ class CompressedLinear(nn.Module):
             device="meta",
             dtype=weight.dtype,
         )
-        factors = [p for name, p in self.named_parameters() if name != "bias"]
-        linear.weight = nn.Parameter(weight, any(p.requires_grad for p in factors))
+        linear.weight = nn.Parameter(weight, any(p.requires_grad for p in self._factors()))
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return linear.train(self.training)
@@ -92,3 +135,16 @@ class CompressedLinear(nn.Module):
 
     def _format_repr(self) -> str:
         raise NotImplementedError
+
+
+def keep_dense(model: nn.Module, keep: KeepDense) -> nn.Module:
+    """Set `CompressedLinear.keep_dense` on all of a model's compressed linears; returns it.
+
+    Raises ValueError on anything but True, False and "auto".
+    """
+    check_keep_dense("keep_dense", keep)
+    for module in model.modules():
+        if isinstance(module, CompressedLinear):
+            module.keep_dense = keep
+            module._dense_copy.drop()
+    return model

@@ -65,8 +65,19 @@ class LowRankLinear(CompressedLinear):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""
         return low_rank_linear(
-            x, self.u, self.v, self.bias, activation=self.activation, residual=residual
+            x,
+            self.u,
+            self.v,
+            self.bias,
+            activation=self.activation,
+            residual=residual,
+            dense=self.dense_for(x),
         )
+
+    def _table_names(self) -> tuple[str, str]:
+        from lada_kernels.tuning import low_rank_name
+
+        return "low_rank_linear", low_rank_name(self.rank)
 
     def _format_repr(self) -> str:
         return f", rank={self.rank}"

@@ -1,0 +1,57 @@
+"""The dense weight that a module may keep beside its compressed one, for where dense is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+KeepDense: TypeAlias = bool | Literal["auto"]
+
+
+def check_keep_dense(owner: str, keep: object) -> None:
+    """Raise ValueError unless `keep` is True, False or "auto"."""
+    if not (isinstance(keep, bool) or keep == "auto"):
+        raise ValueError(f"{owner}: keep_dense {keep!r}; expected True, False or 'auto'")
+
+
+class DenseCopy:
+    """A product of tensors that is made when it is asked for, and again once they have changed.
+
+    No copy of a module takes it along, and no state dict or pickle holds it.
+    """
+
+    def __init__(self) -> None:
+        self._made_from: object = None
+        self._weight: Tensor | None = None
+
+    def get(self, tensors: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` returned for `tensors` as they are now."""
+        made_from = [_state(t) for t in tensors]
+        if self._weight is None or made_from != self._made_from:
+            self._weight, self._made_from = None, None  # frees the old one first
+            self._weight, self._made_from = make(), made_from
+        return self._weight
+
+    def drop(self) -> None:
+        """Free the memory."""
+        self._weight, self._made_from = None, None
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes now."""
+        return 0 if self._weight is None else self._weight.nbytes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DenseCopy:
+        return DenseCopy()
+
+    def __reduce__(self) -> tuple[type[DenseCopy], tuple[()]]:
+        return DenseCopy, ()
+
+
+def _state(t: Tensor) -> tuple[Any, ...]:
+    """Changes whenever the tensor's values may have, or its dtype or place."""
+    # tensors made under inference_mode count no versions, and cannot change in place outside it
+    version = 0 if t.is_inference() else t._version
+    return t.data_ptr(), version, t.dtype, t.device

@@ -1,0 +1,158 @@
+"""`DenseCopy`, and which modules keep one; a stand-in plays the input on a GPU."""
+
+import copy
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import lada_ops
+from lada_kernels import tuning
+from lada_ops import LowRankLinear
+from lada_ops.modules.dense_copy import DenseCopy
+
+ON_GPU = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda: 0)
+ON_CPU = torch.zeros(1)
+
+
+@pytest.fixture
+def module():
+    return LowRankLinear(6, 4, 2).requires_grad_(False)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """To be called with the ways that a tuned table finds fastest."""
+
+    def measured(*ways):
+        asked = iter(ways)
+        way = lambda *key: tuning.Way(next(asked, "one_launch"))  # noqa: E731
+        monkeypatch.setattr(tuning, "fastest", way)
+        tuning.dense_is_ever_fastest.cache_clear()
+
+    yield measured
+    tuning.dense_is_ever_fastest.cache_clear()
+
+
+class TestDenseCopy:
+    def test_is_made_once(self):
+        made, tensors = [], [torch.ones(2)]
+        kept = DenseCopy()
+        for _ in range(3):
+            kept.get(tensors, lambda: made.append(1) or tensors[0] * 2)
+        assert len(made) == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda t: t.add_(1),
+            lambda t: t.set_(torch.zeros(2)),
+            lambda t: setattr(t, "data", torch.zeros(2)),
+        ],
+        ids=["in place", "set", "data"],
+    )
+    def test_is_made_again_once_a_tensor_has_changed(self, change):
+        t, kept = torch.ones(2), DenseCopy()
+        kept.get([t], t.clone)
+        change(t)
+        assert torch.equal(kept.get([t], t.clone), t)
+
+    def test_works_on_inference_tensors(self):
+        with torch.inference_mode():
+            t = torch.ones(2)
+        assert torch.equal(DenseCopy().get([t], t.clone), t)
+
+    @pytest.mark.parametrize(
+        "again",
+        [copy.deepcopy, lambda kept: pickle.loads(pickle.dumps(kept))],
+        ids=["copy", "pickle"],
+    )
+    def test_is_not_taken_along(self, again):
+        kept = DenseCopy()
+        kept.get([torch.ones(2)], lambda: torch.ones(2))
+        assert kept.nbytes == 8
+        assert again(kept).nbytes == 0
+
+
+class TestKeepDense:
+    def test_nothing_is_kept_on_the_cpu(self, module):
+        module.keep_dense = True
+        module(torch.randn(3, 6))
+        assert module.kept_bytes == 0
+
+    def test_true_keeps_the_weight(self, module):
+        module.keep_dense = True
+        assert torch.equal(module.dense_for(ON_GPU), module.u @ module.v)
+        assert module.kept_bytes == 4 * 6 * 4
+
+    def test_false_keeps_nothing(self, module):
+        module.keep_dense = False
+        assert module.dense_for(ON_GPU) is None
+
+    def test_auto_keeps_it_where_a_table_found_it_fastest(self, module, measured):
+        measured("one_launch", "two_launches", "dense")
+        assert module.dense_for(ON_GPU) is not None
+
+    def test_auto_keeps_nothing_where_it_never_was(self, module, measured):
+        measured("one_launch", "two_launches")
+        assert module.dense_for(ON_GPU) is None
+
+    def test_auto_keeps_nothing_where_nothing_is_measured(self, module, monkeypatch):
+        monkeypatch.setattr(tuning, "fastest", lambda *key: None)
+        tuning.dense_is_ever_fastest.cache_clear()
+        assert module.dense_for(ON_GPU) is None
+        tuning.dense_is_ever_fastest.cache_clear()
+
+    def test_training_frees_it(self, module):
+        module.keep_dense = True
+        module.dense_for(ON_GPU)
+        module.requires_grad_(True)
+        assert module.dense_for(ON_GPU) is None
+        assert module.kept_bytes == 0
+
+    def test_no_grad_keeps_it_for_trainable_factors(self, module):
+        module.keep_dense = True
+        module.requires_grad_(True)
+        with torch.no_grad():
+            assert module.dense_for(ON_GPU) is not None
+
+    def test_autocast_takes_none(self, module, monkeypatch):
+        module.keep_dense = True
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+        assert module.dense_for(ON_GPU) is None
+
+    def test_follows_the_factors(self, module):
+        module.keep_dense = True
+        before = module.dense_for(ON_GPU)
+        module.load_state_dict({n: t + 1 for n, t in module.state_dict().items()})
+        after = module.dense_for(ON_GPU)
+        assert torch.equal(after, module.u @ module.v)
+        assert not torch.equal(after, before)
+
+    def test_is_no_part_of_the_state(self, module):
+        keys = list(module.state_dict())
+        module.keep_dense = True
+        module.dense_for(ON_GPU)
+        assert list(module.state_dict()) == keys
+
+    def test_is_set_on_a_whole_model(self, module):
+        other = copy.deepcopy(module)
+        model = nn.Sequential(module, nn.Linear(2, 2), nn.Sequential(other))
+        assert lada_ops.keep_dense(model, True) is model
+        assert module.keep_dense is other.keep_dense is True
+
+    def test_setting_it_frees_what_was_kept(self, module):
+        module.keep_dense = True
+        module.dense_for(ON_GPU)
+        lada_ops.keep_dense(module, False)
+        assert module.kept_bytes == 0
+
+    @pytest.mark.parametrize("keep", [None, "yes", 2])
+    def test_refuses_anything_else(self, module, keep):
+        with pytest.raises(
+            ValueError, match=f"keep_dense {keep!r}; expected True, False or 'auto'"
+        ):
+            lada_ops.keep_dense(module, keep)
+        assert module.keep_dense == "auto"
