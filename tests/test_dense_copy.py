@@ -3,6 +3,7 @@
 import copy
 import pickle
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lada_kernels import tuning
 from lada_ops import LowRankLinear
 from lada_ops.modules.dense_copy import DenseCopy
 
-ON_GPU = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda: 0)
+ON_GPU: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda: 0)
 ON_CPU = torch.zeros(1)
 
 
