@@ -11,7 +11,8 @@ from .calibrate import Batches, Grams, grams_of
 from .compress.blocks import block_gains
 from .compress.svd import damped, rank_gains
 from .encoders import encoder_linears
-from .formats import INDEX_DTYPE, check_block, check_finite
+from .formats import INDEX_DTYPE, check_finite
+from .grid import check_block, group_of
 from .plans import METHODS, CompressionPlan, LayerPlan, Method, Objective
 
 
@@ -74,6 +75,7 @@ def plan(
         ranks = {n: units * rank_multiple for n, units in ranks.items()}
     densities: dict[str, float] = {}
     if method != "low_rank":
+        groups = {n: group_of(_shape(m), block) for n, m in linears.items()}
         cells = {n: _cells(m, block) for n, m in linears.items()}
         left = {
             n: budget[n] - ranks.get(n, 0) * _rank_bytes(m) - _row_pointer_bytes(m, block)
@@ -81,11 +83,12 @@ def plan(
         }
         counts = _spend(
             left,
-            {n: _block_bytes(m, block) for n, m in linears.items()},
-            cells,
+            {n: groups[n] * _block_bytes(m, block) for n, m in linears.items()},
+            {n: cells[n] // groups[n] for n in linears},
             {n: block_gains(linears[n].weight, gram, block) for n, gram in grams.items()},
+            least=0 if ranks else 1,
         )
-        densities = {n: count / cells[n] for n, count in counts.items()}
+        densities = {n: count * groups[n] / cells[n] for n, count in counts.items()}
     return CompressionPlan(
         {
             name: LayerPlan(
@@ -107,14 +110,15 @@ def _spend(
     price: Mapping[str, int],
     most: Mapping[str, int],
     gains: Mapping[str, Sequence[float]],
+    least: int = 1,
 ) -> dict[str, int]:
-    """Whole units per layer, between 1 and `most`, whose prices stay within the summed budget.
+    """Whole units per layer, `least` to `most`, whose prices stay within the summed budget.
 
     Unit by unit to the layer that lacks most of its own budget. With `gains`, what the next unit
     of a layer is worth, only up to half of its budget; the rest goes where it gains most.
     """
-    units = dict.fromkeys(budget, 1)
-    left = sum(budget.values()) - sum(price.values())
+    units = dict.fromkeys(budget, least)
+    left = sum(budget.values()) - least * sum(price.values())
     for n in units:
         if most[n] < 1:
             raise ValueError(
@@ -125,8 +129,8 @@ def _spend(
         raise ValueError(
             "plan: ratio cannot be reached: the budget of the encoder's linears is "
             f"{sum(budget.values()):.0f} bytes beside biases and pointers, and the smallest rank "
-            f"or a single block per layer takes {sum(price.values())}; expected a lower ratio, "
-            "rank_multiple or block"
+            f"or a single pack of blocks per layer takes {sum(price.values())}; expected a lower "
+            "ratio, rank_multiple or block"
         )
     even = 0.5 if gains else 1.0
 

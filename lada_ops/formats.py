@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .counts import Counts
+from .grid import check_block, pack_of
 
 INDEX_DTYPE = torch.int32
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -114,6 +115,18 @@ class Bsr:
     def density(self) -> float:
         return self.nnz / (self.grid[0] * self.grid[1])
 
+    @property
+    def whole_packs(self) -> bool:
+        """Whether every block row holds a multiple of `pack_of(block)` blocks; False on meta."""
+        if self.values.is_meta:
+            return False
+        return not (self.crow_indices.diff() % pack_of(self.block)).any()
+
+    @property
+    def order(self) -> Tensor:
+        """The block rows (block rows,) int32, those of most blocks first."""
+        return self.crow_indices.diff().argsort(descending=True, stable=True).to(INDEX_DTYPE)
+
     @classmethod
     def from_dense(cls, weight: Tensor, block: tuple[int, int], keep: Tensor | None = None) -> Bsr:
         """The blocks of ``weight (out, in)`` where ``keep (block rows, block columns)`` is true.
@@ -165,6 +178,21 @@ class Bsr:
     def to_dense(self) -> Tensor:
         """The weight (out, in)."""
         return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.shape[1])
+
+    def padded(self) -> Bsr:
+        """The same weight, with zero blocks that fill every block row up to whole packs.
+
+        This one itself where its packs are whole, cannot become so, or are on meta.
+        """
+        pack, (rows, cols) = pack_of(self.block), self.grid
+        if self.whole_packs or cols % pack or self.values.is_meta:
+            return self
+        row_indices = block_row_indices(self.crow_indices, self.nnz)
+        free = torch.ones(rows, cols, dtype=torch.bool, device=self.values.device)
+        free[row_indices, self.col_indices.long()] = False
+        lacking = -self.crow_indices.diff() % pack
+        keep = ~free | (free.cumsum(1) <= lacking[:, None])
+        return Bsr.from_dense(self.to_dense(), self.block, keep)
 
     def counts(self) -> Counts:
         itemsize = self.values.element_size()
@@ -254,35 +282,6 @@ def check_rank(owner: str, rank: int, shape: tuple[int, int]) -> None:
         raise ValueError(
             f"{owner}: rank {rank} for a weight {tuple(shape)}; expected 1 to {min(shape)}"
         )
-
-
-def check_block(owner: str, block: tuple[int, int], shape: tuple[int, int]) -> None:
-    """Raise ValueError unless `block` tiles `shape`, naming blocks and paddings that would do."""
-    if len(shape) != 2 or len(block) != 2 or min(*shape, *block) < 1:
-        raise ValueError(f"{owner}: block {block}, shape {shape}; expected two positive pairs")
-    if shape[0] % block[0] or shape[1] % block[1]:
-        fitting = " x ".join("{" + ", ".join(map(str, _divisors(size))) + "}" for size in shape)
-        padded = tuple(-(-size // b) * b for size, b in zip(shape, block, strict=True))
-        raise ValueError(
-            f"{owner}: block {tuple(block)} does not divide the weight {tuple(shape)} (out, in); "
-            f"blocks that do: {fitting}; or pad the weight to {padded}"
-        )
-
-
-def _divisors(size: int) -> list[int]:
-    """The usual block sizes that divide `size`, or else its four largest divisors up to 128."""
-    usual = [b for b in (16, 32, 64, 128) if size % b == 0]
-    return usual or [b for b in range(1, 129) if size % b == 0][-4:]
-
-
-def block_count(shape: tuple[int, int], block: tuple[int, int], density: float) -> int:
-    """The number of blocks that are the share `density` of all blocks of `shape`.
-
-    Raises ValueError unless ``0 <= density <= 1``.
-    """
-    if not 0 <= density <= 1:
-        raise ValueError(f"density {density}; expected 0 to 1")
-    return round(density * (shape[0] // block[0]) * (shape[1] // block[1]))
 
 
 def _check_float(owner: str, **tensors: Tensor) -> None:

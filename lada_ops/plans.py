@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from .formats import check_block, check_rank
+from .formats import check_rank
+from .grid import check_block
 
 Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]
 Objective = Literal["auto", "activations", "weights"]

@@ -106,7 +106,7 @@ class LadaQuantizer(HfQuantizer):
                 tensor.data = tensor.data.clone()
             if isinstance(module, BsrLinear):
                 try:
-                    module.check_indices()
+                    module.update_order()
                 except ValueError as error:
                     raise ValueError(f"lada: the checkpoint's {name}: {error}") from None
                 module.values.data = panel_major(module.values.data)
@@ -209,7 +209,7 @@ def _config(owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionRepor
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return list(module.state_dict(keep_vars=True).items())
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str:

@@ -4,6 +4,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from lada_ops import compress, plan
+from lada_ops.grid import group_of
 from lada_ops.plans import METHODS, OBJECTIVES
 from tests.tiny_encoders import batch, tiny_bert
 
@@ -30,7 +31,9 @@ def unit_bytes(linear, layer, rank_multiple=8):
     item = linear.weight.element_size()
     if layer.block is None:
         return rank_multiple * (linear.in_features + linear.out_features) * item
-    return layer.block[0] * layer.block[1] * item + 4
+    return group_of((linear.out_features, linear.in_features), layer.block) * (
+        layer.block[0] * layer.block[1] * item + 4
+    )
 
 
 def dense_bytes(linear):

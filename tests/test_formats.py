@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lada_ops import Bsr, Counts, LowRank, SparseLowRank
-from lada_ops.formats import block_count, check_block, panel_major, split_blocks
+from lada_ops.formats import panel_major, split_blocks
 
 
 def low_rank(out=5, cols=7, rank=3, **kwargs):
@@ -116,28 +116,3 @@ class TestBlocks:
         panel = laid.transpose(1, 2).reshape(6, 2)
         assert panel.data_ptr() == laid.data_ptr()
         assert torch.equal(panel.T, torch.cat([values[0], values[1]], 1))
-
-    def test_error_names_blocks_and_a_padding_that_would_do(self):
-        with pytest.raises(ValueError, match="divide") as caught:
-            check_block("here", (128, 16), (312, 1200))
-        message = str(caught.value)
-        assert message.startswith("here: block (128, 16) does not divide the weight (312, 1200)")
-        assert "blocks that do: {39, 52, 78, 104} x {16}" in message
-        assert "or pad the weight to (384, 1200)" in message
-
-    def test_blocks_it_names_do_divide(self):
-        with pytest.raises(ValueError, match=r"\{16, 32\} x \{16\}; or pad the weight to \(128"):
-            check_block("here", (64, 16), (96, 48))
-
-    def test_error_for_sizes_that_no_usual_block_divides_names_divisors(self):
-        with pytest.raises(ValueError, match=r"\{6, 10, 15, 30\} x \{1, 7\}; or pad"):
-            check_block("here", (16, 16), (30, 7))
-
-    @pytest.mark.parametrize("density", [-0.01, 1.01, float("nan"), float("inf")])
-    def test_density_out_of_range(self, density):
-        with pytest.raises(ValueError, match="expected 0 to 1"):
-            block_count((6, 12), (2, 3), density)
-
-    def test_density_of_every_count_gives_it_back(self):
-        shape, block = (96, 7 * 16), (16, 16)
-        assert [block_count(shape, block, n / 42) for n in range(43)] == list(range(43))

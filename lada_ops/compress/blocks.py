@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..formats import Bsr, block_count, check_block, check_finite, split_blocks
+from ..formats import Bsr, check_finite, split_blocks
+from ..grid import block_count, check_block, group_of
 
 
 @torch.no_grad()
@@ -14,8 +15,9 @@ def prune_blocks(
 
     Without `gram`, the kept blocks are the weight's own, those of largest Frobenius norm. With
     ``gram = X X^T`` (in, in) fp64, positive definite, each column counts by the norm of its input
-    (Wanda, Sun et al., ICLR 2024, summed over blocks), and the kept blocks are refitted to
-    minimise ``||(W - S) X||_F`` (see `refit`).
+    (Wanda, Sun et al., ICLR 2024, summed over blocks), how many blocks a block row keeps is chosen
+    by what they are worth refitted, and the kept blocks are refitted to minimise
+    ``||(W - S) X||_F`` (see `refit`). A block row keeps its blocks in whole groups (`group_of`).
     """
     shape = weight.shape[0], weight.shape[1]
     check_block("prune_blocks", block, shape)
@@ -28,29 +30,61 @@ def prune_blocks(
 
 @torch.no_grad()
 def block_gains(weight: Tensor, gram: Tensor, block: tuple[int, int]) -> list[float]:
-    """The part of the score of ``weight (out, in)`` that each further block adds, best first.
+    """The part of ``||W X||^2`` that each further group of blocks adds when refitted, best first.
 
-    The scores are those by which `prune_blocks` chooses, given ``gram = X X^T``.
+    By these `prune_blocks` chooses how many blocks each row of ``weight (out, in)`` keeps, given
+    ``gram = X X^T``.
     """
-    scores = block_scores(weight.double(), block, gram).flatten().sort(descending=True).values
-    return (scores / scores.sum().clamp(min=1e-300)).tolist()
-
-
-def block_scores(weight: Tensor, block: tuple[int, int], gram: Tensor | None = None) -> Tensor:
-    """Squared Frobenius norms (block rows, block columns), of columns weighted by their inputs."""
-    if gram is not None:
-        weight = weight * gram.diagonal().sqrt()
-    return split_blocks(weight, block).square().sum((-1, -2))
+    gains = group_gains(weight.double(), block, gram)[0].flatten().sort(descending=True).values
+    return (gains / gains.sum().clamp(min=1e-300)).tolist()
 
 
 def largest_blocks(
     weight: Tensor, block: tuple[int, int], count: int, gram: Tensor | None = None
 ) -> Tensor:
-    """A mask (block rows, block columns) of the `count` blocks of largest norm."""
-    scores = block_scores(weight, block, gram)
-    keep = torch.zeros(scores.numel(), dtype=torch.bool, device=weight.device)
-    keep[scores.flatten().topk(count).indices] = True
-    return keep.view_as(scores)
+    """A mask (block rows, block columns) of `count` blocks, each row's largest, in whole groups."""
+    gains, cols = group_gains(weight, block, gram)
+    rows, groups, group = cols.shape
+    chosen = gains.flatten().topk(count // group).indices // groups
+    taken = group * chosen.bincount(minlength=rows)
+    kept = torch.arange(groups * group, device=weight.device) < taken[:, None]
+    return torch.zeros_like(kept).scatter(1, cols.flatten(1), kept)
+
+
+def group_gains(
+    weight: Tensor, block: tuple[int, int], gram: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What each row's largest blocks add, its next largest, and so on, and which they are.
+
+    Returns gains (block rows, groups) of ``||W||^2``, with `gram` of ``||W X||^2``, and the block
+    columns (block rows, groups, blocks in a group).
+    """
+    sized = weight if gram is None else weight * gram.diagonal().sqrt()
+    scores, cols = split_blocks(sized, block).square().sum((-1, -2)).sort(1, descending=True)
+    if gram is not None:
+        panels = (weight @ gram).split(block[0])
+        pairs = zip(panels, cols, strict=True)
+        scores = torch.stack([_refit_gains(p, columns_of(c, block[1]), gram) for p, c in pairs])
+        scores = scores.unflatten(1, (-1, block[1])).sum(2)
+    group = group_of((weight.shape[0], weight.shape[1]), block)
+    return scores.unflatten(1, (-1, group)).sum(2), cols.unflatten(1, (-1, group))
+
+
+def _refit_gains(weight_gram: Tensor, cols: Tensor, gram: Tensor) -> Tensor:
+    """What each of `cols` (n,) adds to ``||S X||^2`` if S has it and those before, refitted.
+
+    weight_gram: ``W gram`` (rows, in). With C the columns so far and L L^T = gram[C, C], refitted S
+    has ``||S X|| = ||L^-1 (gram W^T)[C]||``, and a longer C only adds rows to L.
+    """
+    factor = torch.linalg.cholesky(gram[cols][:, cols])
+    solved = torch.linalg.solve_triangular(factor, weight_gram[:, cols].T, upper=False)
+    return solved.square().sum(1)
+
+
+def columns_of(block_cols: Tensor, width: int) -> Tensor:
+    """The columns (n * width,) of the weight that are in the block columns (n,)."""
+    within = torch.arange(width, device=block_cols.device)
+    return (block_cols[:, None] * width + within).flatten()
 
 
 def refit(weight_gram: Tensor, block: tuple[int, int], keep: Tensor, gram: Tensor) -> Tensor:
@@ -59,10 +93,10 @@ def refit(weight_gram: Tensor, block: tuple[int, int], keep: Tensor, gram: Tenso
     weight_gram: ``W gram`` (out, in). Each block row is a least-squares problem of its own: with C
     its kept columns, ``S[:, C] = (W gram)[:, C] gram[C, C]^-1``.
     """
-    height, width = block
+    height = block[0]
     fitted = torch.zeros_like(weight_gram)
     for row, kept in enumerate(keep):
-        cols = kept.repeat_interleave(width).nonzero().squeeze(1)
+        cols = columns_of(kept.nonzero().squeeze(1), block[1])
         here = slice(row * height, (row + 1) * height)
         factor = torch.linalg.cholesky(gram[cols][:, cols])
         fitted[here, cols] = torch.cholesky_solve(weight_gram[here, cols].T, factor).T

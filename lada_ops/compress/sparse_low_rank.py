@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..formats import (
-    Bsr,
-    LowRank,
-    SparseLowRank,
-    block_count,
-    check_block,
-    check_finite,
-    check_rank,
-)
+from ..formats import Bsr, LowRank, SparseLowRank, check_finite, check_rank
+from ..grid import block_count, check_block
 from .blocks import largest_blocks, refit
 from .svd import leading_factors, whitened_factors
 

@@ -6,17 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from ..compress.blocks import prune_blocks
-from ..formats import INDEX_DTYPE, Bsr, block_count, check_block, panel_major
+from ..formats import INDEX_DTYPE, Bsr, panel_major
+from ..grid import block_count, check_block, group_of
 from ..ops.block_sparse_linear import block_sparse_linear
 from ..ops.epilogue import check_x
 from .compressed_linear import CompressedLinear
 
 
 class BsrLinear(CompressedLinear):
-    """Base of the linears with a block-sparse part: its tensors, and their check on loading."""
+    """Base of the linears with a block-sparse part: its tensors, and their check on loading.
+
+    order: (block rows,) int32 for the kernels, the block rows by descending load, or None where
+    they do not hold whole packs; it follows from crow_indices, and no state dict has it.
+    """
 
     crow_indices: Tensor
     col_indices: Tensor
+    order: Tensor | None
 
     def _init_bsr(
         self,
@@ -28,19 +34,24 @@ class BsrLinear(CompressedLinear):
         shape = self.out_features, self.in_features
         check_block(type(self).__name__, block, shape)
         rows, cols = shape[0] // block[0], shape[1] // block[1]
-        nnz = block_count(shape, block, density)
-        # blocks spread evenly over the grid: a valid pattern until one is loaded
-        cells = torch.arange(nnz) * (rows * cols) // max(nnz, 1)
+        nnz, group = block_count(shape, block, density), group_of(shape, block)
+        # groups spread evenly over the grid: a valid pattern until one is loaded
+        firsts = torch.arange(nnz // group) * (rows * cols // group) // max(nnz // group, 1)
+        cells = (firsts[:, None] * group + torch.arange(group)).flatten()
         crow_indices = torch.searchsorted(cells, torch.arange(rows + 1) * cols)
         self.register_buffer("crow_indices", crow_indices.to(device, INDEX_DTYPE))
         self.register_buffer("col_indices", (cells % cols).to(device, INDEX_DTYPE))
         values = torch.empty(nnz, *block, device=device, dtype=dtype)
         self.values = nn.Parameter(panel_major(values))
+        self.register_buffer("order", None, persistent=False)
+        self.update_order()
 
     def _set_bsr(self, bsr: Bsr) -> None:
+        bsr = bsr.padded()
         self.crow_indices = bsr.crow_indices.clone()
         self.col_indices = bsr.col_indices.clone()
         self.values = nn.Parameter(panel_major(bsr.values.detach().clone()))
+        self.update_order()
 
     @property
     def bsr(self) -> Bsr:
@@ -48,15 +59,20 @@ class BsrLinear(CompressedLinear):
         shape = self.out_features, self.in_features
         return Bsr(self.crow_indices, self.col_indices, self.values.detach(), shape)
 
-    def check_indices(self) -> None:
-        """Raise ValueError or TypeError unless the indices fit the weight, as `Bsr` wants them."""
-        _ = self.bsr
+    def update_order(self) -> None:
+        """Bring `order` up to date; to be called whenever the indices were set by hand.
+
+        Raises ValueError or TypeError unless they fit the weight, as `Bsr` wants them.
+        """
+        bsr = self.bsr
+        self.order = bsr.order if bsr.whole_packs else None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # an index out of range would read foreign memory on a GPU: refuse before anything changes
         own = {n: getattr(self, n) for n in ("crow_indices", "col_indices", "values")}
         given = {n: state_dict[prefix + n] for n in own if prefix + n in state_dict}
         whole = own | given
+        bsr = None
         # what is misshapen is for the base class to report
         if given and all(whole[n].shape == own[n].shape for n in own):
             if len({t.is_meta for t in whole.values()}) == 1:
@@ -66,6 +82,8 @@ class BsrLinear(CompressedLinear):
                 given["values"] = panel_major(given["values"])
             state_dict.update({prefix + n: t for n, t in given.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if bsr is not None:
+            self.update_order()
 
     def _format_repr(self) -> str:
         nnz, rows, cols = self.values.shape
@@ -103,7 +121,7 @@ class BlockSparseLinear(BsrLinear):
     def from_format(
         cls, weight: Bsr, bias: Tensor | None = None, activation: str = "none"
     ) -> BlockSparseLinear:
-        """A module that holds copies of the given blocks and bias."""
+        """A module that holds copies of the given blocks, `Bsr.padded`, and bias."""
         out_features, in_features = weight.shape
         module = cls(
             in_features,

@@ -43,7 +43,7 @@ class SparseLowRankLinear(BsrLinear):
     def from_format(
         cls, weight: SparseLowRank, bias: Tensor | None = None, activation: str = "none"
     ) -> SparseLowRankLinear:
-        """A module that holds copies of the given factors, blocks and bias."""
+        """A module that holds copies of the given factors, blocks (`Bsr.padded`) and bias."""
         out_features, in_features = weight.shape
         module = cls(
             in_features,
