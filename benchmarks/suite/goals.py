@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .store import Row
+from .rows import Row
 
 Rows = Mapping[str, Mapping[str, Row]]  # stem -> key -> row
-SQUARE_FEED_FORWARD = 768
 
 
 @dataclass(frozen=True)

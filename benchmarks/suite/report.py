@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .goals import GOALS, Rows
-from .store import Row, newest
+from .rows import Row, newest
 
 PREFIX = "suite_"
 OURS = ("one_launch", "two_launches", "weights_left", "split", "our op")
@@ -15,7 +15,9 @@ WAYS = (  # the order of the columns
     *("dense", "dense, GELU in cuBLAS", "two products", "four products", "autograd"),
     *("torch BSR", "2:4 CUTLASS", "2:4 cuSPARSELt", *OURS, "dispatch"),
 )
+NO_WAY = ("all", "operands", "compare")  # what else may have failed
 CHECKS = f"{PREFIX}checks"
+CEILINGS = "ceilings"  # a row of it
 REPORT = "SUITE.md"
 LEGEND = """Microseconds are the median of interleaved rounds of CUDA graph replays, operands \
 rotated through copies so that the L2 is cold; × is how many times as fast as dense, the median of \
@@ -53,6 +55,7 @@ def rendered(folder: Path) -> str:
         goals_table(rows),
         "## Checks\n",
         checks_table(checked),
+        ceilings_line(checked),
         *kernel_sections(rows),
     ]
     return "\n".join(section for section in sections if section)
@@ -97,6 +100,19 @@ def checks_table(checked: Mapping[str, Row]) -> str:
     return table(["test", "", "", "reason"], lines) + (f"\n{below}" if below else "")
 
 
+def ceilings_line(checked: Mapping[str, Row]) -> str:
+    if CEILINGS not in checked:
+        return ""
+    return f"Ceilings, measured here: {ceilings_text(checked[CEILINGS])}.\n"
+
+
+def ceilings_text(row: Row) -> str:
+    return (
+        f"{row['bytes_per_second'] / 1e9:.0f} GB/s, {row['flops_per_second'] / 1e12:.3g} TFLOP/s, "
+        f"{1e6 * row['graph_node_seconds']:.2f} us per graph node, {row['l2_bytes'] >> 20} MiB L2"
+    )
+
+
 def kernel_sections(rows: Rows) -> list[str]:
     sections = []
     for stem, found in rows.items():
@@ -115,7 +131,7 @@ def is_backward(row: Row) -> bool:
 def kernel_table(rows: Mapping[str, Row]) -> str:
     """One line per row, one column per way, and what our fastest way achieved."""
     found = {way for row in rows.values() for way in (*row.get("timings", {}), *row["failed"])}
-    ways = [way for way in WAYS if way in found]
+    ways = [way for way in WAYS if way in found] + sorted(found - {*WAYS, *NO_WAY})
     lines, reasons = [], {}
     for key, row in rows.items():
         timings = row.get("timings", {})

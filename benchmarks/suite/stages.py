@@ -22,11 +22,10 @@ from .budget import Budget, Pace
 from .cases import Case, all_cases, tiny_cases
 from .measure import ROUNDS, Bench, DeviceLost, check_device, measure, reason
 from .peers import is_tuned
-from .report import CHECKS, PREFIX, is_ours
+from .report import CEILINGS, CHECKS, PREFIX, ceilings_text, is_ours
 from .store import Store, suite_environment
 from .ways import forward
 
-CEILINGS = "ceilings"
 WORTH_STARTING = 20.0  # seconds that a test file or a tool should have
 CRASHED = 75  # exit status: start me again
 
@@ -81,7 +80,7 @@ def measure_ceilings(run: Run) -> int:
     store = run.store(CHECKS)
     if not store.done(CEILINGS):
         row = ceilings.measure_ceilings(run.device, run.dtype, run.clock)
-        _keep(store, CEILINGS, row, _ceilings)
+        _keep(store, CEILINGS, row, ceilings_text)
     return 0
 
 
@@ -98,7 +97,9 @@ def kernels(run: Run) -> int:
         stores[stem] = store = run.store(f"{PREFIX}{stem}")
         key = store.interrupted()
         if key is not None and run.after_crash:
-            _keep(store, key, {"failed": {"all": "the process ended while it measured"}}, _timed)
+            _keep(
+                store, key, {"failed": {"all": "the process ended while it was measured"}}, _timed
+            )
     waiting = [case for case in cases if not stores[case.stem].done(case.key)]
     print(f"kernels: {len(cases) - len(waiting)} of {len(cases)} rows are there", flush=True)
     for case in waiting:
@@ -195,13 +196,6 @@ def _keep(
 def _tested(row: dict[str, Any]) -> str:
     counts = [f"{row[what]} {what}" for what in ("passed", "failed", "skipped") if what in row]
     return ", ".join([*counts, *([row["reason"]] if "reason" in row else [])])
-
-
-def _ceilings(row: dict[str, Any]) -> str:
-    return (
-        f"{row['bytes_per_second'] / 1e9:.0f} GB/s, {row['flops_per_second'] / 1e12:.3g} TFLOP/s, "
-        f"{1e6 * row['graph_node_seconds']:.2f} us per graph node, {row['l2_bytes'] >> 20} MiB L2"
-    )
 
 
 def _timed(row: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ driver, Triton or kernel it is measured again, and replaced.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from lada_ops.environment import environment
 from lada_ops.latency import write_json
 
+from .rows import Row, read
+
 KERNELS = Path(__file__).parents[2] / "kernels" / "lada_kernels"
-Row = dict[str, Any]
 
 
 class Store:
@@ -61,24 +61,6 @@ class Store:
         key = self._running.read_text()
         self._running.unlink()
         return key
-
-
-def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Row]]:
-    """The environments and rows of a result file."""
-    try:
-        content = json.loads(path.read_text())
-        return content["environments"], content["rows"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: {error!r}; expected a result file of the suite (move it away to start anew)"
-        ) from error
-
-
-def newest(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
-    """The last environment of a result file, and the rows measured in it."""
-    environments, rows = read(path)
-    last = len(environments) - 1
-    return environments[last], {k: r for k, r in rows.items() if r["environment"] == last}
 
 
 def suite_environment(dry_run: bool) -> dict[str, Any]:

@@ -1,0 +1,176 @@
+"""The GPU suite as a whole: its arguments, what it does after a crash, and a dry run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_suite
+from benchmarks.suite.cases import tiny_cases
+from lada_ops.environment import device_slug
+
+ROOT = Path(__file__).parents[2]
+NEED_A_GPU = {"torch BSR", "2:4 CUTLASS", "2:4 cuSPARSELt"}
+# what a bare machine may lack, and the suite must do without
+BLOCKED = ("matplotlib", "platformdirs", "pytest_benchmark", "typer")
+
+
+class TestArguments:
+    def test_by_default_all_stages_run_for_nine_minutes(self):
+        given = gpu_suite.parse([])
+        assert (given.budget, given.stages, given.dry_run) == (540.0, [*gpu_suite.STAGES], False)
+
+    def test_stages_can_be_chosen(self):
+        assert gpu_suite.parse(["--stages", "ceilings,tune"]).stages == ["ceilings", "tune"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--stages", "kernels,nonsense"], "nonsense; expected some of tests, ceilings"),
+            (["--budget", "0"], "--budget: 0; expected a positive number"),
+            (["--dry-run", "--out", "benchmarks/results"], "may not write there"),
+            (["--dry-run", "--out", "benchmarks/results/deeper"], "may not write there"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, arguments, message, capsys, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit):
+            gpu_suite.parse(arguments)
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+class TestStages:
+    """A stage is a process; here one that ends as it is told."""
+
+    @pytest.fixture
+    def statuses(self, monkeypatch):
+        """To be filled with exit statuses, and if the stage leaves a note of a row behind."""
+        planned, commands = [], []
+
+        def run(command, **_):
+            commands.append(command)
+            status, note = planned.pop(0)
+            if note is not None:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text("row")
+            return subprocess.CompletedProcess(command, status)
+
+        monkeypatch.setattr(gpu_suite.subprocess, "run", run)
+        return planned, commands
+
+    def start(self, out, stage="kernels", stages=("kernels",)):
+        return gpu_suite.run_stage(stage, stages, time.time() + 100, out, dry_run=False)
+
+    def test_one_that_ends_well_runs_once(self, statuses, tmp_path):
+        statuses[0].append((0, None))
+        assert self.start(tmp_path) == 0
+        assert len(statuses[1]) == 1
+        assert "--after-crash" not in statuses[1][0]
+
+    def test_one_that_lost_the_gpu_is_started_again(self, statuses, tmp_path):
+        statuses[0].extend([(gpu_suite.CRASHED, None), (0, None)])
+        assert self.start(tmp_path) == 0
+        assert "--after-crash" in statuses[1][1]
+
+    def test_one_that_died_in_a_row_is_started_again(self, statuses, tmp_path):
+        statuses[0].extend([(-11, tmp_path / "device" / ".suite_a.json.running"), (0, None)])
+        assert self.start(tmp_path) == 0
+
+    def test_one_that_died_elsewhere_is_not(self, statuses, tmp_path):
+        statuses[0].append((1, None))
+        assert self.start(tmp_path) == 1
+
+    def test_crashes_without_end_end(self, statuses, tmp_path):
+        statuses[0].extend([(gpu_suite.CRASHED, None)] * 100)
+        assert self.start(tmp_path) == gpu_suite.CRASHED
+        assert len(statuses[1]) == gpu_suite.MAX_CRASHES
+
+    def test_it_is_told_when_to_stop(self, statuses, tmp_path):
+        statuses[0].append((0, None))
+        self.start(tmp_path, "tests", ("tests", "kernels"))
+        command = statuses[1][0]
+        seconds = float(command[command.index("--deadline") + 1]) - time.time()
+        assert 30 < seconds <= 35
+
+
+@pytest.fixture(scope="module")
+def blocked(tmp_path_factory):
+    """A folder to put first on the path: packages that cannot be imported."""
+    folder = tmp_path_factory.mktemp("blocked")
+    for name in BLOCKED:
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory, blocked):
+    """The folder of results of a dry run, and what it printed."""
+    out = tmp_path_factory.mktemp("results")
+    started = run(blocked, out, "--stages", "kernels,tune")
+    assert started.returncode == 0, started.stdout + started.stderr
+    return out / device_slug("cpu"), started.stdout
+
+
+def run(blocked, out, *arguments):
+    command = [sys.executable, "benchmarks/gpu_suite.py", "--dry-run", "--out", str(out)]
+    path = os.pathsep.join([str(blocked), ".", "kernels"])
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def rows_of(folder):
+    return {
+        (path.stem.removeprefix("suite_"), key): row
+        for path in folder.glob("suite_*.json")
+        for key, row in json.loads(path.read_text())["rows"].items()
+    }
+
+
+class TestDryRun:
+    def test_every_case_is_a_row(self, dry_run):
+        rows = rows_of(dry_run[0])
+        assert set(rows) - {("checks", "ceilings")} == {(c.stem, c.key) for c in tiny_cases()}
+
+    def test_all_ways_work_that_need_no_gpu(self, dry_run):
+        for name, row in rows_of(dry_run[0]).items():
+            assert set(row.get("failed", {})) <= NEED_A_GPU, (name, row["failed"])
+
+    def test_what_needs_a_gpu_says_so(self, dry_run):
+        reasons = {
+            way: why
+            for row in rows_of(dry_run[0]).values()
+            for way, why in row.get("failed", {}).items()
+        }
+        assert set(reasons) == NEED_A_GPU
+        assert "0 active drivers" in reasons["torch BSR"]
+        assert "Only CUDA tensors" in reasons["2:4 CUTLASS"]
+        assert "Only CUDA tensors" in reasons["2:4 cuSPARSELt"]
+
+    def test_every_timing_carries_what_it_achieved(self, dry_run):
+        for row in rows_of(dry_run[0]).values():
+            for timing in row.get("timings", {}).values():
+                assert timing["median_seconds"] > 0
+                assert timing["tflops"] > 0
+                assert timing["gigabytes_per_second"] > 0
+                assert timing["roofline_fraction"] > 0
+
+    def test_it_is_marked_and_its_report_too(self, dry_run):
+        for path in dry_run[0].glob("suite_*.json"):
+            (environment,) = json.loads(path.read_text())["environments"]
+            assert environment["dry_run"] is True
+        assert "A dry run" in (dry_run[0] / "SUITE.md").read_text()
+
+    def test_it_prints_a_line_per_row(self, dry_run):
+        lines = dry_run[1].splitlines()
+        for case in tiny_cases():
+            assert sum(line.startswith(f"{case.stem} {case.key}: ") for line in lines) == 1

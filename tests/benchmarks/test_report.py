@@ -1,0 +1,195 @@
+"""Goals and tables, from rows as the suite writes them."""
+
+import pytest
+
+from benchmarks.suite.cases import Case
+from benchmarks.suite.goals import GOALS
+from benchmarks.suite.report import kernel_table, rendered, write_reports
+from benchmarks.suite.store import Store
+
+WIDE = (768, 3072)
+FRACTION, OVER_TWO, FASTER, NEVER_SLOWER, OVER_BSR, LOW_RANK_NEVER_SLOWER, FFN = GOALS
+
+
+def timing(name, us, speedup=1.0, q75=None, fraction=0.5):
+    return {
+        "name": name,
+        "median_seconds": us * 1e-6,
+        "speedup_median": speedup,
+        "speedup_q75": speedup if q75 is None else q75,
+        "tflops": 123.45,
+        "gigabytes_per_second": 678.9,
+        "roofline_fraction": fraction,
+    }
+
+
+def row(case, *timings, **failed):
+    return {"case": vars(case), "timings": {t["name"]: t for t in timings}, "failed": failed}
+
+
+def low_rank(tokens=8192, rank=64, **changes):
+    return Case("low_rank_linear", tokens, *WIDE, "gelu", rank, **changes)
+
+
+def sparse(density=0.1, tokens=8192, block=(128, 16)):
+    return Case("block_sparse_linear", tokens, *WIDE, "plain", 0, block, density)
+
+
+def outcome(goal, *rows):
+    return goal.outcome({goal.stem: {str(i): row for i, row in enumerate(rows)}})
+
+
+class TestGoals:
+    def test_without_rows_nothing_is_claimed(self):
+        assert all(goal.outcome({})[0] == "not measured" for goal in GOALS)
+
+    def test_a_row_that_died_is_about_no_goal(self):
+        dead = {"failed": {"all": "the process ended"}}
+        assert all(outcome(goal, dead)[0] == "not measured" for goal in GOALS)
+
+    @pytest.mark.parametrize(("fraction", "want"), [(0.85, "met"), (0.84, "missed")])
+    def test_the_share_of_the_roofline(self, fraction, want):
+        measured = row(low_rank(), timing("one_launch", 30, fraction=fraction))
+        assert outcome(FRACTION, measured)[0] == want
+
+    def test_one_row_below_misses_for_all(self):
+        good = row(low_rank(), timing("one_launch", 30, fraction=0.9))
+        bad = row(low_rank(rank=128), timing("one_launch", 30, fraction=0.3))
+        assert outcome(FRACTION, good, bad)[0] == "missed"
+
+    @pytest.mark.parametrize(
+        "case",
+        [low_rank(tokens=2048), low_rank(rank=192), low_rank(backward=True)],
+    )
+    def test_rows_that_a_goal_does_not_name_are_left_out(self, case):
+        assert outcome(FRACTION, row(case, timing("one_launch", 30)))[0] == "not measured"
+
+    def test_a_way_that_failed_misses(self):
+        assert outcome(FRACTION, row(low_rank(), one_launch="wrong"))[0] == "missed"
+
+    @pytest.mark.parametrize(("us", "want"), [(14.0, "met"), (13.9, "missed")])
+    def test_two_products_beside_one_launch(self, us, want):
+        measured = row(low_rank(), timing("two products", us), timing("one_launch", 10.0))
+        assert outcome(OVER_TWO, measured)[0] == want
+
+    @pytest.mark.parametrize(("speedup", "want"), [(1.0, "met"), (0.99, "missed")])
+    def test_dense_is_compared_within_rounds(self, speedup, want):
+        # the medians say the contrary
+        measured = row(sparse(), timing("dense", 1.0), timing("one_launch", 5.0, speedup))
+        assert outcome(FASTER, measured)[0] == want
+
+    def test_blocks_above_the_density_of_the_goal_are_left_out(self):
+        measured = row(sparse(density=0.5), timing("dense", 1.0), timing("one_launch", 5.0, 0.2))
+        assert outcome(FASTER, measured)[0] == "not measured"
+
+    @pytest.mark.parametrize("goal", [NEVER_SLOWER, LOW_RANK_NEVER_SLOWER])
+    def test_dispatch_is_slower_only_if_its_upper_quartile_is(self, goal):
+        case = sparse(0.5, 16) if goal is NEVER_SLOWER else low_rank(16)
+        for q75, want in ((1.0, "met"), (0.97, "missed")):
+            measured = row(case, timing("dense", 1.0), timing("dispatch", 1.0, 0.95, q75))
+            assert outcome(goal, measured)[0] == want
+
+    def test_torch_bsr_beside_the_dispatch(self):
+        measured = row(sparse(0.5), timing("torch BSR", 15.0), timing("dispatch", 10.0))
+        assert outcome(OVER_BSR, measured) == ("met", [("0", pytest.approx(1.5))])
+
+    def test_the_feed_forward(self):
+        case = Case("low_rank_ffn", 8192, 768, 768, "norm", 64, hidden=3072)
+        measured = row(case, timing("dense", 100.0), timing("dispatch", 33.0, 3.01))
+        assert outcome(FFN, measured)[0] == "met"
+
+
+class TestTable:
+    def test_a_line_has_times_ratios_and_what_our_fastest_way_achieved(self):
+        measured = row(
+            low_rank(),
+            timing("dense", 100.0),
+            timing("one_launch", 40.0, 2.5, fraction=0.9),
+            timing("two_launches", 50.0, 2.0, fraction=0.4),
+            timing("dispatch", 125.0, 0.8, fraction=0.1),
+        )
+        lines = kernel_table({"key": measured}).splitlines()
+        assert lines[0] == (
+            "|  | dense | one_launch | two_launches | dispatch | TFLOP/s | GB/s | roofline |"
+        )
+        assert lines[2] == (
+            "| key | 100.0 | 40.0 2.50× | 50.0 2.00× | 125.0 **0.80×** | 123.5 | 679 | 90 % |"
+        )
+
+    def test_a_failure_is_in_its_cell_and_below_once(self):
+        rows = {
+            str(i): row(low_rank(), timing("dense", 1.0), **{"2:4 CUTLASS": "not on sm_90"})
+            for i in range(3)
+        }
+        text = kernel_table(rows)
+        assert text.count("failed |") == 3
+        assert "- 2:4 CUTLASS, 3 rows such as 0: not on sm_90\n" in text
+
+    def test_a_way_that_a_row_has_not_is_a_dash(self):
+        rows = {
+            "a": row(low_rank(), timing("dense", 1.0), timing("split", 1.0)),
+            "b": row(low_rank(), timing("dense", 1.0)),
+        }
+        assert kernel_table(rows).splitlines()[3].startswith("| b | 1.0 | - |")
+
+    def test_a_way_that_the_report_does_not_know_comes_last(self):
+        text = kernel_table({"a": row(low_rank(), timing("novel", 1.0), timing("dense", 1.0))})
+        assert text.startswith("|  | dense | novel | TFLOP/s")
+
+    def test_a_row_that_died_is_told_of(self):
+        text = kernel_table({"a": {"failed": {"all": "the process ended"}}})
+        assert "- all, 1 rows such as a: the process ended" in text
+
+
+class TestReport:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder, where = tmp_path / "NVIDIA_X", {"gpu": "NVIDIA X", "cuda": None}
+        checks = Store(folder / "suite_checks.json", where)
+        checks.put("tests/a.py", {"ok": False, "passed": 3, "failed": 1, "failures": {"bad": "1"}})
+        checks.put("compute-sanitizer memcheck", {"ok": None, "reason": "not found"})
+        checks.put("ceilings", CEILINGS)
+        store = Store(folder / "suite_low_rank_linear.json", where)
+        measured = row(low_rank(), timing("dense", 1.0), timing("one_launch", 30, fraction=0.9))
+        store.put("forward key", measured)
+        backward = low_rank(backward=True)
+        store.put("backward key", row(backward, timing("dense", 1.0), timing("our op", 2.0)))
+        return folder
+
+    def test_it_holds_goals_checks_ceilings_and_a_table_per_kernel(self, folder):
+        text = rendered(folder)
+        assert "| 0.85 | met | 0.90 to 0.90 | 1 of 1 |" in text
+        assert "| tests/a.py | **failed** | 3 passed, 1 failed |  |" in text
+        assert "- bad: 1" in text
+        assert "| compute-sanitizer memcheck | not run |  | not found |" in text
+        assert "4300 GB/s, 790 TFLOP/s, 1.25 us per graph node, 60 MiB L2" in text
+        assert text.index("forward key") < text.index("training step") < text.index("backward key")
+        assert "gpu NVIDIA X\n" in text
+
+    def test_only_the_last_environment_is_shown(self, folder):
+        store = Store(folder / "suite_low_rank_linear.json", {"gpu": "NVIDIA X", "cuda": "14"})
+        store.put("newer key", row(low_rank(), timing("dense", 1.0)))
+        text = rendered(folder)
+        assert "newer key" in text
+        assert "forward key" not in text
+
+    def test_a_dry_run_says_so(self, tmp_path):
+        Store(tmp_path / "suite_checks.json", {"dry_run": True}).put("ceilings", CEILINGS)
+        assert "A dry run" in rendered(tmp_path)
+
+    def test_each_device_gets_a_report(self, folder):
+        assert write_reports(folder.parent) == [folder / "SUITE.md"]
+        assert (folder / "SUITE.md").read_text() == rendered(folder)
+
+    def test_folders_without_results_of_the_suite_get_none(self, tmp_path):
+        (tmp_path / "AMD").mkdir()
+        (tmp_path / "AMD" / "bert.json").write_text("{}")
+        assert write_reports(tmp_path) == []
+
+
+CEILINGS = {
+    "bytes_per_second": 4.3e12,
+    "flops_per_second": 790e12,
+    "graph_node_seconds": 1.25e-6,
+    "l2_bytes": 60 * 2**20,
+}

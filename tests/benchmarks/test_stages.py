@@ -1,0 +1,154 @@
+"""The stages: what is there is not measured again, what does not fit is not begun."""
+
+import math
+
+import pytest
+
+from benchmarks.suite import checks, stages
+from benchmarks.suite.budget import FIRST, Budget
+from benchmarks.suite.cases import tiny_cases
+from benchmarks.suite.measure import DeviceLost
+from benchmarks.suite.report import CEILINGS, CHECKS, PREFIX
+from benchmarks.suite.stages import CRASHED, WORTH_STARTING, Run
+
+CASES = tiny_cases()
+TOP = {"bytes_per_second": 1e9, "flops_per_second": 1e12, "graph_node_seconds": 1, "l2_bytes": 0}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The cases that were measured; each a row at once."""
+    seen = []
+
+    def row(case, run, bench):
+        seen.append(case)
+        return {"case": vars(case), "failed": {}, "ceilings": bench.ceilings.bytes_per_second}
+
+    monkeypatch.setattr(stages, "_measured", row)
+    monkeypatch.setattr(stages.ceilings, "measure_ceilings", lambda *_: dict(TOP))
+    return seen
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(seconds=math.inf, **changes):
+        return Run(tmp_path, Budget(seconds, now=lambda: 0.0), dry_run=True, **changes)
+
+    return run
+
+
+def rows(run, case):
+    return run.store(f"{PREFIX}{case.stem}").rows
+
+
+class TestKernels:
+    def test_every_case_is_measured_in_order(self, run, measured):
+        assert stages.kernels(run()) == 0
+        assert measured == CASES
+
+    def test_ceilings_come_first_and_rows_are_held_to_them(self, run, measured):
+        stages.kernels(run())
+        assert CEILINGS in run().store(CHECKS).rows
+        assert rows(run(), CASES[0])[CASES[0].key]["ceilings"] == 1e9
+
+    def test_what_is_there_is_not_measured_again(self, run, measured, capsys):
+        stages.kernels(run())
+        measured.clear()
+        stages.kernels(run())
+        assert measured == []
+        assert f"{len(CASES)} of {len(CASES)} rows are there" in capsys.readouterr().out
+
+    def test_what_does_not_fit_is_not_begun(self, run, measured, capsys):
+        assert stages.kernels(run(seconds=FIRST - 1)) == 0
+        assert measured == []
+        assert f"no time left for {CASES[0].stem} {CASES[0].key}" in capsys.readouterr().out
+
+    def test_a_row_is_printed(self, run, measured, capsys):
+        stages.kernels(run())
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith(f"{CASES[1].stem} {CASES[1].key}: ") for line in lines) == 1
+
+    def test_a_lost_gpu_is_a_row_and_asks_for_a_new_process(self, run, measured, monkeypatch):
+        def lost(case, run, bench):
+            raise DeviceLost("peer", RuntimeError("illegal memory access"))
+
+        monkeypatch.setattr(stages, "_measured", lost)
+        assert stages.kernels(run()) == CRASHED
+        row = rows(run(), CASES[0])[CASES[0].key]
+        assert "illegal memory access" in row["failed"]["peer"]
+
+    def test_after_a_crash_the_row_is_told_of_and_not_tried_again(self, run, measured):
+        run().store(f"{PREFIX}{CASES[2].stem}").begin(CASES[2].key)
+        stages.kernels(run(after_crash=True))
+        assert CASES[2] not in measured
+        row = rows(run(), CASES[2])[CASES[2].key]
+        assert row["failed"] == {"all": "the process ended while it was measured"}
+
+    def test_a_run_that_was_stopped_from_outside_tries_its_row_again(self, run, measured):
+        run().store(f"{PREFIX}{CASES[2].stem}").begin(CASES[2].key)
+        stages.kernels(run())
+        assert CASES[2] in measured
+
+
+class TestTests:
+    @pytest.fixture
+    def files(self, monkeypatch):
+        """The files that were run, each fine, with what time."""
+        seen = {}
+
+        def run_tests(path, seconds, report):
+            seen[path] = seconds
+            return {"ok": True, "passed": 3, "failed": 0, "skipped": 0}
+
+        monkeypatch.setattr(checks, "run_tests", run_tests)
+        monkeypatch.setattr(checks, "test_files", lambda dry_run: ["a.py", "b.py"])
+        return seen
+
+    def test_every_file_and_tool_is_a_row(self, run, files):
+        stages.tests(run())
+        tools = {f"compute-sanitizer {tool}" for tool in checks.TOOLS}
+        assert set(run().store(CHECKS).rows) == {"a.py", "b.py"} | tools
+
+    def test_none_gets_more_than_is_left(self, run, files):
+        stages.tests(run(seconds=50.0))
+        assert files == {"a.py": 50.0, "b.py": 50.0}
+
+    def test_none_gets_more_than_its_limit(self, run, files):
+        stages.tests(run())
+        assert files["a.py"] == checks.TEST_SECONDS
+
+    def test_none_is_begun_too_late(self, run, files, capsys):
+        stages.tests(run(seconds=WORTH_STARTING - 1))
+        assert files == {}
+        assert run().store(CHECKS).rows == {}
+        assert "a.py: no time left" in capsys.readouterr().out
+
+    def test_what_is_there_is_not_run_again(self, run, files):
+        stages.tests(run())
+        files.clear()
+        stages.tests(run())
+        assert files == {}
+
+
+def test_rows_of_another_kind_take_another_time(monkeypatch):
+    sparse = next(c for c in CASES if c.stem == "block_sparse_linear")
+    monkeypatch.setattr(stages, "is_tuned", lambda case: False)
+    before = stages.pace_of(sparse)
+    monkeypatch.setattr(stages, "is_tuned", lambda case: True)
+    assert before != stages.pace_of(sparse)
+
+
+def test_a_reference_that_fails_is_a_row(run, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(stages, "forward", out_of_memory)
+    bench = stages.Bench(run().device, run().clock, 0)
+    row = stages._measured(CASES[0], run(), bench)
+    assert row["failed"] == {"all": "RuntimeError: out of memory"}
+
+
+def test_a_dry_run_never_takes_the_gpu(run, monkeypatch):
+    monkeypatch.setattr(stages.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(stages, "suite_environment", lambda dry_run: {})
+    assert run().device.type == "cpu"

@@ -1,0 +1,99 @@
+"""The result files of the GPU suite."""
+
+import json
+
+import pytest
+
+from benchmarks.suite.rows import newest, read
+from benchmarks.suite.store import Store, suite_environment
+
+HERE = {"gpu": "one", "kernels": "abc"}
+THERE = {"gpu": "two", "kernels": "abc"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "device" / "suite_a.json"
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_put(path):
+    Store(path, HERE).put("row", {"x": 1})
+    assert read(path) == ([HERE], {"row": {"x": 1, "environment": 0}})
+
+
+def test_a_second_run_goes_on(path):
+    Store(path, HERE).put("first", {"x": 1})
+    second = Store(path, HERE)
+    assert second.done("first")
+    assert not second.done("second")
+    second.put("second", {"x": 2})
+    assert set(Store(path, HERE).rows) == {"first", "second"}
+
+
+def test_a_row_of_another_environment_is_measured_again_and_replaced(path):
+    Store(path, HERE).put("row", {"x": 1})
+    other = Store(path, THERE)
+    assert not other.done("row")
+    other.put("row", {"x": 2})
+    assert read(path) == ([HERE, THERE], {"row": {"x": 2, "environment": 1}})
+
+
+def test_coming_back_to_an_environment_finds_its_rows(path):
+    Store(path, HERE).put("here", {})
+    Store(path, THERE).put("there", {})
+    store = Store(path, HERE)
+    assert (store.done("here"), store.done("there")) == (True, False)
+
+
+def test_newest_leaves_out_what_was_measured_elsewhere(path):
+    Store(path, HERE).put("old", {"x": 1})
+    Store(path, THERE).put("new", {"x": 2})
+    assert newest(path) == (THERE, {"new": {"x": 2, "environment": 1}})
+
+
+class TestInterrupted:
+    def test_a_row_that_was_begun_and_never_put_is_told_once(self, path):
+        Store(path, HERE).begin("row")
+        after = Store(path, HERE)
+        assert after.interrupted() == "row"
+        assert after.interrupted() is None
+
+    def test_a_row_that_was_put_is_not(self, path):
+        store = Store(path, HERE)
+        store.begin("row")
+        store.put("row", {})
+        assert Store(path, HERE).interrupted() is None
+
+    def test_the_note_is_no_result_file(self, path):
+        Store(path, HERE).begin("row")
+        assert not list(path.parent.glob("suite_*"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": {}}'])
+def test_a_file_that_is_none_of_ours_is_named(path, text):
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"suite_a\.json.*expected a result file"):
+        Store(path, HERE)
+    assert path.read_text() == text
+
+
+class TestEnvironment:
+    def test_a_dry_run_is_marked(self):
+        assert suite_environment(dry_run=True)["dry_run"] is True
+
+    def test_a_measurement_is_not(self):
+        assert "dry_run" not in suite_environment(dry_run=False)
+
+    def test_it_changes_with_the_source_of_the_kernels(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("benchmarks.suite.store.KERNELS", tmp_path)
+        (tmp_path / "kernel.py").write_text("1")
+        before = suite_environment(dry_run=False)
+        (tmp_path / "kernel.py").write_text("2")
+        after = suite_environment(dry_run=False)
+        assert before.pop("kernels") != after.pop("kernels")
+        assert before == after
+
+    def test_it_is_what_a_json_file_gives_back(self):
+        found = suite_environment(dry_run=False)
+        assert json.loads(json.dumps(found)) == found
