@@ -1,9 +1,10 @@
-"""Sparse + low-rank linear: ``y = activate(x @ (u @ v + S).T + bias) + residual``, S in BSR.
+"""Sparse + low-rank linear: ``y = LN(act(x @ (u @ v + S).T + bias) + residual)``, S in BSR.
 
 ``t = x @ v.T`` is a plain product, left to torch. Then one kernel runs ``[t | gathered x]`` against
 ``[u | S]`` into a single accumulator, so the two branches cost one epilogue and one pass over y.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .activations import store_output
-from .block_sparse_linear import accumulate_blocks, default_config
-from .tuning import TileConfig
+from .activations import kernel_activation
+from .block_sparse_linear import block_constants, default_tiles, guess, ways
+from .block_tiles import add_blocks, add_product, first_column, zero_tile
+from .epilogue import epilogue, store_tile
+from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
+from .tuning import Way, fastest, sparse_low_rank_name, token_bucket
 
 
 @triton.jit
@@ -24,20 +28,26 @@ def _sparse_low_rank_linear_fwd_kernel(
     crow_ptr,  # (N / BSR_ROWS + 1,)
     col_ptr,  # (nnz,)
     values_ptr,  # (nnz, BSR_ROWS, BSR_COLS)
+    order_ptr,  # (N / BSR_ROWS,)
     bias_ptr,  # (N,)
     residual_ptr,  # (M, N)
     y_ptr,  # (M, N)
     M,
     N,
-    RANK,
+    rank,
     stride_xm,
     stride_vb,
     stride_vr,
     stride_vc,
     stride_rm,
     stride_ym,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BSR_ROWS: tl.constexpr,
     BSR_COLS: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    WHOLE_PACKS: tl.constexpr,
+    WEIGHTS_LEFT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -47,51 +57,59 @@ def _sparse_low_rank_linear_fwd_kernel(
 ):
     # programs that share rows of x are neighbours, to meet in L2
     n_tiles = N // BLOCK_N
-    first_n = tl.program_id(0) % n_tiles * BLOCK_N
+    first_n = first_column(order_ptr, tl.program_id(0) % n_tiles, BSR_ROWS, BLOCK_N, HAS_ORDER)
     offs_m = (tl.program_id(0) // n_tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = first_n + tl.arange(0, BLOCK_N)
-    offs_r = tl.arange(0, BLOCK_K)
+    offs_r = tl.arange(0, BLOCK_R)
 
-    t_ptrs = t_ptr + tl.minimum(offs_m, M - 1)[:, None] * RANK + offs_r[None, :]
-    ut_ptrs = u_ptr + offs_r[:, None] + offs_n[None, :] * RANK
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for r in range(0, RANK, BLOCK_K):
-        mask_r = offs_r < RANK - r
-        t = tl.load(t_ptrs + r, mask=mask_r[None, :], other=0.0)
-        ut = tl.load(ut_ptrs + r, mask=mask_r[:, None], other=0.0)
-        acc = tl.dot(t, ut, acc, input_precision="ieee")
-    acc = accumulate_blocks(
-        acc,
-        x_ptr,
-        crow_ptr,
-        col_ptr,
-        values_ptr,
-        offs_m,
-        first_n,
-        M,
-        stride_xm,
-        stride_vb,
-        stride_vr,
-        stride_vc,
-        BSR_ROWS,
-        BSR_COLS,
-        BLOCK_N,
-        BLOCK_K,
+    acc = zero_tile(BLOCK_M, BLOCK_N, WEIGHTS_LEFT)
+    t_rows = t_ptr + tl.minimum(offs_m, M - 1) * RANK
+    # the bound is no constant: a loop known to run once would be unrolled, and not pipelined
+    for r in range(0, rank, BLOCK_R):
+        acc = add_product(
+            *(acc, t_rows, r + offs_r, u_ptr, offs_n * RANK, r + offs_r),
+            *(offs_r < RANK - r, RANK % BLOCK_R != 0, WEIGHTS_LEFT),
+        )
+    acc = add_blocks(
+        *(acc, x_ptr, crow_ptr, col_ptr, values_ptr, offs_m, first_n, M),
+        *(stride_xm, stride_vb, stride_vr, stride_vc),
+        *(BSR_ROWS, BSR_COLS, BLOCK_N, BLOCK_K, WHOLE_PACKS, WEIGHTS_LEFT),
     )
-    store_output(
-        acc,
-        bias_ptr,
-        residual_ptr,
-        y_ptr,
-        offs_m,
-        offs_n,
-        M,
-        N,
-        stride_rm,
-        stride_ym,
-        HAS_BIAS,
-        HAS_RESIDUAL,
-        ACTIVATION,
+    if WEIGHTS_LEFT:
+        acc = tl.trans(acc)
+    y = epilogue(
+        *(acc, bias_ptr, residual_ptr, offs_m, offs_n, M, N, stride_rm),
+        *(HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
+    )
+    store_tile(y, y_ptr, offs_m, offs_n, M, N, stride_ym)
+
+
+def rank_step(rank: int) -> int:
+    """The terms of t per step: 32 where steps of 64 would be padded by more."""
+    return 32 if -rank % 64 >= 32 else 64
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(
+    m: int,
+    n: int,
+    k: int,
+    rank: int,
+    block_rows: int,
+    block_cols: int,
+    nnz: int,
+    dtype: torch.dtype,
+    epilogue: str,
+    dense: bool,
+    device_index: int,
+) -> Way:
+    """The fastest way for `m` tokens, "dense" only where the caller has the dense weight."""
+    density = nnz * block_rows * block_cols / (n * k)
+    name = sparse_low_rank_name(rank, block_rows, block_cols, density)
+    allowed = ways(block_rows, dense)
+    key = (dtype, k, n, name, epilogue, m, device_index, allowed)
+    return fastest("sparse_low_rank_linear", *key) or guess(
+        m, n, k, rank, block_rows, block_cols, nnz, dtype, dense
     )
 
 
@@ -105,9 +123,13 @@ def sparse_low_rank_linear_fwd(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None = None,
     activation: str = "none",
-    config: TileConfig | None = None,
+    norm: Norm | None = None,
+    order: torch.Tensor | None = None,
+    exact: bool = False,
+    dense: torch.Tensor | None = None,
+    way: Way | None = None,
 ) -> torch.Tensor:
-    """``activation(x @ (u @ v + S).T + bias) + residual``, with x @ v.T rounded to x's dtype.
+    """``LN(activation(x @ (u @ v + S).T + bias) + residual)``, x @ v.T rounded to x's dtype.
 
     Operands are checked by the caller: one device, one dtype (fp16, bf16 or fp32) but for the
     indices.
@@ -119,32 +141,47 @@ def sparse_low_rank_linear_fwd(
         crow_indices, col_indices, values: S (N, K), as in `block_sparse_linear_fwd`.
         bias: (N,) or None.
         residual: (M, N), any row stride, or None; added after the activation.
-        activation: a name known to `activations.activate`.
-        config: tiles; `default_config` if None.
+        activation, norm, order, exact: as in `block_sparse_linear_fwd`.
+        dense: u @ v + S (N, K) as a dense weight, if the caller keeps it; else None.
+        way: "one_launch" (after that of x @ v.T), "weights_left" (br >= 64) or "dense"; chosen by
+            `choose` if None.
 
     Returns:
         (M, N), contiguous, in x's dtype.
     """
-    m, (n, rank), (_, block_rows, block_cols) = x.shape[0], u.shape, values.shape
+    (m, k), (n, rank), (nnz, block_rows, block_cols) = x.shape, u.shape, values.shape
+    if m == 0 or n == 0:
+        return x.new_empty(m, n)
+    if way is None:
+        way = choose(
+            *(token_bucket(m), n, k, rank, block_rows, block_cols, nnz, x.dtype),
+            *(epilogue_kind(activation, residual, norm), dense is not None, x.get_device()),
+        )
+    if way.name == "dense":
+        assert dense is not None, "way 'dense' needs the dense weight"
+        return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
     y = x.new_empty(m, n)
-    if m == 0:
-        return y
-    config = config or default_config(m, block_rows, block_cols, x.dtype)
-    stride_vb, stride_vr, stride_vc = values.stride()
+    left = way.name == "weights_left"
+    tiles = way.tiles or default_tiles(
+        m, n, block_rows, block_cols, x.dtype, residual is not None, left
+    )
     constants: dict[str, Any] = {
-        "BSR_ROWS": block_rows,
-        "BSR_COLS": block_cols,
+        "RANK": rank,
+        "BLOCK_R": rank_step(rank),
+        **block_constants(block_rows, block_cols, order, left, tiles),
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
-        "ACTIVATION": activation,
+        "ACTIVATION": kernel_activation(activation, x.dtype, exact),
     }
-    _sparse_low_rank_linear_fwd_kernel[(triton.cdiv(m, config.BLOCK_M) * (n // config.BLOCK_N),)](
+    t = F.linear(x, v)
+    _sparse_low_rank_linear_fwd_kernel[(triton.cdiv(m, tiles.BLOCK_M) * (n // tiles.BLOCK_N),)](
         x,
-        F.linear(x, v),
+        t,
         u,
         crow_indices,
         col_indices,
         values,
+        order,
         bias,
         residual,
         y,
@@ -152,12 +189,12 @@ def sparse_low_rank_linear_fwd(
         n,
         rank,
         x.stride(0),
-        stride_vb,
-        stride_vr,
-        stride_vc,
+        values.stride(0),
+        values.stride(1),
+        values.stride(2),
         0 if residual is None else residual.stride(0),
         y.stride(0),
         **constants,
-        **config.kwargs(),
+        **tiles.kwargs(),
     )
-    return y
+    return torch_epilogue(y, "none", None, norm)

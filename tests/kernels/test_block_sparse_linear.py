@@ -133,8 +133,8 @@ def test_tiles_narrower_than_a_block(kernels, fwd, device):
     weight = sparse_weight(random(2, 6), (64, 32), **kind)
     x = normal(20, weight.shape[1], **kind)
     tiles = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    config = kernels.tuning.TileConfig(**tiles)
-    y = fwd(x, *to_bsr(weight, (64, 32)), None, config=config)
+    way = kernels.tuning.Way("one_launch", kernels.tuning.TileConfig(**tiles))
+    y = fwd(x, *to_bsr(weight, (64, 32)), None, way=way)
     assert_matches(y, dense_oracle(x, weight))
 
 
