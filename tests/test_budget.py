@@ -75,6 +75,18 @@ class TestPlan:
         made = plan(bert_base, 4, "sparse_low_rank", low_rank_share=share)
         check_budget(bert_base, made, 4)
 
+    @pytest.mark.parametrize("method", ["block_sparse", "sparse_low_rank"])
+    def test_blocks_come_in_whole_packs(self, bert_base, method):
+        for layer in plan(bert_base, 4, method).layers.values():
+            blocks = (layer.density or 0) * (layer.out_features // 128) * (layer.in_features // 16)
+            assert blocks / 4 == pytest.approx(round(blocks / 4))
+
+    def test_layers_of_some_rank_may_be_without_blocks(self):
+        """Where the budget is below a pack of 128 x 64 for each."""
+        model = nn.Sequential(*(nn.Linear(384, 384, bias=False, device="meta") for _ in range(3)))
+        made = plan(model, 10, "sparse_low_rank", rank_multiple=1, layers="")
+        assert sorted(layer.density or 0 for layer in made.layers.values()) == [0, 0, 4 / 72]
+
     def test_share_is_that_of_u_and_v(self, bert_base):
         made = plan(bert_base, 4, "sparse_low_rank", low_rank_share=0.6)
         in_factors = sum(

@@ -1,5 +1,6 @@
 """The block-sparse format; the others are in test_formats.py."""
 
+import itertools
 import warnings
 
 import pytest
@@ -36,6 +37,19 @@ def dense():
     kept[0:2, 9:12] = 1
     kept[4:6, 0:3] = 1
     return places * kept
+
+
+def packed(rows, width=16, cols=8):
+    """Blocks 2 x `width` of random values in the given columns of each block row."""
+    crow_indices = torch.tensor([0, *itertools.accumulate(map(len, rows))])
+    col_indices = torch.tensor([col for row in rows for col in row], dtype=torch.int32)
+    values = torch.randn(len(col_indices), 2, width)
+    return Bsr(crow_indices, col_indices, values, (2 * len(rows), cols * width))
+
+
+def on_meta(made):
+    tensors = (t.to("meta") for t in (made.crow_indices, made.col_indices, made.values))
+    return Bsr(*tensors, made.shape)
 
 
 class TestBsr:
@@ -82,14 +96,73 @@ class TestBsr:
         assert empty.density == 0
 
     def test_meta_tensors_are_taken_unread(self):
-        made = bsr()
-        meta = Bsr(
-            made.crow_indices.to("meta"),
-            made.col_indices.to("meta"),
-            made.values.to("meta"),
-            (6, 12),
-        )
-        assert meta.block == (2, 3)
+        assert on_meta(bsr()).block == (2, 3)
+
+    # packs
+
+    def test_order_is_by_descending_count(self):
+        made = packed([[0], [1, 2, 4], [], [0, 1, 2, 3]])
+        assert (made.order.tolist(), made.order.dtype) == ([3, 1, 0, 2], torch.int32)
+
+    def test_order_of_equal_counts_is_that_of_the_rows(self):
+        assert packed([[1], [0, 1], [2], [4, 5], [3]]).order.tolist() == [1, 3, 0, 2, 4]
+
+    @pytest.mark.parametrize(
+        ("width", "rows", "whole"),
+        [
+            (16, [[0, 1, 4, 7], [], list(range(8))], True),
+            (16, [[0, 1, 4, 7], [0], list(range(8))], False),
+            (16, [[0, 1], [0, 1]], False),
+            (32, [[1, 2], [], [0, 3]], True),
+            (32, [[1, 2], [0, 1, 3]], False),
+            (64, [[0], [0, 1], []], True),
+            (4, [[0], [0, 1, 2], []], True),
+        ],
+    )
+    def test_whole_packs(self, width, rows, whole):
+        assert packed(rows, width).whole_packs is whole
+
+    @pytest.mark.parametrize("cols", [6, 3])
+    def test_full_rows_of_no_whole_packs_are_not_whole(self, cols):
+        assert not packed([list(range(cols))], cols=cols).whole_packs
+
+    def test_whole_packs_of_meta_are_unknown(self):
+        made = packed([[0, 1, 2, 3]])
+        assert not on_meta(made).whole_packs
+        assert on_meta(made).padded().nnz == 4
+
+    def test_padded_fills_the_first_free_columns_with_zeros(self):
+        made = packed([[0, 2, 5, 6, 7], [], [1], [0, 1, 2, 3]])
+        got = made.padded()
+        rows = [[0, 1, 2, 3, 4, 5, 6, 7], [], [0, 1, 2, 3], [0, 1, 2, 3]]
+        assert got.crow_indices.tolist() == [0, 8, 8, 12, 16]
+        assert got.col_indices.tolist() == [col for row in rows for col in row]
+        assert torch.equal(got.to_dense(), made.to_dense())
+
+    def test_padded_is_whole_and_panel_major(self):
+        got = packed([[3], [1, 2, 4, 6, 7]]).padded()
+        assert got.whole_packs
+        assert got.values.transpose(1, 2).is_contiguous()
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+    def test_padded_keeps_the_dtype(self, dtype):
+        made = packed([[3]])
+        values = made.values.to(dtype)
+        got = Bsr(made.crow_indices, made.col_indices, values, made.shape).padded()
+        assert got.values.dtype == dtype
+
+    @pytest.mark.parametrize(
+        "made",
+        [
+            lambda: packed([[0, 2, 5, 6], []]),
+            lambda: packed([[0, 1, 2]], width=4),
+            lambda: packed([[0, 2, 5]], cols=6),
+        ],
+        ids=["whole", "no kernel's", "columns no whole packs"],
+    )
+    def test_padded_is_itself_where_there_is_nothing_to_fill(self, made):
+        made = made()
+        assert made.padded() is made
 
     # conversion
 

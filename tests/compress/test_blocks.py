@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -105,6 +107,76 @@ def test_gains_are_the_shares_of_the_scores_best_first():
 
 def test_gains_of_zeros_are_zero():
     assert block_gains(torch.zeros(4, 10), torch.eye(10).double(), BLOCK) == [0, 0]
+
+
+def test_gains_are_what_refitted_blocks_add():
+    """The blocks in the order of their sizes, which correlated inputs do not change."""
+    weight = random(4, 40)
+    x, gram = inputs_and_gram(40)
+    sizes = (weight * gram.diagonal().sqrt()).view(4, 8, 5).square().sum((0, 2))
+    errors = []
+    for count in range(9):
+        mask = torch.zeros(8, dtype=torch.bool)
+        mask[sizes.argsort(descending=True)[:count]] = True
+        kept = mask.repeat_interleave(5).expand(4, 40)
+        errors.append(norm((weight - best_fit(weight, kept, x)) @ x) ** 2)
+    gains = [(more - less) / errors[0] for more, less in zip(errors, errors[1:], strict=False)]
+    want = sorted(gains, reverse=True)
+    assert block_gains(weight, gram, BLOCK) == pytest.approx(want, rel=1e-6, abs=1e-9)
+
+
+def test_a_block_whose_inputs_others_repeat_is_worth_little():
+    gram = damped(torch.ones(10, 10).double())
+    weight = torch.cat([3 * torch.ones(4, 10), torch.ones(4, 10)]).double()
+    assert prune_blocks(weight, BLOCK, 0.5).crow_indices.tolist() == [0, 2, 2]
+    assert prune_blocks(weight, BLOCK, 0.5, gram).crow_indices.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("density", [0, 1 / 12, 0.3, 0.5, 1])
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_block_rows_keep_whole_packs(width, with_inputs, density):
+    gram = damped(inputs_and_gram(128)[1]) if with_inputs else None
+    bsr = prune_blocks(random(96, 128), (16, width), density, gram)
+    assert set((bsr.crow_indices.diff() * width % 64).tolist()) == {0}
+    assert bsr.nnz == 64 // width * round(density * 12)
+
+
+def test_a_pack_is_of_the_best_blocks_wherever_they_lie():
+    scale = torch.ones(2, 8)
+    scale[0, [1, 3, 4, 7]] = 3.0
+    scale[1, 2] = 5.0  # 25 + 3 * 1 of a whole pack, against 4 * 9
+    weight = torch.ones(32, 128) * scale.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    bsr = prune_blocks(weight, (16, 16), 0.25)
+    assert (bsr.crow_indices.tolist(), bsr.col_indices.tolist()) == ([0, 4, 4], [1, 3, 4, 7])
+
+
+def test_packs_hold_the_largest_norm_that_whole_packs_can():
+    weight = random(48, 192)
+    norms = weight.view(3, 16, 12, 16).square().sum((1, 3)).sort(1, descending=True).values
+    best = max(
+        sum(float(row[:count].sum()) for row, count in zip(norms, counts, strict=True))
+        for counts in itertools.product((0, 4, 8, 12), repeat=3)
+        if sum(counts) == 16
+    )
+    got = float(prune_blocks(weight, (16, 16), 16 / 36).values.square().sum())
+    assert got == pytest.approx(best)
+
+
+def test_blocks_are_kept_one_by_one_where_columns_are_no_whole_packs():
+    scale = torch.ones(2, 6)
+    scale[0, 1], scale[1, 5] = 2.0, 3.0
+    weight = torch.ones(32, 96) * scale.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    bsr = prune_blocks(weight, (16, 16), 2 / 12)
+    assert (bsr.crow_indices.tolist(), bsr.col_indices.tolist()) == ([0, 1, 2], [1, 5])
+
+
+def test_gains_are_of_whole_packs():
+    scale = torch.tensor([8.0, 1, 7, 2, 6, 3, 5, 4])
+    weight = torch.ones(16, 128).double() * scale.repeat_interleave(16)
+    best, rest = 64 + 49 + 36 + 25, 16 + 9 + 4 + 1
+    want = [best / (best + rest), rest / (best + rest)]
+    assert block_gains(weight, torch.eye(128).double(), (16, 16)) == pytest.approx(want)
 
 
 def test_refit_is_the_least_squares_fit_of_every_row():

@@ -126,6 +126,14 @@ def test_rank_and_density_are_met(density):
     assert (got.low_rank.rank, got.bsr.nnz) == (4, round(density * 48))
 
 
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_block_rows_keep_whole_packs(with_inputs):
+    gram = inputs_and_gram(128)[1] if with_inputs else None
+    bsr = alternate(torch.randn(96, 128).double(), 4, (16, 16), 0.3, gram).bsr
+    assert set((bsr.crow_indices.diff() % 4).tolist()) == {0}
+    assert bsr.nnz == 16
+
+
 def test_density_is_met_where_blocks_are_zero():
     """A weight that u v holds exactly leaves nothing for S; S keeps its size all the same."""
     weight = torch.ones(24, 40).double()
