@@ -1,6 +1,9 @@
 """What every module with a block-sparse part must do beside `ModuleSuite`."""
 
 import copy
+import itertools
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,18 @@ WRONG_INDICES = {  # of 2 x 3 = 6 of the 3 x 10 blocks: name -> how to spoil it
     "first not 0": ("crow_indices", lambda t: t[0].fill_(1)),
     "falling": ("crow_indices", lambda t: t[1].fill_(9999)),
 }
+
+
+def set_rows(module, counts):
+    """`module` with the first `counts` block columns in each block row."""
+    if module.values.is_meta:
+        return module
+    module.crow_indices = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
+    cols = [col for count in counts for col in range(count)]
+    module.col_indices = torch.tensor(cols, dtype=torch.int32)
+    module.values = nn.Parameter(torch.randn(len(cols), *module.values.shape[1:]))
+    module.update_order()
+    return module
 
 
 class BsrModuleSuite(ModuleSuite):
@@ -94,6 +109,97 @@ class BsrModuleSuite(ModuleSuite):
     def test_new_pattern_is_spread_evenly(self):
         bsr = self.cls(IN, OUT, **{**self.size, "density": 0.5}).bsr
         assert bsr.crow_indices.diff().tolist() == [5, 5, 5]
+
+    # packs and the order of the block rows
+
+    def packed(self, **kwargs) -> Any:
+        """A module of 4 x 8 blocks of 32 x 16: rows of 8, 4, 0 and 4 blocks."""
+        module = self.cls(128, 128, **{**self.size, "block": (32, 16), "density": 0.5}, **kwargs)
+        return set_rows(module, [8, 4, 0, 4])
+
+    def test_order_is_by_load(self):
+        assert self.packed().order.tolist() == [0, 1, 3, 2]
+
+    def test_new_module_has_whole_packs(self):
+        module = self.cls(128, 128, **{**self.size, "block": (32, 16), "density": 0.375})
+        assert module.crow_indices.diff().tolist() == [4, 4, 4, 0]
+        assert module.order.tolist() == [0, 1, 2, 3]
+
+    def test_columns_of_no_whole_packs_have_no_order(self):
+        module = self.cls(96, 128, **{**self.size, "block": (32, 16), "density": 0.5})
+        assert module.order is None
+
+    def test_order_is_a_buffer_that_no_state_dict_has(self):
+        module = self.packed()
+        assert "order" in dict(module.named_buffers())
+        assert "order" not in module.state_dict()
+
+    def test_order_moves_with_the_module(self, device):
+        module = self.packed().to(device).half()
+        assert (module.order.device.type, module.order.dtype) == (device.type, torch.int32)
+
+    def test_order_survives_copies_and_pickles(self):
+        module = self.packed()
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert other.order.tolist() == [0, 1, 3, 2]
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_order_follows_what_is_loaded(self, assign):
+        module, other = self.packed(), set_rows(self.packed(), [0, 4, 4, 8])
+        other.load_state_dict(module.state_dict(), assign=assign)
+        assert other.order.tolist() == [0, 1, 3, 2]
+
+    def test_order_follows_indices_loaded_alone(self):
+        module, other = self.packed(), set_rows(self.packed(), [0, 4, 4, 8])
+        part = {n: t for n, t in module.state_dict().items() if "indices" in n}
+        other.load_state_dict(part, strict=False)
+        assert other.order.tolist() == [0, 1, 3, 2]
+
+    def test_order_stays_when_no_index_is_loaded(self):
+        module = self.packed()
+        module.load_state_dict({"bias": torch.ones(128)}, strict=False)
+        assert module.order.tolist() == [0, 1, 3, 2]
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_order_is_none_once_packs_are_not_whole(self, assign):
+        module, other = self.packed(), set_rows(self.packed(), [7, 5, 0, 4])
+        module.load_state_dict(other.state_dict(), assign=assign)
+        assert module.order is None
+
+    def test_order_of_a_module_on_meta_is_unknown(self):
+        assert self.packed(device="meta").order is None
+
+    def test_order_comes_with_the_tensors_of_a_module_on_meta(self):
+        module, other = self.packed(), self.packed(device="meta")
+        other.load_state_dict(module.state_dict(), assign=True)
+        assert other.order.tolist() == [0, 1, 3, 2]
+
+    def test_from_linear_keeps_whole_packs(self):
+        size = {**self.size, "block": (32, 16), "density": 0.4}
+        module = self.cls.from_linear(nn.Linear(128, 128), **size)
+        assert module.values.shape[0] == 12
+        assert module.order is not None
+
+    def test_from_format_fills_packs_up(self):
+        module = set_rows(self.packed(), [7, 5, 0, 3])
+        padded = self.cls.from_format(module.format, module.bias)
+        assert padded.crow_indices.diff().tolist() == [8, 8, 0, 4]
+        assert padded.order.tolist() == [0, 1, 3, 2]
+        assert torch.equal(padded.to_linear().weight, module.to_linear().weight)
+
+    def test_what_was_filled_up_loads_by_its_density(self):
+        padded = self.cls.from_format(set_rows(self.packed(), [7, 5, 0, 3]).format)
+        size = {**self.size, "block": (32, 16), "density": padded.bsr.density}
+        other = self.cls(128, 128, **size, bias=False)
+        other.load_state_dict(padded.state_dict())
+        assert torch.equal(other(torch.ones(1, 128)), padded(torch.ones(1, 128)))
+
+    def test_order_is_brought_up_to_date_by_hand(self):
+        module = self.packed()
+        module.crow_indices = torch.tensor([0, 4, 12, 16, 16], dtype=torch.int32)
+        module.col_indices = torch.tensor([*range(4), *range(8), *range(4)], dtype=torch.int32)
+        module.update_order()
+        assert module.order.tolist() == [1, 0, 2, 3]
 
     def test_values_are_panel_major(self, tmp_path):
         module = self.cls.from_linear(nn.Linear(IN, OUT), **self.size)

@@ -48,8 +48,12 @@ def packed(rows, width=16, cols=8):
 
 
 def on_meta(made):
-    tensors = (t.to("meta") for t in (made.crow_indices, made.col_indices, made.values))
-    return Bsr(*tensors, made.shape)
+    return Bsr(
+        made.crow_indices.to("meta"),
+        made.col_indices.to("meta"),
+        made.values.to("meta"),
+        made.shape,
+    )
 
 
 class TestBsr:
