@@ -13,7 +13,6 @@ results in a folder of its own, marked as such.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -67,18 +66,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run_stage(stage: str, stages: Sequence[str], end: float, out: Path, dry_run: bool) -> int:
     """One stage in a process of its own, started again after a crash; its exit status."""
     from benchmarks.suite.budget import seconds_for
+    from benchmarks.suite.checks import environment
 
     deadline = time.time() + seconds_for(stage, stages, end - time.time())
     command = [sys.executable, "-m", "benchmarks.suite", stage]
     command += ["--out", str(out.resolve()), "--deadline", str(deadline)]
     command += ["--dry-run"] if dry_run else []
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     print(f"== {stage}: {deadline - time.time():.0f} s", flush=True)
     status = 0
     for crash in range(MAX_CRASHES):
         again = ["--after-crash"] if crash else []
-        env = {**os.environ, "PYTHONPATH": path}
-        status = subprocess.run([*command, *again], cwd=ROOT, env=env).returncode
+        status = subprocess.run([*command, *again], cwd=ROOT, env=environment()).returncode
         if status == 0:
             break
         print(f"== {stage}: ended with status {status}", flush=True)

@@ -92,17 +92,24 @@ def sanitize(tool: str, seconds: float, cuda: bool) -> dict[str, Any]:
     return row if row["ok"] else row | {"reason": f"exit status {done['returncode']}"}
 
 
-def find_sanitizer(environment: Mapping[str, str], site_packages: Path) -> str | None:
+def find_sanitizer(variables: Mapping[str, str], site_packages: Path) -> str | None:
     """compute-sanitizer, from the path, a CUDA toolkit or an nvidia wheel."""
     name = "compute-sanitizer"
-    found = shutil.which(name, path=environment.get("PATH", ""))
+    found = shutil.which(name, path=variables.get("PATH", ""))
     if found:
         return found
-    homes = [environment.get(key) for key in ("CUDA_HOME", "CUDA_PATH")]
+    homes = [variables.get(key) for key in ("CUDA_HOME", "CUDA_PATH")]
     roots = [home for home in homes if home] + sorted(glob.glob("/usr/local/cuda*"))
     candidates = [Path(root) / part / name for root in roots for part in ("bin", name)]
     candidates += sorted(site_packages.glob(f"nvidia/**/{name}"))
     return next((str(p) for p in candidates if p.is_file() and os.access(p, os.X_OK)), None)
+
+
+def environment() -> dict[str, str]:
+    """That of a program of ours: on our path, and out of the interpreter that a dry run is in."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run(command: Sequence[str], seconds: float, no_cache: bool = False) -> dict[str, Any]:
@@ -110,8 +117,7 @@ def run(command: Sequence[str], seconds: float, no_cache: bool = False) -> dict[
 
     no_cache: torch allocates each tensor by itself, so that a tool sees where one ends.
     """
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = environment()
     if no_cache:
         env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     start, timed_out = time.monotonic(), False

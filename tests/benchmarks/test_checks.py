@@ -57,6 +57,10 @@ class TestRun:
         program = "import benchmarks.suite, lada_kernels; print('fine')"
         assert checks.run([sys.executable, "-c", program], 60)["tail"] == ["fine"]
 
+    def test_what_was_on_the_path_stays_on_it(self, monkeypatch):
+        monkeypatch.setenv("PYTHONPATH", "/there/before")
+        assert checks.environment()["PYTHONPATH"].endswith(f"kernels{os.pathsep}/there/before")
+
 
 class TestRunTests:
     def test_failures_are_named(self, tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from benchmarks import tune
 from benchmarks.suite import checks, stages
 from benchmarks.suite.budget import FIRST, Budget
 from benchmarks.suite.cases import tiny_cases
@@ -152,3 +153,28 @@ def test_a_dry_run_never_takes_the_gpu(run, monkeypatch):
     monkeypatch.setattr(stages.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(stages, "suite_environment", lambda dry_run: {})
     assert run().device.type == "cpu"
+
+
+class TestTune:
+    def test_the_tuner_understands_what_it_is_told(self, run):
+        given = tune.parse(stages.tune_command(run(seconds=100.0))[2:])
+        assert (given.budget, given.dry_run) == (100.0 - WORTH_STARTING, True)
+
+    def test_tables_go_with_results_that_leave_the_tree(self, run, tmp_path):
+        assert tune.parse(stages.tune_command(run(100.0))[2:]).out == tmp_path / "configs"
+
+    def test_tables_go_into_the_tree_with_results_that_do(self, run):
+        inside = run(100.0)
+        inside.out = stages.ROOT / "benchmarks" / "results"
+        assert tune.parse(stages.tune_command(inside)[2:]).out is None
+
+    def test_a_measurement_is_no_dry_run(self, run):
+        real = run(100.0)
+        real.dry_run = False
+        assert not tune.parse(stages.tune_command(real)[2:]).dry_run
+
+    def test_without_a_gpu_nothing_is_tuned(self, run, capsys):
+        real = run(100.0)
+        real.dry_run = False
+        assert stages.tune(real) == 0
+        assert "there is no GPU" in capsys.readouterr().out
