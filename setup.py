@@ -12,6 +12,7 @@ setup(
         "lada_ops.machine_code",
         "lada_ops.modules",
         "lada_ops.ops",
+        "lada_ops.tune",
     ],
     package_data={"lada_ops": ["py.typed"], "lada_kernels": ["py.typed", "configs/*/*.json"]},
 )

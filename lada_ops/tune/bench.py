@@ -1,0 +1,115 @@
+"""Where tuning happens: a GPU with its clock and its gate, or what a test puts in their place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..environment import device_slug
+from ..latency import Clock, GraphClock
+from ..machine_code.cases import Case as LaunchCase
+from ..machine_code.compile import CompileError, compile_launch
+from ..machine_code.gate import Limits, faults
+from ..machine_code.targets import TARGETS, Target
+from .case import Case
+
+if TYPE_CHECKING:
+    from lada_kernels.tuning import Way
+
+Faults = Callable[[Case, "Way"], list[str]]
+
+_EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}
+
+
+class NoGpu(RuntimeError):
+    """There is no GPU to measure on, or none any more."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured on.
+
+    name: the device's, as tables have it. l2_bytes: of the cache that must be cold. faults: what
+    speaks against a way before it is run; empty lets it pass. rounds: timed samples of each way.
+    now: seconds, for the budget.
+    """
+
+    device: torch.device
+    name: str
+    clock: Clock
+    l2_bytes: int
+    faults: Faults
+    rounds: int = 15
+    now: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def of_gpu(cls) -> Bench:
+        """The current GPU. Raises NoGpu where there is none, or the kernels cannot run on it."""
+        from lada_kernels.tuning import unsupported
+
+        if not torch.cuda.is_available():
+            raise NoGpu(
+                "tune: torch finds no GPU here; expected one, since the tables hold what was "
+                "measured on it"
+            )
+        device = torch.device("cuda", torch.cuda.current_device())
+        reason = unsupported(device.index)
+        if reason is not None:
+            raise NoGpu(f"tune: {reason}")
+        l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+        target = TARGETS.get(_architecture(device))
+        gate = gate_for(target) if target is not None else lambda case, way: []
+        return cls(device, device_slug(device), GraphClock(device), l2_bytes, gate)
+
+    def check_alive(self) -> None:
+        """Raise NoGpu if an error in a kernel has left the device unusable in this process."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            raise NoGpu(
+                f"tune: the GPU is lost: {error}; what was measured is kept, start again to go on"
+            ) from error
+
+
+def gate_for(target: Target) -> Faults:
+    """The faults in the machine code of what a way launches on `target`."""
+
+    def gate(case: Case, way: Way) -> list[str]:
+        dtype = getattr(torch, case.dtype)
+        launch_case = LaunchCase(
+            case.stem,
+            case.tokens,
+            case.k,
+            case.n,
+            case.weight,
+            _EPILOGUES[case.epilogue],
+            dtype,
+            way,
+        )
+        found = []
+        limits = Limits(tensor_cores=dtype != torch.float32)
+        for launch in launch_case.launches():
+            # lower tiles than a warpgroup's are right for few tokens
+            wide = launch.tiles.get("BLOCK_M", 0) >= 64
+            try:
+                binary = compile_launch(launch, target)
+            except CompileError as error:
+                return [str(error)]
+            found += faults(binary, replace(limits, wgmma=wide))
+        return found
+
+    return gate
+
+
+def _architecture(device: torch.device) -> str:
+    """As Triton names it: sm_90, gfx942."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"

@@ -1,0 +1,165 @@
+"""What is tuned: an op, its sizes, the format of its weight, what follows it, and the tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import nn
+
+from ..grid import check_block
+from ..modules.block_sparse_linear import BlockSparseLinear
+from ..modules.low_rank_linear import LowRankLinear
+from ..modules.sparse_low_rank_linear import SparseLowRankLinear
+
+if TYPE_CHECKING:
+    from lada_kernels.table import Key
+
+_WEIGHTS = {
+    "low_rank_linear": r"r(?P<rank>\d+)(?:x(?P<groups>\d+))?",
+    "block_sparse_linear": r"(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
+    "sparse_low_rank_linear": r"r(?P<rank>\d+)\+(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
+    "low_rank_ffn": r"r(?P<rank>\d+)-(?P<hidden>\d+)-r(?P<rank2>\d+)",
+}
+_SHAPE = re.compile(r"(\d+)x(\d+):([^:]+)(?::([a-z]+))?")
+
+
+class Weight(NamedTuple):
+    """The numbers in the name of a weight; 0 for what it does not have."""
+
+    stem: str
+    rank: int = 0
+    groups: int = 1
+    rows: int = 0
+    cols: int = 0
+    percent: int = 0
+    hidden: int = 0
+    rank2: int = 0
+
+    @classmethod
+    def parse(cls, name: str) -> Weight:
+        """Of a name as `lada_kernels.tuning` makes it, such as r128, r64x3 or 128x16-d20."""
+        for stem, pattern in _WEIGHTS.items():
+            if match := re.fullmatch(pattern, name):
+                numbers = {k: int(v) for k, v in match.groupdict().items() if v is not None}
+                if min(numbers.values()) > 0 and numbers.get("percent", 1) <= 100:
+                    return cls(stem, **numbers)
+        raise ValueError(
+            f"weight {name!r}; expected such as r128, r64x3 (three in one), 128x16-d20 (blocks, "
+            "per cent stored), r64+128x16-d05, or r64-3072-r64 (a feed-forward)"
+        )
+
+    @property
+    def name(self) -> str:
+        """The name that tables have for it: rank and density belong to the next bucket up."""
+        from lada_kernels import tuning
+
+        if self.hidden:
+            return tuning.ffn_name(self.rank, self.hidden, self.rank2)
+        if not self.rows:
+            return tuning.low_rank_name(self.rank, self.groups)
+        sparse = self.rows, self.cols, self.percent / 100
+        if not self.rank:
+            return tuning.sparse_name(*sparse)
+        return tuning.sparse_low_rank_name(self.rank, *sparse)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One entry of a table: ``x (tokens, k) -> y (tokens, n)``.
+
+    weight: a name that tables have. epilogue: "plain" (bias alone), "fused" (a GELU; a
+    feed-forward has that inside, and here a residual), or "norm" (residual, then LayerNorm).
+
+    Raises ValueError on sizes that don't fit, an unknown epilogue or dtype, or a weight whose name
+    is not that of its bucket.
+    """
+
+    k: int
+    n: int
+    weight: str
+    epilogue: str = "plain"
+    tokens: int = 2048
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        from lada_kernels.table import DTYPES, EPILOGUES
+        from lada_kernels.tuning import token_bucket
+
+        parsed = Weight.parse(self.weight)
+        for what, got, known in (
+            ("epilogue", self.epilogue, EPILOGUES),
+            ("dtype", self.dtype, DTYPES),
+            ("weight", self.weight, [parsed.name]),
+        ):
+            if got not in known:
+                raise ValueError(f"{self}: {what} {got!r}; expected one of {list(known)}")
+        if min(self.k, self.n, self.tokens) < 1 or token_bucket(self.tokens) != self.tokens:
+            raise ValueError(f"{self}: expected positive sizes, and tokens a power of two")
+        if self.n % parsed.groups:
+            raise ValueError(f"{self}: n {self.n}; expected a multiple of {parsed.groups} groups")
+        if parsed.rows:
+            check_block(str(self), (parsed.rows, parsed.cols), (self.n, self.k))
+
+    @classmethod
+    def parse(cls, text: str, tokens: int, dtype: str = "bfloat16") -> Case:
+        """Of ``KxN:WEIGHT`` or ``KxN:WEIGHT:EPILOGUE``, such as "768x3072:r128:fused"."""
+        from lada_kernels.tuning import token_bucket
+
+        match = _SHAPE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(
+                f"shape {text!r}; expected such as 768x3072:r128 or 768x3072:128x16-d20:fused "
+                "(in x out : weight : plain, fused or norm)"
+            )
+        k, n, weight, epilogue = match.groups()
+        name = Weight.parse(weight).name
+        return cls(int(k), int(n), name, epilogue or "plain", token_bucket(tokens), dtype)
+
+    @property
+    def stem(self) -> str:
+        return self.parts.stem
+
+    @property
+    def parts(self) -> Weight:
+        return Weight.parse(self.weight)
+
+    @property
+    def key(self) -> Key:
+        from lada_kernels.table import Key
+
+        return Key(self.dtype, self.k, self.n, self.weight, self.epilogue)
+
+    def __str__(self) -> str:
+        shape = f"{self.k}x{self.n} {self.weight} {self.epilogue}"
+        return f"{shape} {self.dtype}, {self.tokens} tokens"
+
+
+def cases_of(model: nn.Module, tokens: Iterable[int]) -> list[Case]:
+    """The compressed linears of `model` as they are, each kind once, for each number of tokens."""
+    from lada_kernels import tuning
+    from lada_kernels.table import DTYPES
+
+    found: dict[tuple[int, int, str, str, str], None] = {}
+    for module in model.modules():
+        if isinstance(module, LowRankLinear):
+            weight = tuning.low_rank_name(module.rank)
+        elif isinstance(module, BlockSparseLinear):
+            weight = tuning.sparse_name(*module.format.block, module.format.density)
+        elif isinstance(module, SparseLowRankLinear):
+            bsr = module.format.bsr
+            weight = tuning.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
+        else:
+            continue
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        epilogue = "plain" if module.activation == "none" else "fused"
+        if dtype in DTYPES:
+            found[module.in_features, module.out_features, weight, epilogue, dtype] = None
+    sizes = dict.fromkeys(tuning.token_bucket(m) for m in tokens)
+    return [
+        Case(k, n, weight, epilogue, m, dtype)
+        for m in sizes
+        for k, n, weight, epilogue, dtype in found
+    ]

@@ -1,0 +1,95 @@
+"""Which ways of ours can compute a case, and where to look for the tiles of their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from .case import Case
+from .search import Space
+
+if TYPE_CHECKING:
+    from lada_kernels.tuning import TileConfig
+
+Axes = dict[str, tuple[int, ...]]
+Spaces = dict[str, Space | None]
+
+
+def ways_of(case: Case) -> Spaces:
+    """The ways by name, "dense" aside; None for those that torch computes alone."""
+    return _WAYS[case.stem](case)
+
+
+def _low_rank_linear(case: Case) -> Spaces:
+    from lada_kernels import linear, low_rank_linear
+
+    rank, groups, dtype = case.parts.rank, case.parts.groups, _dtype(case)
+    norm = case.epilogue == "norm"
+    ways: Spaces = {"two_launches": None}
+    if groups > 1 or (case.epilogue != "plain" and dtype != torch.float32):
+        tiles = linear.default_tiles(case.tokens, rank, dtype)
+        ways["two_launches"] = _space(case, tiles)
+    if rank <= low_rank_linear.MAX_RANK and (groups == 1 or not norm):
+        tiles = low_rank_linear.default_tiles(case.tokens, rank, dtype, norm)
+        ways["one_launch"] = _space(case, tiles, rank)
+    return ways
+
+
+def _low_rank_ffn(case: Case) -> Spaces:
+    from lada_kernels import low_rank_ffn
+
+    ways: Spaces = {"two_launches": None}
+    rank = max(case.parts.rank, case.parts.rank2)
+    if rank <= low_rank_ffn.MAX_RANK:
+        space = _space(case, low_rank_ffn.default_tiles(case.tokens, _dtype(case)), rank)
+        ways |= {"one_launch": space, "split": space}
+    return ways
+
+
+def _sparse(case: Case) -> Spaces:
+    from lada_kernels import block_sparse_linear
+
+    parts, norm = case.parts, case.epilogue == "norm"
+    block = parts.rows, parts.cols
+    if not block_sparse_linear.supports_block(*block):
+        return {}
+    axes = {
+        "BLOCK_N": tuple(size for size in (16, 32, 64, 128) if parts.rows % size == 0),
+        # the loop without masks takes one pack at a time
+        "BLOCK_K": tuple(size for size in (32, 64) if size % parts.cols == 0) or (parts.cols,),
+    }
+    ways: Spaces = {}
+    for name in block_sparse_linear.ways(parts.rows, dense=False):
+        left = name == "weights_left"
+        tiles = block_sparse_linear.default_tiles(
+            case.tokens, case.n, *block, _dtype(case), norm, left
+        )
+        ways[name] = _space(case, tiles, axes=axes)
+    return ways
+
+
+_WAYS: dict[str, Callable[[Case], Spaces]] = {
+    "low_rank_linear": _low_rank_linear,
+    "block_sparse_linear": _sparse,
+    "sparse_low_rank_linear": _sparse,
+    "low_rank_ffn": _low_rank_ffn,
+}
+
+
+def _space(case: Case, start: TileConfig, widest: int = 0, axes: Axes | None = None) -> Space:
+    # higher tiles than there are tokens compute what nobody asked for
+    rows = tuple(size for size in (16, 32, 64, 128) if size <= max(16, case.tokens))
+    common = {
+        "BLOCK_M": rows,
+        "BLOCK_N": (32, 64, 128),
+        "BLOCK_K": (32, 64, 128),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4),
+    }
+    return Space(start, common | (axes or {}), widest)
+
+
+def _dtype(case: Case) -> torch.dtype:
+    return getattr(torch, case.dtype)

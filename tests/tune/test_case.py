@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+from lada_kernels.table import Key
+from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
+from lada_ops.tune import Case, cases_of
+from lada_ops.tune.case import Weight
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("r128", Weight("low_rank_linear", rank=128)),
+        ("r64x3", Weight("low_rank_linear", rank=64, groups=3)),
+        ("128x16-d20", Weight("block_sparse_linear", rows=128, cols=16, percent=20)),
+        (
+            "r64+64x32-d05",
+            Weight("sparse_low_rank_linear", rank=64, rows=64, cols=32, percent=5),
+        ),
+        ("r64-3072-r128", Weight("low_rank_ffn", rank=64, hidden=3072, rank2=128)),
+    ],
+)
+def test_a_name_tells_the_numbers_and_they_the_name(name, weight):
+    assert Weight.parse(name) == weight
+    assert weight.name == name
+
+
+@pytest.mark.parametrize("name", ["", "r", "r0", "64", "r64x", "128x16", "128x16-d101", "r64-r64"])
+def test_a_name_of_no_weight_is_refused(name):
+    with pytest.raises(ValueError, match="expected such as r128"):
+        Weight.parse(name)
+
+
+def test_a_shape_is_read_with_all_that_it_says():
+    case = Case.parse(" 768x3072:r100:fused ", 1000, "float16")
+    assert case == Case(768, 3072, "r128", "fused", 1024, "float16")
+    assert case.key == Key("float16", 768, 3072, "r128", "fused")
+    assert case.stem == "low_rank_linear"
+
+
+def test_a_shape_without_an_epilogue_is_plain():
+    assert Case.parse("768x768:128x16-d11", 1).epilogue == "plain"
+
+
+@pytest.mark.parametrize("text", ["768:r64", "768x:r64", "axb:r64", "768x768", "768x768:r64:a:b"])
+def test_what_is_no_shape_is_refused(text):
+    with pytest.raises(ValueError, match="expected such as 768x3072:r128"):
+        Case.parse(text, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epilogue": "gelu"}, "epilogue 'gelu'; expected one of"),
+        ({"dtype": "float64"}, "dtype 'float64'; expected one of"),
+        ({"weight": "r100"}, r"weight 'r100'; expected one of \['r128'\]"),
+        ({"tokens": 100}, "tokens a power of two"),
+        ({"tokens": 0}, "expected positive sizes"),
+        ({"k": 0}, "expected positive sizes"),
+        ({"weight": "r32x3", "n": 100}, "n 100; expected a multiple of 3"),
+        ({"weight": "128x16-d20", "n": 100}, "does not divide the weight"),
+        ({"weight": "128x16-d20", "k": 100}, "does not divide the weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    given = {"k": 768, "n": 768, "weight": "r64", "tokens": 16} | changes
+    with pytest.raises(ValueError, match=message):
+        Case(**given)
+
+
+def test_a_models_cases_are_its_kinds_of_compressed_linears_for_each_size():
+    model = nn.Sequential(
+        LowRankLinear(64, 128, 8),
+        LowRankLinear(64, 128, 24),  # of the same bucket
+        nn.Linear(128, 128),
+        LowRankLinear(64, 128, 40, activation="gelu"),
+        BlockSparseLinear(64, 128, (16, 16), 0.25),
+        SparseLowRankLinear(64, 128, 8, (16, 16), 0.25),
+    ).to(torch.float16)
+    kinds = [
+        ("r32", "plain"),
+        ("r64", "fused"),
+        ("16x16-d30", "plain"),
+        ("r32+16x16-d30", "plain"),
+    ]
+    assert cases_of(model, [100, 128, 16]) == [
+        Case(64, 128, weight, epilogue, tokens, "float16")
+        for tokens in (128, 16)
+        for weight, epilogue in kinds
+    ]
+
+
+def test_a_model_in_a_dtype_without_kernels_has_no_cases():
+    assert cases_of(LowRankLinear(64, 128, 8).double(), [16]) == []

@@ -1,0 +1,225 @@
+"""The tuner on a launcher, a clock and a gate that do as they are told."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from lada_kernels import low_rank_linear
+from lada_kernels.table import Measured, Table, TableError
+from lada_kernels.tuning import TRITON, TileConfig, Way
+from lada_ops.environment import environment
+from lada_ops.reference import low_rank_linear_ref
+from lada_ops.tune import Bench, Case, NoGpu, tune
+from lada_ops.tune import tuner as module
+from lada_ops.tune.search import Space
+from tests.latency.fakes import FakeClock
+
+CASE = Case(16, 16, "r32", "plain", 16, "float32")
+OTHER = Case(16, 32, "r32", "plain", 16, "float32")
+START, FASTER, BEST = (TileConfig(size, 16, 16, 4, 2) for size in (16, 32, 64))
+WORST = TileConfig(128, 16, 16, 4, 2)
+SECONDS = {START: 8e-6, FASTER: 4e-6, BEST: 2e-6, WORST: 9e-6, None: 5e-6}
+
+
+class Launcher:
+    """Stands in for a kernel; its output is wrong, or it raises, where its tiles are said to."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.seconds = dict(SECONDS)
+        self.wrong, self.broken = set(), set()
+        self.seen = []
+
+    def __call__(self, x, u, v, bias, activation, norm, way):
+        self.clock.spend(self.seconds[way.tiles])
+        self.seen.append(way)
+        if way.tiles in self.broken:
+            raise RuntimeError("out of\nresources")
+        y = low_rank_linear_ref(x, u, v, bias, activation)
+        return y + 1 if way.tiles in self.wrong else y
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def launcher(clock, monkeypatch):
+    fake = Launcher(clock)
+    space = Space(START, {"BLOCK_M": (16, 32, 64, 128)})
+    monkeypatch.setattr(module, "ways_of", lambda case: {"two_launches": None, "one_launch": space})
+    monkeypatch.setattr(low_rank_linear, "low_rank_linear_fwd", fake)
+    return fake
+
+
+@pytest.fixture
+def bench(clock):
+    return Bench(torch.device("cpu"), "FAKE", clock, 1, lambda case, way: [], rounds=2)
+
+
+def path_in(folder):
+    return folder / "low_rank_linear" / Table.name("FAKE", TRITON)
+
+
+def table_in(folder):
+    return Table.read(path_in(folder), "low_rank_linear", "FAKE", TRITON)
+
+
+def test_an_entry_holds_every_way_at_its_best_and_dense(launcher, bench, tmp_path):
+    summary = tune([CASE], tmp_path, bench=bench)
+    entry = table_in(tmp_path).entries[CASE.key][16]
+    assert entry.ways == {
+        "dense": Measured(1e6),  # what the clock says of a call that spends nothing
+        "two_launches": Measured(5.0),
+        "one_launch": Measured(2.0, BEST),
+    }
+    assert summary.measured == {str(CASE): {"dense": 1e6, "two_launches": 5.0, "one_launch": 2.0}}
+
+
+def test_the_table_tells_where_it_was_measured(launcher, bench, tmp_path):
+    tune([CASE], tmp_path, bench=bench)
+    table = table_in(tmp_path)
+    assert table.environments == [environment()]
+    assert table.entries[CASE.key][16].environment == 0
+
+
+def test_wrong_tiles_are_not_taken_however_fast(launcher, bench, tmp_path):
+    launcher.wrong = {BEST}
+    tune([CASE], tmp_path, bench=bench)
+    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == FASTER
+
+
+def test_tiles_that_do_not_run_are_passed_over(launcher, bench, tmp_path):
+    launcher.broken = {START}
+    tune([CASE], tmp_path, bench=bench)
+    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == BEST
+
+
+def test_what_the_gate_refuses_is_not_run(launcher, clock, tmp_path):
+    def faults(case, way):
+        assert case == CASE
+        assert way.name == "one_launch"
+        return ["it spills"] if way.tiles == FASTER else []
+
+    bench = Bench(torch.device("cpu"), "FAKE", clock, 1, faults, rounds=2)
+    tune([CASE], tmp_path, bench=bench)
+    assert Way("one_launch", FASTER) not in launcher.seen
+    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == START
+
+
+def test_a_way_without_tiles_that_run_is_left_out_and_told(launcher, bench, tmp_path):
+    launcher.broken = {START, FASTER, BEST, WORST}
+    lines = []
+    tune([CASE], tmp_path, bench=bench, say=lines.append)
+    assert set(table_in(tmp_path).entries[CASE.key][16].ways) == {"dense", "two_launches"}
+    assert lines[0] == f"{CASE}: one_launch does not run: RuntimeError: out of resources"
+
+
+def test_a_case_whose_ways_are_all_refused_fails_and_others_go_on(
+    launcher, clock, monkeypatch, tmp_path
+):
+    space = Space(START, {})
+    monkeypatch.setattr(module, "ways_of", lambda case: {"one_launch": space})
+    bench = Bench(
+        torch.device("cpu"), "FAKE", clock, 1, lambda case, way: ["bad"] * (case == CASE), rounds=2
+    )
+    summary = tune([CASE, OTHER], tmp_path, bench=bench)
+    assert summary.failed == {str(CASE): "RuntimeError: no way of ours runs"}
+    assert list(table_in(tmp_path).entries) == [OTHER.key]
+
+
+def test_a_way_of_torchs_that_is_wrong_fails_the_case(launcher, bench, tmp_path):
+    launcher.wrong = {None}
+    summary = tune([CASE], tmp_path, bench=bench)
+    assert "WrongOutput: 'two_launches'" in summary.failed[str(CASE)]
+    assert not path_in(tmp_path).exists()
+
+
+def test_an_output_with_gaps_is_seen(launcher, bench, monkeypatch, tmp_path):
+    """The right answer of the call before must not lie in the memory of the next output."""
+    poisoned = []
+    monkeypatch.setattr(module.Problem, "poison", lambda problem: poisoned.append(problem))
+    tune([CASE], tmp_path, bench=bench)
+    assert len(poisoned) == len(SECONDS) - 1
+
+
+def test_what_the_table_has_is_skipped(launcher, bench, tmp_path):
+    tune([CASE], tmp_path, bench=bench)
+    before = path_in(tmp_path).read_bytes()
+    launcher.seen.clear()
+    summary = tune([CASE], tmp_path, bench=bench)
+    assert (summary.skipped, summary.measured, launcher.seen) == (1, {}, [])
+    assert path_in(tmp_path).read_bytes() == before
+
+
+def test_another_number_of_tokens_is_another_entry(launcher, bench, tmp_path):
+    more = Case(16, 16, "r32", "plain", 32, "float32")
+    tune([CASE], tmp_path, bench=bench)
+    tune([CASE, more], tmp_path, bench=bench)
+    assert set(table_in(tmp_path).entries[CASE.key]) == {16, 32}
+
+
+def test_every_entry_is_on_disk_before_the_next_begins(launcher, bench, monkeypatch, tmp_path):
+    def interrupt(case):
+        if case == OTHER:
+            raise KeyboardInterrupt
+        return {"two_launches": None}
+
+    monkeypatch.setattr(module, "ways_of", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tune([CASE, OTHER], tmp_path, bench=bench)
+    assert list(table_in(tmp_path).entries) == [CASE.key]
+
+
+def test_a_case_that_the_budget_cuts_short_is_not_written(launcher, clock, tmp_path):
+    ticks = itertools.count()
+    bench = Bench(torch.device("cpu"), "FAKE", clock, 1, lambda *_: [], 2, now=lambda: next(ticks))
+    summary = tune([CASE, OTHER], tmp_path, budget=4, bench=bench)
+    assert (summary.left, summary.measured) == (2, {})
+    assert not path_in(tmp_path).exists()
+
+
+def test_no_case_begins_after_the_budget(launcher, clock, tmp_path):
+    spent = []
+    bench = Bench(
+        torch.device("cpu"), "FAKE", clock, 1, lambda *_: [], 2, now=lambda: 10.0 * len(spent)
+    )
+    summary = tune([CASE, OTHER], tmp_path, budget=5, bench=bench, say=spent.append)
+    assert list(summary.measured) == [str(CASE)]
+    assert summary.left == 1
+
+
+def test_a_damaged_table_is_a_named_error_and_stays_as_it_is(launcher, bench, tmp_path):
+    path = path_in(tmp_path)
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(TableError, match=path.name):
+        tune([CASE], tmp_path, bench=bench)
+    assert path.read_text() == "{"
+    assert launcher.seen == []
+
+
+def test_the_kernels_find_what_was_written(launcher, bench, monkeypatch, tmp_path):
+    from lada_kernels import tuning
+
+    tune([CASE], tmp_path, bench=bench)
+    monkeypatch.setattr(tuning, "_folders", [tmp_path])
+    monkeypatch.setattr(tuning, "gpu_slug", lambda index: "FAKE")
+    tuning.fastest.cache_clear()
+    way = tuning.fastest("low_rank_linear", *CASE.key, 16, 0, ("dense", "one_launch"))
+    tuning.fastest.cache_clear()
+    assert way == Way("one_launch", BEST)
+
+
+def test_the_summary_is_json(launcher, bench, tmp_path):
+    summary = tune([CASE], tmp_path, bench=bench)
+    assert json.loads(json.dumps(summary.to_dict()))["folder"] == str(tmp_path)
+
+
+def test_without_a_gpu_there_is_nothing_to_tune(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NoGpu, match="finds no GPU"):
+        tune([CASE], tmp_path)
