@@ -1,44 +1,13 @@
-import copy
-import json
 import logging
 
 import pytest
 import torch
 
 from lada_kernels import tuning
-from lada_kernels.table import Key, Measured, Table, TableError, TileConfig, Way
+from lada_kernels.table import Table, Way
+from tests.kernels.tables import DEVICE, KEY, OTHERS, STEM, TILES, table, with_entry, write
 
-STEM, DEVICE = "low_rank_linear", "NVIDIA_H200"
-KEY = Key("bfloat16", 768, 3072, "r128", "fused")
-TILES = TileConfig(64, 64, 64, 4, 3)
-OTHERS = TileConfig(128, 64, 64, 8, 3)
 EVERY = ("dense", "one_launch", "two_launches")
-
-
-def table(**ways):
-    """A table with one entry, at 2048 tokens: way -> microseconds, or those and tiles."""
-    made = Table(STEM, DEVICE, tuning.TRITON)
-    return with_entry(made, 2048, **ways)
-
-
-def with_entry(made, tokens, key=KEY, **ways):
-    measured = {
-        name: Measured(*way) if isinstance(way, tuple) else Measured(way)
-        for name, way in ways.items()
-    }
-    made.add(key, tokens, measured, {"gpu": "NVIDIA H200"})
-    return made
-
-
-def path_in(folder, triton=tuning.TRITON):
-    return folder / STEM / Table.name(DEVICE, triton)
-
-
-def write(made, folder, triton=tuning.TRITON):
-    path = path_in(folder, triton)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made.to_dict() if isinstance(made, Table) else made))
-    return path
 
 
 def look_up(m=2048, device_index=0, allowed=EVERY, **changes):
@@ -220,97 +189,6 @@ class TestWhatCannotBeUsed:
         write({}, tmp_path / "users")
         tuning.add_folder(tmp_path / "users")
         assert look_up() == Way("one_launch", TILES)
-
-
-class TestTable:
-    @pytest.fixture
-    def content(self):
-        return table(dense=60.0, one_launch=(30.0, TILES)).to_dict()
-
-    def test_what_is_written_is_what_is_read(self, tmp_path):
-        made = table(dense=60.0, one_launch=(30.0, TILES))
-        with_entry(made, 64, KEY._replace(weight="r64x3"), dense=5.5, two_launches=4.0)
-        assert Table.read(write(made, tmp_path), STEM, DEVICE, tuning.TRITON) == made
-
-    def test_the_file_does_not_depend_on_the_order_of_measuring(self):
-        entries = [(2048, {"dense": 60.0}), (64, {"dense": 5.0})]
-        made, reverse = (Table(STEM, DEVICE, tuning.TRITON) for _ in range(2))
-        for tokens, ways in entries:
-            with_entry(made, tokens, KEY, **ways)
-        for tokens, ways in entries[::-1]:
-            with_entry(reverse, tokens, KEY, **ways)
-        assert made.to_dict() == reverse.to_dict()
-
-    def test_entries_of_two_environments_know_their_own(self):
-        made = table(dense=60.0)
-        made.add(KEY, 64, {"dense": Measured(5.0)}, {"gpu": "NVIDIA H200", "gpu_driver": "1"})
-        made.add(KEY, 32, {"dense": Measured(5.0)}, {"gpu": "NVIDIA H200"})
-        assert len(made.environments) == 2
-        assert {m: e.environment for m, e in made.entries[KEY].items()} == {2048: 0, 64: 1, 32: 0}
-
-    @pytest.mark.parametrize(
-        ("change", "reason"),
-        [
-            (lambda c: c.update(format=2), "format is 2; expected 1"),
-            (lambda c: c.update(stem="other"), "stem is 'other'"),
-            (lambda c: c.update(device="T4"), "device is 'T4'; expected 'NVIDIA_H200'"),
-            (lambda c: c.update(triton="2.1"), "triton is '2.1'"),
-            (lambda c: c.pop("environments"), "environments is not a list"),
-            (lambda c: c.update(entries={}), "entries is not a list"),
-            (lambda c: c["entries"].append(7), "entry 1 has int"),
-            (lambda c: c["entries"].append(c["entries"][0]), "entry 1 is there twice"),
-            (lambda c: c["entries"][0].pop("k"), "entry 0 has {"),
-            (lambda c: c["entries"][0].update(more=1), "entry 0 has {"),
-            (lambda c: c["entries"][0].update(k="768"), "entry 0: k is '768'"),
-            (lambda c: c["entries"][0].update(n=True), "entry 0: n is True"),
-            (lambda c: c["entries"][0].update(tokens=100), "entry 0: tokens is 100"),
-            (lambda c: c["entries"][0].update(dtype="int8"), "entry 0: dtype is 'int8'"),
-            (lambda c: c["entries"][0].update(epilogue=[]), "entry 0: epilogue is []"),
-            (lambda c: c["entries"][0].update(weight=128), "entry 0: weight is 128"),
-            (lambda c: c["entries"][0].update(environment=1), "entry 0: environment is 1"),
-            (lambda c: c["entries"][0].update(ways=[]), "entry 0: ways is not an object"),
-            (lambda c: c["entries"][0]["ways"].pop("dense"), "no 'dense' to compare with"),
-            (lambda c: c["entries"][0]["ways"].update(magic={"us": 1}), "way 'magic'"),
-            (lambda c: c["entries"][0]["ways"].update(split=1), "split is not an object"),
-            (lambda c: c["entries"][0]["ways"]["dense"].update(us=0), "dense: us is 0"),
-            (lambda c: c["entries"][0]["ways"]["dense"].update(us=float("nan")), "us is nan"),
-            (lambda c: c["entries"][0]["ways"]["dense"].update(us="1"), "us is '1'"),
-            (lambda c: c["entries"][0]["ways"]["dense"].update(tiles={}), "tiles has set()"),
-            (
-                lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(BLOCK_M=48),
-                "one_launch: BLOCK_M is 48; expected a power of two",
-            ),
-            (
-                lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(num_stages=0),
-                "one_launch: num_stages is 0; expected a positive integer",
-            ),
-        ],
-    )
-    def test_damage_is_named(self, content, tmp_path, change, reason):
-        damaged = copy.deepcopy(content)
-        change(damaged)
-        path = write(damaged, tmp_path)
-        with pytest.raises(TableError) as error:
-            Table.read(path, STEM, DEVICE, tuning.TRITON)
-        assert error.value.path == path
-        assert reason in error.value.reason
-        assert str(path) in str(error.value)
-
-    @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff{}", b"null"])
-    def test_a_file_that_is_no_table_is_named(self, tmp_path, text):
-        (tmp_path / "table.json").write_bytes(text)
-        with pytest.raises(TableError, match="table.json is no tuned table"):
-            Table.read(tmp_path / "table.json", STEM, DEVICE, tuning.TRITON)
-
-    def test_stages_need_not_be_a_power_of_two(self, content, tmp_path):
-        content["entries"][0]["ways"]["one_launch"]["tiles"]["num_stages"] = 3
-        path = write(content, tmp_path)
-        assert Table.read(path, STEM, DEVICE, tuning.TRITON).entries[KEY].keys() == {2048}
-
-    def test_every_shipped_table_is_one(self):
-        for path in tuning.SHIPPED.glob("*/*.json"):
-            device, triton = path.stem.split("-triton")
-            assert Table.read(path, path.parent.name, device, triton).entries
 
 
 class TestNames:
