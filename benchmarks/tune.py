@@ -76,6 +76,7 @@ def all_cases(dtype: str = "bfloat16"):
         parts = Weight(
             case.stem,
             rank=case.rank,
+            groups=case.groups,
             rows=case.block[0],
             cols=case.block[1],
             percent=round(100 * case.density),

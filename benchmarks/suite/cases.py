@@ -23,6 +23,7 @@ class Case:
     """A compressed linear (in, out), or feed-forward (in, hidden, in), applied to `tokens` rows.
 
     epilogue: "plain" (bias), "gelu" (bias, GELU) or "norm" (bias, residual, LayerNorm).
+    groups: how many low-rank pairs share x, each for as many columns, as query, key and value do.
     backward: a training step instead: the gradients of input and weights, forward included.
     """
 
@@ -35,6 +36,7 @@ class Case:
     block: tuple[int, int] = (0, 0)
     density: float = 0.0
     hidden: int = 0
+    groups: int = 1
     backward: bool = False
 
     @property
@@ -44,8 +46,8 @@ class Case:
 
     @property
     def weight(self) -> str:
-        """Such as ``r64``, ``128x16 d10`` or ``r64+128x16 d05``."""
-        parts = [f"r{self.rank}"] if self.rank else []
+        """Such as ``r64``, ``r64x3``, ``128x16 d10`` or ``r64+128x16 d05``."""
+        parts = [f"r{self.rank}{f'x{self.groups}' * (self.groups > 1)}"] if self.rank else []
         if self.density:
             parts.append(f"{self.block[0]}x{self.block[1]} d{round(100 * self.density):02}")
         return "+".join(parts)
@@ -123,8 +125,13 @@ def grid(hidden: int, natural: bool) -> Iterator[Case]:
             for density in DENSITIES
         ]
         both.append(Case("sparse_low_rank_linear", *here, 64, BLOCKS[0], 0.05))
+    joint = [
+        Case("low_rank_linear", tokens, hidden, 3 * hidden, "plain", rank, groups=3)
+        for tokens in TOKENS
+        for rank in RANKS
+    ]
     whole = [feed_forward(tokens, hidden, rank) for tokens in TOKENS for rank in RANKS]
-    return _in_turns(low_rank, sparse, whole if natural else [], both)
+    return _in_turns(low_rank, sparse, *([whole, joint] if natural else []), both)
 
 
 def feed_forward(tokens: int, hidden: int, rank: int) -> Case:
@@ -146,13 +153,14 @@ def tiny_cases() -> list[Case]:
         )
     ]
     both = Case("sparse_low_rank_linear", 33, 128, 128, "gelu", 16, (16, 16), 0.5)
+    joint = Case("low_rank_linear", 33, 48, 96, "plain", 16, groups=3)
     whole = Case("low_rank_ffn", 33, 64, 64, "norm", 16, hidden=128)
     steps = [
         Case("low_rank_linear", 33, 48, 80, "gelu", 16, backward=True),
         Case("block_sparse_linear", 33, 128, 128, "gelu", 0, (16, 16), 0.5, backward=True),
         Case("sparse_low_rank_linear", 33, 128, 128, "gelu", 16, (16, 16), 0.5, backward=True),
     ]
-    return [whole, *low_rank, *sparse, both, *steps]
+    return [whole, *low_rank, joint, *sparse, both, *steps]
 
 
 def _in_turns(*groups: Iterable[Case]) -> Iterator[Case]:

@@ -88,7 +88,10 @@ class Operands:
         inner = case.hidden or n
         factors = {}
         if r:
-            factors = {"u": normal(inner, r, scale=r**-0.5), "v": normal(r, k, scale=k**-0.5)}
+            factors = {
+                "u": normal(inner, r, scale=r**-0.5),
+                "v": normal(case.groups * r, k, scale=k**-0.5),
+            }
         if case.hidden:
             factors["u2"] = normal(n, r, scale=r**-0.5)
             factors["v2"] = normal(r, inner, scale=inner**-0.5)
@@ -116,7 +119,9 @@ class Operands:
         dense = torch.zeros((), dtype=torch.float64, device=self.x.device)
         if self.factors:
             u, v = (self.factors[name].double() for name in names)
-            dense = u @ v
+            # each run of rows of u has a run of rows of v
+            runs = u.unflatten(0, (self.case.groups, -1)), v.unflatten(0, (self.case.groups, -1))
+            dense = torch.bmm(*runs).flatten(0, 1)
         return dense if self.bsr is None else dense + self.bsr.to_dense().double()
 
     def expected(self, *weights: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ def _linear(operands: Operands) -> Ways:
     if case.stem == "low_rank_linear":
         products = {"x": x, **operands.factors, "bias": bias, **finish}
         call = partial(two_products, activation)
+        if case.groups > 1:
+            call = partial(grouped_products, case.groups)
         ways["two products"] = lambda: Entry(call, products, macs)
     if case.stem == "block_sparse_linear":
         ways["torch BSR"] = lambda: torch_bsr(operands)
@@ -78,7 +80,8 @@ def _linear(operands: Operands) -> Ways:
         ways["2:4 cuSPARSELt"] = lambda: two_to_four(operands, weight, "CUSPARSELT")
 
     ours = {"x": x, **compressed, "bias": bias, **finish}
-    launch = partial(launched, partial(launcher(case.stem), activation=activation))
+    given = {"activation": activation} | ({"groups": case.groups} if case.groups > 1 else {})
+    launch = partial(launched, partial(launcher(case.stem), **given))
     for name in our_ways(case):
         ways[name] = partial(Entry, partial(launch, way=Way(name)), ours, macs)
     ways["dispatch"] = lambda: Entry(launch, {**ours, "dense": weight}, macs)
@@ -135,6 +138,15 @@ def dense_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def two_products(activation: str, x: Tensor, u: Tensor, v: Tensor, bias: Tensor, **finish: Tensor):
     return finished(F.linear(F.linear(x, v), u, bias), activation, **finish)
+
+
+def grouped_products(groups: int, x: Tensor, u: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """One product by all of v, then one per group, each into its columns of the output."""
+    y = x.new_empty(x.shape[0], u.shape[0])
+    parts = (t.chunk(groups, dim) for t, dim in ((y, 1), (F.linear(x, v), 1), (u, 0), (bias, 0)))
+    for y_part, t_part, u_part, bias_part in zip(*parts, strict=True):
+        torch.addmm(bias_part, t_part, u_part.t(), out=y_part)
+    return y
 
 
 def dense_feed_forward(

@@ -62,13 +62,24 @@ def test_block_sparse_is_measured_over_the_whole_grid(hidden):
         assert got >= want
 
 
+@pytest.mark.parametrize("hidden", [768, 1024])
+def test_query_key_and_value_are_measured_in_one(hidden):
+    got = {
+        (c.tokens, c.rank)
+        for c in CASES
+        if (c.in_features, c.out_features, c.groups) == (hidden, 3 * hidden, 3)
+    }
+    assert got == set(itertools.product(TOKENS, {32, 64, 96, 128, 192, 256}))
+
+
 def test_every_kernel_but_the_feed_forward_is_also_trained():
     assert {case.stem for case in CASES if case.backward} == STEMS - {"low_rank_ffn"}
 
 
 def test_the_tiny_cases_take_every_path_of_the_large_ones():
     def path(case):
-        return case.stem, case.backward, case.epilogue if case.stem == "low_rank_linear" else ""
+        epilogue = case.epilogue if case.stem == "low_rank_linear" else ""
+        return case.stem, case.backward, case.groups, epilogue
 
     assert {path(case) for case in CASES} == {path(case) for case in tiny_cases()}
 
@@ -83,6 +94,10 @@ def test_2to4_is_measured_beside_about_the_same_weight():
     ("case", "key"),
     [
         (Case("low_rank_linear", 16, 768, 3072, "gelu", 64), "768-3072 M=16 r64 gelu"),
+        (
+            Case("low_rank_linear", 16, 768, 2304, "plain", 64, groups=3),
+            "768-2304 M=16 r64x3 plain",
+        ),
         (
             Case("sparse_low_rank_linear", 16, 768, 768, "norm", 64, (128, 16), 0.05),
             "768-768 M=16 r64+128x16 d05 norm",

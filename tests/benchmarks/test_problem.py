@@ -33,6 +33,15 @@ def test_the_answer_is_the_formula(epilogue):
     torch.testing.assert_close(operands.expected(), want)
 
 
+def test_each_group_has_factors_of_its_own():
+    operands = Operands.draw(
+        case_of("low_rank_linear", out_features=96, groups=3), CPU, torch.float64
+    )
+    u, v = operands.factors["u"].chunk(3), operands.factors["v"].chunk(3)
+    want = torch.cat([u_part @ v_part for u_part, v_part in zip(u, v, strict=True)])
+    torch.testing.assert_close(operands.weight(), want)
+
+
 def test_a_sum_of_formats_is_the_sum_of_weights():
     operands = Operands.draw(case_of("sparse_low_rank_linear"), CPU, torch.float64)
     u, v = operands.factors["u"], operands.factors["v"]

@@ -1,14 +1,17 @@
 """The stages: what is there is not measured again, what does not fit is not begun."""
 
 import math
+from functools import partial
 
 import pytest
+import torch
 
 from benchmarks import tune
 from benchmarks.suite import checks, stages
 from benchmarks.suite.budget import FIRST, Budget
 from benchmarks.suite.cases import tiny_cases
 from benchmarks.suite.measure import DeviceLost
+from benchmarks.suite.problem import Entry, Problem
 from benchmarks.suite.report import CEILINGS, CHECKS, PREFIX
 from benchmarks.suite.stages import CRASHED, WORTH_STARTING, Run
 
@@ -129,6 +132,36 @@ class TestTests:
         files.clear()
         stages.tests(run())
         assert files == {}
+
+
+class TestSmall:
+    """What a memory checker watches."""
+
+    @pytest.fixture
+    def answers(self, monkeypatch):
+        """To be set: what each way returns, where 1 is right."""
+        given = {}
+
+        def problem(case, run):
+            ways = {
+                n: partial(Entry, lambda y=y: torch.tensor([y]), {}, 1) for n, y in given.items()
+            }
+            return Problem(case, torch.ones(1), ways, 4)
+
+        monkeypatch.setattr(stages, "_problem", problem)
+        return given
+
+    def test_ours_are_run(self, run, answers, capsys):
+        answers.update({"dense": 7.0, "one_launch": 1.0, "dispatch": 1.0})
+        assert stages.small(run()) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2 * len(CASES)
+        assert all(line.endswith(("one_launch: right", "dispatch: right")) for line in lines)
+
+    @pytest.mark.parametrize("wrong", [1.2, math.nan])
+    def test_a_wrong_one_fails(self, run, answers, wrong):
+        answers["one_launch"] = wrong
+        assert stages.small(run()) == 1
 
 
 def test_rows_of_another_kind_take_another_time(monkeypatch):
