@@ -165,6 +165,69 @@ def info(
         _print(found[1].to_dict(), as_json, tables.report)
 
 
+@app.command(
+    epilog="Examples: lada tune ./my-bert-5x --dtype bfloat16; "
+    "lada tune --shapes 768x3072:r128:fused,768x768:128x16-d20"
+)
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help="A compressed model, for what its linears are.")
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a model, with commas: in x out : weight : plain, fused or norm."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option(help="Batch times length, with commas; powers of two, or the next.")
+    ] = "16,128,512,2048,8192",
+    dtype: Annotated[
+        str | None, typer.Option(help="The model's own by default; bfloat16 for shapes.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds; a second run goes on.")] = 1800.0,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where tables go; by default where the kernels find them."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find out how this GPU runs compressed linears fastest, and remember it.
+
+    Times each way to compute them beside the dense product, and keeps the tables in the user's
+    cache folder, where every later run of the kernels looks them up.
+    """
+    with _errors():
+        from .folder import load_model
+        from .tune import Bench, Case, cases_of
+        from .tune import tune as run_tuner
+        from .user_tables import user_folder
+
+        sizes = [_number("--tokens", text) for text in tokens.split(",")]
+        if (model is None) == (shapes is None):
+            raise ValueError("expected a compressed model's folder, or --shapes, and not both")
+        if not budget > 0:
+            raise ValueError(f"--budget: {budget:g}; expected seconds, more than 0")
+        if shapes is not None:
+            texts = shapes.split(",")
+            cases = [Case.parse(text, m, dtype or "bfloat16") for m in sizes for text in texts]
+            bench = Bench.of_gpu()
+        else:
+            assert model is not None
+            bench = Bench.of_gpu()
+            cases = cases_of(load_model(model, "cpu"), sizes, dtype)
+            if not cases:
+                raise ValueError(f"{model} is a dense model; expected one that lada compressed")
+        summary = run_tuner(
+            cases,
+            folder or user_folder(),
+            budget=budget,
+            bench=bench,
+            say=lambda line: typer.echo(line, err=True),
+        )
+        _print(summary.to_dict(), as_json, tables.tuning)
+
+
 @app.command(epilog="Example: lada demo --data path/to/stsb")
 def demo(
     data: Annotated[
@@ -207,6 +270,12 @@ def _longest(model: Any) -> int:
     return positions - 2 if "roberta" in config.model_type else positions
 
 
+def _number(option: str, text: str) -> int:
+    if re.fullmatch(r"\s*[1-9]\d*\s*", text) is None:
+        raise ValueError(f"{option}: {text!r}; expected positive numbers with commas")
+    return int(text)
+
+
 def _pair(option: str, text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", text)
     if match is None:
@@ -220,12 +289,13 @@ def _errors() -> Iterator[None]:
     from transformers.utils import logging
 
     from .latency import WrongOutput
+    from .tune import NoGpu
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, WrongOutput) as error:
+    except (ValueError, TypeError, OSError, ImportError, WrongOutput, NoGpu) as error:
         typer.secho("error: ", fg="red", nl=False, err=True)
         typer.echo(error, err=True)
         raise typer.Exit(1) from error

@@ -69,6 +69,24 @@ def latency(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def tuning(results: Mapping[str, Any]) -> Table:
+    """What `lada_ops.tune.tune` did: `Summary.to_dict`."""
+    counts = f"{results['skipped']} known before, {results['left']} left, {len(results['failed'])}"
+    caption = f"{counts} failed; the tables are in {results['folder']}"
+    columns = ("linear", "fastest", "us", "dense, us", "times as fast as dense")
+    table = _table("", columns, caption)
+    for case, times in results["measured"].items():
+        fastest = min(times, key=times.__getitem__)
+        table.add_row(
+            case,
+            fastest,
+            f"{times[fastest]:.1f}",
+            f"{times['dense']:.1f}",
+            _speedup(times["dense"] / times[fastest]),
+        )
+    return table
+
+
 def demo(results: Mapping[str, Any]) -> Table:
     """What `lada_ops.demo.run_demo` returns."""
     labels = [comparison["label"] for comparison in results["comparisons"]]

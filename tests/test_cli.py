@@ -28,7 +28,7 @@ def run(*args):
 
 def test_help_teaches_every_command():
     text = run("--help").output
-    assert all(command in text for command in ("compress", "bench", "info", "demo"))
+    assert all(command in text for command in ("compress", "bench", "info", "tune", "demo"))
 
 
 @pytest.mark.parametrize("method", ["low_rank", "block_sparse", "sparse_low_rank"])
@@ -101,6 +101,12 @@ def test_bench_prints_a_table(compressed):
         (["compress", "{source}", "--method", "block_sparse", "--block", "96x16", "--out",
           "{tmp}/x"], "block (96, 16) does not divide"),
         (["compress", "{dir}", "--out", "{tmp}/x"], "compressed already"),
+        (["tune"], "expected a compressed model's folder, or --shapes"),
+        (["tune", "{dir}", "--shapes", "768x768:r64"], "and not both"),
+        (["tune", "{dir}", "--tokens", "16,x"], "--tokens: 'x'"),
+        (["tune", "{dir}", "--budget", "0"], "--budget: 0"),
+        (["tune", "--shapes", "768x768"], "shape '768x768'; expected such as"),
+        (["tune", "--shapes", "768x768:r64", "--dtype", "int8"], "dtype 'int8'"),
         (["demo", "--data", "{tmp}/none", "--out", "{tmp}/x"], "train.tsv"),
     ],
 )  # fmt: skip

@@ -137,8 +137,11 @@ class Case:
         return f"{shape} {self.dtype}, {self.tokens} tokens"
 
 
-def cases_of(model: nn.Module, tokens: Iterable[int]) -> list[Case]:
-    """The compressed linears of `model` as they are, each kind once, for each number of tokens."""
+def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) -> list[Case]:
+    """The compressed linears of `model`, each kind once, for each number of tokens.
+
+    dtype: that they are run in, by default their own; those of one without kernels are left out.
+    """
     from lada_kernels import tuning
     from lada_kernels.table import DTYPES
 
@@ -153,10 +156,11 @@ def cases_of(model: nn.Module, tokens: Iterable[int]) -> list[Case]:
             weight = tuning.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
         else:
             continue
-        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        own = str(next(module.parameters()).dtype).removeprefix("torch.")
         epilogue = "plain" if module.activation == "none" else "fused"
-        if dtype in DTYPES:
-            found[module.in_features, module.out_features, weight, epilogue, dtype] = None
+        if dtype is not None or own in DTYPES:
+            kind = module.in_features, module.out_features, weight, epilogue, dtype or own
+            found[kind] = None
     sizes = dict.fromkeys(tuning.token_bucket(m) for m in tokens)
     return [
         Case(k, n, weight, epilogue, m, dtype)

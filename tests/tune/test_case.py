@@ -93,3 +93,8 @@ def test_a_models_cases_are_its_kinds_of_compressed_linears_for_each_size():
 
 def test_a_model_in_a_dtype_without_kernels_has_no_cases():
     assert cases_of(LowRankLinear(64, 128, 8).double(), [16]) == []
+
+
+def test_a_models_cases_are_in_the_dtype_it_is_to_run_in():
+    (case,) = cases_of(LowRankLinear(64, 128, 8).double(), [16], "bfloat16")
+    assert case.dtype == "bfloat16"
