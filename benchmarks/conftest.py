@@ -37,6 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("--quick", default=False)
     for argument, cases in (
         ("linear_case", shapes.QUICK_LINEARS if quick else shapes.LINEARS),
+        ("ffn_case", shapes.QUICK_FFNS if quick else shapes.FFNS),
         ("model_case", shapes.QUICK_MODELS if quick else shapes.MODELS),
     ):
         if argument in metafunc.fixturenames:

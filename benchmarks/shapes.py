@@ -1,4 +1,4 @@
-"""What is benchmarked: the linears of BERT-base, token counts and ratios, and weights to match.
+"""What is benchmarked: BERT-base's linears and feed-forward, token counts, ratios; and weights.
 
 The weights are random: they tell speed, not quality. Each is as large as `lada_ops.plan` makes it
 for the ratio, indices included.
@@ -58,6 +58,31 @@ class LinearCase(NamedTuple):
         return random_format(next(iter(layers.values())))
 
 
+class FfnCase(NamedTuple):
+    """The two linears of a feed-forward block, compressed `ratio` times, on `tokens` rows."""
+
+    features: int
+    hidden: int
+    tokens: int
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.features}-{self.hidden}-{self.features} M={self.tokens} {self.ratio:g}x"
+
+    @property
+    def up(self) -> LinearCase:
+        return LinearCase(self.features, self.hidden, self.tokens, self.ratio)
+
+    @property
+    def down(self) -> LinearCase:
+        return LinearCase(self.hidden, self.features, self.tokens, self.ratio)
+
+    @property
+    def copies(self) -> int:
+        """As `LinearCase.copies`."""
+        return max(1, self.up.copies // 2)
+
+
 class ModelCase(NamedTuple):
     """A model and the batch it is given."""
 
@@ -76,6 +101,11 @@ LINEARS = [
     for ratio in (2.5, 5.0, 10.0)
 ]
 QUICK_LINEARS = [LinearCase(128, 256, 8, 2.5)]
+
+FFNS = [
+    FfnCase(768, 3072, tokens, ratio) for tokens in (16, 128, 1024) for ratio in (2.5, 5.0, 10.0)
+]
+QUICK_FFNS = [FfnCase(128, 256, 8, 2.5)]
 
 MODELS = [
     ModelCase(model, *bucket)

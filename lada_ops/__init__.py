@@ -10,9 +10,11 @@ from .counts import Counts
 from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import keep_dense
+from .modules.low_rank_ffn import LowRankFFN
 from .modules.low_rank_linear import LowRankLinear
 from .modules.sparse_low_rank_linear import SparseLowRankLinear
 from .ops.block_sparse_linear import block_sparse_linear
+from .ops.low_rank_ffn import low_rank_ffn
 from .ops.low_rank_linear import low_rank_linear
 from .ops.sparse_low_rank_linear import sparse_low_rank_linear
 from .plans import CompressionPlan, LayerPlan
@@ -29,6 +31,7 @@ __all__ = [
     "LayerPlan",
     "LayerReport",
     "LowRank",
+    "LowRankFFN",
     "LowRankLinear",
     "Norm",
     "SparseLowRank",
@@ -37,6 +40,7 @@ __all__ = [
     "compress",
     "input_grams",
     "keep_dense",
+    "low_rank_ffn",
     "low_rank_linear",
     "plan",
     "restore",

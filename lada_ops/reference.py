@@ -63,6 +63,23 @@ def low_rank_linear_ref(
     return epilogue_ref(z, activation, residual, norm)
 
 
+def low_rank_ffn_ref(
+    x: Tensor,
+    u1: Tensor,
+    v1: Tensor,
+    bias1: Tensor | None,
+    u2: Tensor,
+    v2: Tensor,
+    bias2: Tensor | None,
+    activation: str = "gelu",
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
+    """``LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)``."""
+    h = low_rank_linear_ref(x, u1, v1, bias1, activation)
+    return low_rank_linear_ref(h, u2, v2, bias2, "none", residual, norm)
+
+
 def block_sparse_linear_ref(
     x: Tensor,
     crow_indices: Tensor,

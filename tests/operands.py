@@ -1,10 +1,10 @@
-"""Operands of the three ops for one weight pattern, with the dense weight they stand for."""
+"""Operands of every op for one weight pattern, with the dense weight they stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ import lada_ops
 from lada_ops import reference
 from lada_ops.ops.epilogue import split_norm
 from lada_ops.reference import Norm
-from tests.kernels.operands import factors, normal, sparse_weight
+from tests.kernels.operands import dense_oracle, factors, normal, sparse_weight
 
 # The oracle gets the operands as rounded to the dtype. fp64: its own rounding. fp32: sums of some
 # hundred products in another order. fp16 and bf16: 2 to 4 roundings, of the intermediate, of the
@@ -47,6 +47,14 @@ class Operands:
     residual: Tensor | None
     activation: str = "none"
     norm: Norm | None = None
+
+    bias_name: ClassVar[str] = "bias"
+
+    def oracle(self) -> Tensor:
+        """What the op must give, by dense products in fp64."""
+        return dense_oracle(
+            self.x, self.dense, self.bias, self.residual, self.activation, self.norm
+        )
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -92,6 +100,17 @@ class Operands:
         return self.map(lambda t: next(given) if t.is_floating_point() else t)
 
 
+class FfnOperands(Operands):
+    """weights: u1, v1, bias1, u2 and v2; dense: u2 @ v2."""
+
+    bias_name = "bias2"
+
+    def oracle(self) -> Tensor:
+        u1, v1, bias1, *_ = self.weights
+        h = dense_oracle(self.x, u1.double() @ v1.double(), bias1, None, self.activation)
+        return dense_oracle(h, self.dense, self.bias, self.residual, norm=self.norm)
+
+
 def operands(
     stem: str,
     lead: tuple[int, ...] = (3,),
@@ -109,6 +128,18 @@ def operands(
     kind = {"dtype": dtype, "device": torch.device(device)}
     grid = PATTERNS[pattern].bool()
     out, cols = grid.shape[0] * block[0], grid.shape[1] * block[1]
+    last = (
+        normal(out, **kind) if bias else None,
+        normal(*lead, out, **kind) if residual else None,
+        activation,
+        Norm(normal(out, **kind) + 1, normal(out, **kind), 1e-5) if norm else None,
+    )
+    if stem == "low_rank_ffn":
+        hidden = 2 * out + 1
+        u1, v1 = factors(hidden, cols, min(rank, cols), **kind)
+        u2, v2 = factors(out, hidden, min(rank, out), **kind)
+        weights = u1, v1, normal(hidden, **kind), u2, v2
+        return FfnOperands(normal(*lead, cols, **kind), weights, u2.double() @ v2.double(), *last)
     weights: tuple[Tensor, ...] = ()
     dense = torch.zeros(out, cols, dtype=torch.float64, device=device)
     if stem != "block_sparse_linear":
@@ -119,15 +150,7 @@ def operands(
         sparse = sparse_weight(grid, block, **kind)
         weights += bsr_by_hand(sparse, grid, block)
         dense += sparse.double()
-    return Operands(
-        normal(*lead, cols, **kind),
-        weights,
-        dense,
-        normal(out, **kind) if bias else None,
-        normal(*lead, out, **kind) if residual else None,
-        activation,
-        Norm(normal(out, **kind) + 1, normal(out, **kind), 1e-5) if norm else None,
-    )
+    return Operands(normal(*lead, cols, **kind), weights, dense, *last)
 
 
 def bsr_by_hand(

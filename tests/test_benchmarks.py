@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEMS = {"bert", "block_sparse_linear", "low_rank_linear", "sparse_low_rank_linear"}
+STEMS = {
+    "bert",
+    "block_sparse_linear",
+    "low_rank_ffn",
+    "low_rank_linear",
+    "sparse_low_rank_linear",
+}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -25,14 +25,15 @@ MAX_RANK = 128
 
 _MIN_PROGRAMS = 256  # about two per multiprocessor of a large GPU
 _MAX_SPLITS = 16  # beyond, the first product that each repeats outweighs its share of F
-# low tiles, for there are few rows
-_SUM_TILES: dict[str, Any] = {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+# low, for there are few rows
+_SUM_TILES: dict[str, Any] = {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 
 @triton.jit
-def _load_v2t(v2_ptr, offs_f, offs_r, F, R2: tl.constexpr):
-    v2t_ptrs = v2_ptr + offs_f[:, None] + tl.minimum(offs_r, R2 - 1)[None, :] * F
-    return tl.load(v2t_ptrs, mask=(offs_f < F)[:, None], other=0.0)
+def _load_v2t(v2_rows, offs_f, F, EVEN_F: tl.constexpr):
+    if EVEN_F:
+        return tl.load(v2_rows + offs_f[:, None])
+    return tl.load(v2_rows + offs_f[:, None], mask=(offs_f < F)[:, None], other=0.0)
 
 
 @triton.jit
@@ -56,6 +57,7 @@ def _reduce_rows(
     R2A: tl.constexpr,
     R2B: tl.constexpr,
     EVEN_K: tl.constexpr,
+    EVEN_F: tl.constexpr,
     HAS_BIAS1: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -73,6 +75,9 @@ def _reduce_rows(
     t1, t2 = times_vt(
         x_ptr, v1_ptr, offs_m, M, K, stride_xm, R1, R1A, R1B, BLOCK_M, BLOCK_K, EVEN_K
     )
+    v2_rows1 = v2_ptr + tl.minimum(tl.arange(0, R2A), R2 - 1)[None, :] * F
+    if R2B > 0:
+        v2_rows2 = v2_ptr + tl.minimum(R2A + tl.arange(0, R2B), R2 - 1)[None, :] * F
     if HAS_BIAS1:  # fetched one step ahead, so that no product waits for it
         offs_f = first_f + tl.arange(0, BLOCK_N)
         bias = tl.load(bias1_ptr + offs_f, mask=offs_f < F, other=0.0)
@@ -83,11 +88,9 @@ def _reduce_rows(
             h += bias.to(tl.float32)[None, :]
             bias = tl.load(bias1_ptr + BLOCK_N + offs_f, mask=offs_f < F - BLOCK_N, other=0.0)
         h = activate(h, ACTIVATION).to(x_ptr.dtype.element_ty)
-        v2t = _load_v2t(v2_ptr, offs_f, tl.arange(0, R2A), F, R2)
-        s1 = tl.dot(h, v2t, s1, input_precision="ieee")
+        s1 = tl.dot(h, _load_v2t(v2_rows1, offs_f, F, EVEN_F), s1, input_precision="ieee")
         if R2B > 0:
-            v2t = _load_v2t(v2_ptr, offs_f, R2A + tl.arange(0, R2B), F, R2)
-            s2 = tl.dot(h, v2t, s2, input_precision="ieee")
+            s2 = tl.dot(h, _load_v2t(v2_rows2, offs_f, F, EVEN_F), s2, input_precision="ieee")
     return s1, s2
 
 
@@ -120,6 +123,7 @@ def _low_rank_ffn_fwd_kernel(
     R2A: tl.constexpr,
     R2B: tl.constexpr,
     EVEN_K: tl.constexpr,
+    EVEN_F: tl.constexpr,
     HAS_BIAS1: tl.constexpr,
     HAS_BIAS2: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -137,7 +141,8 @@ def _low_rank_ffn_fwd_kernel(
     offs_m = (tl.program_id(0) // splits).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     s1, s2 = _reduce_rows(
         *(x_ptr, u1_ptr, v1_ptr, bias1_ptr, v2_ptr, offs_m, first_f, end_f, M, F, K, stride_xm),
-        *(R1, R1A, R1B, R2, R2A, R2B, EVEN_K, HAS_BIAS1, ACTIVATION, BLOCK_M, BLOCK_N, BLOCK_K),
+        *(R1, R1A, R1B, R2, R2A, R2B, EVEN_K, EVEN_F, HAS_BIAS1, ACTIVATION),
+        *(BLOCK_M, BLOCK_N, BLOCK_K),
     )
     if SPLIT:
         y_ptr += (tl.program_id(0) % splits).to(tl.int64) * M * stride_ym
@@ -207,8 +212,9 @@ def default_tiles(m: int, dtype: torch.dtype) -> TileConfig:
     """
     if dtype == torch.float32:  # no tensor cores: the tiles live in registers
         return TileConfig(BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4, num_stages=2)
-    block_m = min(64, max(16, token_bucket(m)))
-    return TileConfig(block_m, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)
+    if m <= 32:
+        return TileConfig(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
+    return TileConfig(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -296,6 +302,7 @@ def low_rank_ffn_fwd(
         "R1A": r1a,
         "R1B": r1b,
         "EVEN_K": k % tiles.BLOCK_K == 0,
+        "EVEN_F": f % tiles.BLOCK_N == 0,
         "HAS_BIAS1": bias1 is not None,
         "ACTIVATION": kernel_activation(activation, x.dtype, exact),
         "SPLIT": splits > 1,

@@ -108,7 +108,7 @@ def watch_reads(kernels, device, monkeypatch):
         if device.type == "cuda":  # there, NaN around the operands must do
             return
         elements = [_addresses(t) for t in operands]
-        builder, linear = kernels.triton.runtime.interpreter.InterpreterBuilder, F.linear
+        builder = kernels.triton.runtime.interpreter.InterpreterBuilder
         load = builder.create_masked_load
 
         def checked_load(self, ptrs, mask, *args):
@@ -116,13 +116,17 @@ def watch_reads(kernels, device, monkeypatch):
             assert not stray.any(), "read outside the operands"
             return load(self, ptrs, mask, *args)
 
-        def recorded_linear(*args):
-            y = linear(*args)
-            elements.append(_addresses(y))
-            return y
+        def recorded(make):  # what one launch leaves, the next may read
+            def call(*args, **kwargs):
+                made = make(*args, **kwargs)
+                elements.append(_addresses(made))
+                return made
+
+            return call
 
         monkeypatch.setattr(builder, "create_masked_load", checked_load)
-        monkeypatch.setattr(F, "linear", recorded_linear)
+        monkeypatch.setattr(F, "linear", recorded(F.linear))
+        monkeypatch.setattr(torch.Tensor, "new_empty", recorded(torch.Tensor.new_empty))
 
     return watch
 

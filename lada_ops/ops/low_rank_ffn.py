@@ -1,0 +1,193 @@
+"""Low-rank feed-forward: ``y = LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)``."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference import Norm, epilogue_ref, low_rank_ffn_ref
+from .epilogue import (
+    activation_backward,
+    autocast,
+    check_epilogue,
+    check_operands,
+    check_x,
+    contiguous,
+    epilogue_backward,
+    join_norm,
+    kernels_run,
+    needs_z,
+    rows,
+    split_norm,
+)
+
+
+def low_rank_ffn(
+    x: Tensor,
+    u1: Tensor,
+    v1: Tensor,
+    bias1: Tensor | None,
+    u2: Tensor,
+    v2: Tensor,
+    bias2: Tensor | None,
+    *,
+    activation: str = "gelu",
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+    exact: bool = False,
+) -> Tensor:
+    """``LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)`` (..., out).
+
+    On CUDA, neither the weights nor, up to rank 128, the hidden features between the two linears
+    are ever written. x (..., in), u1 (hidden, rank1), v1 (rank1, in), bias1 (hidden,), u2 (out,
+    rank2), v2 (rank2, hidden), bias2 (out,), residual (..., out); dtypes, activation, norm, exact,
+    autograd and autocast as in `low_rank_linear`.
+
+    Raises ValueError on shapes that don't fit, TypeError on mixed dtypes or devices.
+    """
+    weight, shift, eps = split_norm(norm)
+    x, u1, v1, bias1, u2, v2, bias2, residual, weight, shift = autocast(
+        x, u1, v1, bias1, u2, v2, bias2, residual, weight, shift
+    )
+    norm = join_norm(weight, shift, eps)
+    _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
+    args = x, u1, v1, bias1, u2, v2, bias2, activation, residual
+    if x.is_cuda and not torch.compiler.is_exporting():
+        return _op(*args, weight, shift, eps, exact)
+    return low_rank_ffn_ref(*args, norm)
+
+
+@torch.library.custom_op("lada::low_rank_ffn", mutates_args=())
+def _op(
+    x: Tensor,
+    u1: Tensor,
+    v1: Tensor,
+    bias1: Tensor | None,
+    u2: Tensor,
+    v2: Tensor,
+    bias2: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+    exact: bool = False,
+) -> Tensor:
+    norm = join_norm(norm_weight, norm_bias, eps)
+    return low_rank_ffn_ref(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
+
+
+@_op.register_kernel("cuda")
+def _(
+    x,
+    u1,
+    v1,
+    bias1,
+    u2,
+    v2,
+    bias2,
+    activation,
+    residual,
+    norm_weight=None,
+    norm_bias=None,
+    eps=0.0,
+    exact=False,
+):
+    norm = join_norm(norm_weight, norm_bias, eps)
+    if not kernels_run("low_rank_ffn", x) or 0 in (*u1.shape, u2.shape[1]):
+        return low_rank_ffn_ref(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
+    from lada_kernels.low_rank_ffn import low_rank_ffn_fwd
+
+    y = low_rank_ffn_fwd(
+        rows(x),
+        u1.contiguous(),
+        v1.contiguous(),
+        contiguous(bias1),
+        u2.contiguous(),
+        v2.contiguous(),
+        contiguous(bias2),
+        None if residual is None else rows(residual),
+        activation,
+        None if norm is None else (norm.weight.contiguous(), norm.bias.contiguous(), eps),
+        exact,
+    )
+    return y.view(*x.shape[:-1], u2.shape[0])
+
+
+@_op.register_fake
+def _(
+    x,
+    u1,
+    v1,
+    bias1,
+    u2,
+    v2,
+    bias2,
+    activation,
+    residual,
+    norm_weight=None,
+    norm_bias=None,
+    eps=0.0,
+    exact=False,
+):
+    return x.new_empty(*x.shape[:-1], u2.shape[0])
+
+
+def _setup_context(ctx, inputs, output):
+    *weights, ctx.activation, residual, norm_weight, norm_bias, ctx.eps, _ = inputs
+    # of the residual, only a norm's gradient depends
+    residual = None if norm_weight is None else residual
+    ctx.save_for_backward(*weights, residual, norm_weight, norm_bias)
+
+
+def _backward(ctx, grad):
+    x, u1, v1, bias1, u2, v2, bias2, residual, norm_weight, norm_bias = ctx.saved_tensors
+    norm = join_norm(norm_weight, norm_bias, ctx.eps)
+    x2, grad2 = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    residual2 = None if residual is None else residual.reshape(grad2.shape)
+    # the hidden features are computed again rather than kept
+    t1 = F.linear(x2, v1)
+    z1 = F.linear(t1, u1, bias1)
+    h = epilogue_ref(z1, ctx.activation)
+    t2 = F.linear(h, v2)
+    z2 = F.linear(t2, u2, bias2) if needs_z("none", norm) else None
+    dz2, d_residual, d_weight, d_shift = epilogue_backward(grad2, z2, "none", residual2, norm)
+    dt2 = dz2 @ u2
+    dz1 = activation_backward(dt2 @ v2, z1, ctx.activation)
+    dt1 = dz1 @ u1
+    return (
+        (dt1 @ v1).view_as(x),
+        dz1.T @ t1,
+        dt1.T @ x2,
+        None if bias1 is None else dz1.sum(0),
+        dz2.T @ t2,
+        dt2.T @ h,
+        None if bias2 is None else dz2.sum(0),
+        None,
+        d_residual.view_as(grad) if ctx.needs_input_grad[8] else None,
+        d_weight,
+        d_shift,
+        None,
+        None,
+    )
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm):
+    op = "low_rank_ffn"
+    factors = {"u1": u1, "v1": v1, "u2": u2, "v2": v2}
+    if any(t.ndim != 2 for t in factors.values()) or (
+        (u1.shape[1], u2.shape[1], u1.shape[0]) != (v1.shape[0], *v2.shape)
+    ):
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in factors.items())
+        raise ValueError(
+            f"{op}: {shapes}; expected u1 (hidden, rank1), v1 (rank1, in), u2 (out, rank2) and "
+            "v2 (rank2, hidden)"
+        )
+    check_x(op, x, v1.shape[1])
+    for name, bias, width in (("bias1", bias1, len(u1)), ("bias2", bias2, len(u2))):
+        if bias is not None and bias.shape != (width,):
+            raise ValueError(f"{op}: {name} {tuple(bias.shape)}; expected ({width},)")
+    check_operands(op, x, **factors, bias1=bias1, bias2=bias2)
+    check_epilogue(op, x, len(u2), None, activation, residual, norm)

@@ -1,0 +1,227 @@
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernels.operands import (
+    ACTIVATIONS,
+    assert_matches,
+    dense_oracle,
+    factors,
+    far_apart_rows,
+    fenced,
+    layer_norm,
+    normal,
+    row_strided,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
+
+FP32, FP16 = torch.float32, torch.float16
+SHAPES = [  # M, N, F, K, R1, R2
+    pytest.param((1, 16, 16, 16, 16, 16), id="one-row"),
+    pytest.param((2, 1, 1, 1, 1, 1), id="all-ones"),
+    pytest.param((17, 53, 131, 47, 13, 37), id="primes"),
+    pytest.param((33, 80, 72, 48, 5, 100), id="nothing-divides"),
+    pytest.param((32, 64, 128, 64, 64, 64), id="even"),
+    pytest.param((18, 72, 100, 72, 96, 48), id="two-pieces"),
+    pytest.param((5, 72, 140, 200, 128, 128), id="largest-ranks"),
+]
+
+
+@pytest.fixture(params=["one_launch", "split", "two_launches"])
+def fwd(request, kernels):
+    """The launcher, made to go one way."""
+    way = kernels.tuning.Way(request.param)
+
+    def fwd(*args, **kwargs):
+        return kernels.low_rank_ffn.low_rank_ffn_fwd(*args, **kwargs, way=way)
+
+    return fwd
+
+
+@pytest.fixture
+def split(kernels):
+    def fwd(*args, tiles=None, **kwargs):
+        way = kernels.tuning.Way("split", tiles)
+        return kernels.low_rank_ffn.low_rank_ffn_fwd(*args, **kwargs, way=way)
+
+    return fwd
+
+
+def operands(shape, dtype, device) -> list[Any]:
+    """x, u1, v1, bias1, u2, v2, bias2 and residual, for M, N, F, K, R1 and R2."""
+    (m, n, f, k, rank1, rank2), kind = shape, {"dtype": dtype, "device": device}
+    (u1, v1), (u2, v2) = factors(f, k, rank1, **kind), factors(n, f, rank2, **kind)
+    x, residual = normal(m, k, **kind), normal(m, n, **kind)
+    return [x, u1, v1, normal(f, **kind), u2, v2, normal(n, **kind), residual]
+
+
+def oracle(x, u1, v1, bias1, u2, v2, bias2, residual=None, activation="gelu", norm=None):
+    h = dense_oracle(x, u1.double() @ v1.double(), bias1, None, activation)
+    return dense_oracle(h, u2.double() @ v2.double(), bias2, residual, norm=norm)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_is_two_dense_linears(fwd, shape, dtype, device):
+    args = operands(shape, dtype, device)
+    assert_matches(fwd(*args), oracle(*args))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation(fwd, activation, device):
+    args = operands((19, 24, 70, 40, 7, 9), FP32, device)
+    assert_matches(fwd(*args, activation), oracle(*args, activation=activation))
+
+
+@pytest.mark.parametrize("left_out", [(3,), (6,), (7,), (3, 6, 7)], ids=str)
+def test_bias1_bias2_and_residual_are_optional(fwd, left_out, device):
+    given = operands((19, 24, 70, 40, 7, 9), FP32, device)
+    args = [None if i in left_out else t for i, t in enumerate(given)]
+    assert_matches(fwd(*args), oracle(*args))
+
+
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "no-residual"])
+@pytest.mark.parametrize("shape", SHAPES[2:6])
+def test_norm(fwd, shape, residual, dtype, device):
+    *args, last = operands(shape, dtype, device)
+    norm = layer_norm(shape[1], dtype, device)
+    args.append(last if residual else None)
+    y = fwd(*args, norm=norm)
+    # a normalised row magnifies what its terms were rounded by
+    atol = 2e-5 if dtype == FP32 else 0.03
+    torch.testing.assert_close(y.double(), oracle(*args, norm=norm), rtol=0, atol=atol)
+
+
+def test_exact_asks_for_the_gelu_of_erf(fwd, device):
+    """Ones for factors leave nothing but the gelu and its roundings."""
+    x = torch.linspace(-4, 4, 257, device=device, dtype=FP16)[:, None]
+    one = torch.ones(1, 1, device=device, dtype=FP16)
+    args = x, one, one, None, one, one, None
+    want = oracle(*args)
+    spacing = 2.0**-11 * want.abs()
+    fast, exact = ((fwd(*args, exact=e).double() - want).abs() for e in (False, True))
+    assert (exact <= 1.01 * spacing + 1e-6).all()
+    assert (fast <= 1.01 * spacing + 2e-4).all()
+    assert (fast > 1.01 * spacing + 1e-6).any()
+
+
+def test_reads_nothing_outside_its_operands(fwd, watch_reads, dtype, device):
+    shape = (21, 37, 75, 45, 11, 50)
+    args = operands(shape, dtype, device)
+    norm = layer_norm(37, dtype, device)
+    want = oracle(*args, norm=norm)
+    x, *weights, residual = args
+    x, residual = row_strided(x), row_strided(residual)
+    weights = [fenced(t, float("nan")) for t in weights]
+    norm = tuple(fenced(t, float("nan")) for t in norm[:2]) + norm[2:]
+    watch_reads(x, *weights, residual, *norm[:2])
+    y = fwd(x, *weights, residual, norm=norm)
+    torch.testing.assert_close(y.double(), want, rtol=0, atol=2e-5 if dtype == FP32 else 0.03)
+
+
+def test_rows_beyond_32_bit_offsets(fwd, device):
+    if device.type == "cuda":
+        pytest.skip("memory is not allocated lazily on a GPU")
+    _, *args = operands((33, 16, 32, 16, 16, 16), FP16, device)
+    x, residual = far_apart_rows(33, 16), far_apart_rows(33, 16)
+    args = x, *args[:-1], residual
+    assert_matches(fwd(*args), oracle(*args))
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (3, 0)], ids=["no-rows", "no-columns"])
+def test_empty_output(fwd, shape, device):
+    args = operands((*shape, 9, 8, 4, 2), FP32, device)
+    assert fwd(*args).shape == shape
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+def test_every_token_count(kernels, norm, device):
+    x, *args = operands((4736, 8, 72, 16, 16, 16), FP16, device)
+    *args, residual = args
+    norm = layer_norm(8, FP16, device) if norm else None
+    # slow in the interpreter: there, the edges of the tiles
+    edges = [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300]
+    for m in edges if device.type == "cpu" else (*range(301), 4736):
+        given = x[:m], *args, residual[:m]
+        y = kernels.low_rank_ffn.low_rank_ffn_fwd(*given, norm=norm)
+        want = oracle(*given, norm=norm)
+        torch.testing.assert_close(y.double(), want, rtol=0.03, atol=0.03)
+
+
+class TestSplit:
+    """d_ff over programs, whose partial sums a second launch adds up."""
+
+    @pytest.mark.parametrize("most", [1, 2, 3, 100])
+    def test_covers_f(self, kernels, split, most, device, monkeypatch):
+        """However many programs share F, each column of it counts once."""
+        monkeypatch.setattr(kernels.low_rank_ffn, "_MAX_SPLITS", most)
+        args = operands((3, 8, 330, 16, 8, 8), FP32, device)
+        assert_matches(split(*args), oracle(*args))
+
+    def test_keeps_partial_sums_in_fp32(self, split, device):
+        """Sums of large terms that cancel: in fp16 they would overflow."""
+        kind = {"device": device, "dtype": FP16}
+        one, x = torch.ones(1, 1, **kind), torch.full((2, 1), 4.0, **kind)
+        v2 = torch.full((1, 256), 200.0, **kind)
+        v2[:, 128:] *= -1
+        args = x, one.expand(256, 1).contiguous(), one, None, one, v2, None
+        assert (split(*args, activation="none") == 0).all()
+
+    def test_same_result_every_time(self, split, device):
+        args = operands((70, 24, 300, 40, 7, 9), FP16, device)
+        assert torch.equal(split(*args), split(*args))
+
+    def test_tiles_are_those_of_the_way(self, kernels, split, device):
+        args = operands((50, 40, 100, 48, 16, 24), FP16, device)
+        tiles = kernels.tuning.TileConfig(16, 32, 16, num_warps=4, num_stages=2)
+        assert_matches(split(*args, tiles=tiles), oracle(*args))
+
+
+class TestChoose:
+    """The rule where no table knows better."""
+
+    @pytest.fixture
+    def choose(self, kernels):
+        def choose(m=8192, rank1=64, rank2=64, dtype=torch.bfloat16):
+            way = kernels.low_rank_ffn.choose
+            return way(m, 768, 3072, 768, rank1, rank2, dtype, "norm", -1).name
+
+        return choose
+
+    def test_few_tokens_split_d_ff(self, choose):
+        assert choose(m=1024) == "split"
+        assert choose(m=2048) == "one_launch"
+
+    def test_a_large_rank_takes_two_launches(self, choose):
+        assert choose(rank1=128, rank2=128) == "one_launch"
+        assert choose(rank1=129) == choose(rank2=129) == "two_launches"
+        assert choose(m=16, rank1=129) == "two_launches"
+
+    def test_fp32_takes_two_launches(self, choose):
+        assert choose(dtype=FP32) == "two_launches"
+
+    @pytest.mark.parametrize(
+        ("rank", "allowed"),
+        [(128, ("one_launch", "split", "two_launches")), (129, ("two_launches",))],
+    )
+    def test_a_table_decides_where_there_is_one(self, kernels, rank, allowed, monkeypatch):
+        asked = []
+
+        def fastest(*key):
+            asked.append(key)
+            return kernels.tuning.Way("two_launches")
+
+        module = kernels.low_rank_ffn
+        monkeypatch.setattr(module, "fastest", fastest)
+        module.choose.cache_clear()
+        way = module.choose(16, 768, 3072, 384, rank, 64, torch.bfloat16, "norm", 0)
+        module.choose.cache_clear()
+        assert way.name == "two_launches"
+        weight = kernels.tuning.ffn_name(rank, 3072, 64)
+        key = ("low_rank_ffn", torch.bfloat16, 384, 768, weight, "norm", 16, 0, allowed)
+        assert asked == [key]
+
+    def test_ranks_beyond_registers_are_computed(self, kernels, device):
+        args = operands((3, 16, 40, 300, 150, 16), FP16, device)
+        assert_matches(kernels.low_rank_ffn.low_rank_ffn_fwd(*args), oracle(*args))
