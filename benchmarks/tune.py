@@ -2,20 +2,19 @@
 
 ``PYTHONPATH=.:kernels python benchmarks/tune.py --budget 1800``
 
-The cases are those of `benchmarks/gpu_suite.py`, the most valuable first, and those of query, key
-and value in one. Entries go to ``kernels/lada_kernels/configs`` one by one; a second run goes on
-where the first one stopped. ``--dry-run`` takes the same path without a GPU: tiny shapes, Triton's
-interpreter, a clock that stands still, and tables in a folder of their own.
+The cases are those of `benchmarks/gpu_suite.py`, the most valuable first. Entries go to
+``kernels/lada_kernels/configs`` one by one; a second run goes on where the first one stopped.
+``--dry-run`` takes the same path without a GPU: tiny shapes, Triton's interpreter, a clock that
+stands still, and tables in a folder of their own.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def all_cases(dtype: str = "bfloat16"):
-    """BERT-base before BERT-large, epilogues as in the model before plain ones."""
+    """Those of the suite, in its order: the goals, BERT-base, BERT-large."""
     from benchmarks.suite import cases as suite
     from lada_ops.tune import Case
     from lada_ops.tune.case import Weight
@@ -87,16 +86,8 @@ def all_cases(dtype: str = "bfloat16"):
         size = case.in_features, case.out_features
         return Case(*size, parts.name, epilogue, case.tokens, dtype)
 
-    def joint(hidden: int) -> Iterator[Case]:
-        for tokens, rank in itertools.product(suite.TOKENS, suite.RANKS):
-            name = Weight("low_rank_linear", rank=rank, groups=3).name
-            yield Case(hidden, 3 * hidden, name, "plain", tokens, dtype)
-
-    single = [tuned(case) for case in suite.all_cases() if not case.backward]
-    base = [case for case in single if case.k % suite.BASE == 0]
-    large = [case for case in single if case.k % suite.BASE]
-    ordered = [*base, *joint(suite.BASE), *large, *joint(suite.LARGE)]
-    return list(dict.fromkeys(ordered))
+    cases = [tuned(case) for case in suite.all_cases() if not case.backward]
+    return list(dict.fromkeys(cases))
 
 
 def tiny_cases():

@@ -100,7 +100,7 @@ def measure(problem: Problem, dtype: torch.dtype, bench: Bench) -> dict[str, Any
             )
             | {
                 "copies": len(ready[timing.name].rotation.calls),
-                "graph": bench.cuda and not isinstance(ready[timing.name].rotation, Launched),
+                "launched": isinstance(ready[timing.name].rotation, Launched),
                 **ready[timing.name].entry.note,
             }
             for timing in comparison.timings

@@ -23,8 +23,9 @@ LEGEND = """Microseconds are the median of interleaved rounds of CUDA graph repl
 rotated through copies so that the L2 is cold; × is how many times as fast as dense, the median of \
 ratios within a round. TFLOP/s, GB/s and the share of the roofline (of the ceilings measured here) \
 are those of our fastest way, for its own work: two operations per stored weight element and \
-token, each operand read and the output written once. Every output was checked against fp64 before \
-its time was taken. **Bold: slower than dense.** A dash: that way is not measured for this row; \
+token, each operand read and the output written once. Every output was checked against fp64 \
+before its time was taken. **Bold: slower than dense.** †: no CUDA graph can hold it; launched \
+call by call, so the host's time may be in it. A dash: that way is not measured for this row; \
 "failed": see below the table.
 """
 
@@ -117,11 +118,21 @@ def kernel_sections(rows: Rows) -> list[str]:
     sections = []
     for stem, found in rows.items():
         for backward in (False, True):
-            chosen = {k: r for k, r in found.items() if is_backward(r) == backward}
+            ordered = sorted(found.items(), key=lambda item: order(item[1]))
+            chosen = {key: row for key, row in ordered if is_backward(row) == backward}
             if chosen:
                 title = f"## {stem}{', training step' if backward else ''}\n"
                 sections += [title, *([] if sections else [LEGEND]), kernel_table(chosen)]
     return sections
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """By shape and epilogue, then weight, then tokens; what died and is not known comes first."""
+    case = row.get("case")
+    if case is None:
+        return ()
+    shape = case["in_features"], case["hidden"], case["out_features"], case["epilogue"]
+    return *shape, case["rank"], tuple(case["block"]), case["density"], case["tokens"]
 
 
 def is_backward(row: Row) -> bool:
@@ -155,7 +166,7 @@ def way_cell(row: Row, way: str) -> str:
     if timing is None:
         return "-"
     speedup = timing["speedup_median"]
-    cell = f"{1e6 * timing['median_seconds']:.1f}"
+    cell = f"{1e6 * timing['median_seconds']:.1f}{'†' if timing['launched'] else ''}"
     if way == "dense":
         return cell
     ratio = f"{speedup:.2f}×"

@@ -113,6 +113,24 @@ def test_each_copy_has_operands_of_its_own():
     assert len(seen) == 3
 
 
+def test_before_its_first_call_the_memory_of_a_way_is_poisoned(monkeypatch):
+    events, full = [], torch.full
+
+    def recorded(size, value, **kwargs):
+        events.append("poison" if value != value and size[0] * 2 == 48 else "other")
+        return full(size, value, **kwargs)
+
+    monkeypatch.setattr(torch, "full", recorded)
+    row(way=lambda: entry(lambda x: events.append("call") or 2 * x))
+    assert events[events.index("call") - 1] == "poison"
+
+
+def test_a_way_that_is_launched_call_by_call_says_so(monkeypatch):
+    assert row()["timings"]["dense"]["launched"] is False
+    monkeypatch.setattr("benchmarks.suite.measure._rotation", lambda calls, bench: Launched(calls))
+    assert row()["timings"]["dense"]["launched"] is True
+
+
 def test_a_spare_operand_is_no_work():
     spare = Entry(lambda x, dense: 2 * x, {"x": X, "dense": X}, macs=10)
     assert spare.work(3, 48) == entry().work(3, 48)

@@ -20,6 +20,7 @@ def timing(name, us, speedup=1.0, q75=None, fraction=0.5):
         "tflops": 123.45,
         "gigabytes_per_second": 678.9,
         "roofline_fraction": fraction,
+        "launched": False,
     }
 
 
@@ -116,6 +117,11 @@ class TestTable:
             "| key | 100.0 | 40.0 2.50× | 50.0 2.00× | 125.0 **0.80×** | 123.5 | 679 | 90 % |"
         )
 
+    def test_what_was_launched_call_by_call_is_marked(self):
+        launched = timing("torch BSR", 5.0) | {"launched": True}
+        text = kernel_table({"a": row(low_rank(), timing("dense", 1.0), launched)})
+        assert "| a | 1.0 | 5.0† 1.00× |" in text
+
     def test_a_failure_is_in_its_cell_and_below_once(self):
         rows = {
             str(i): row(low_rank(), timing("dense", 1.0), **{"2:4 CUTLASS": "not on sm_90"})
@@ -165,6 +171,14 @@ class TestReport:
         assert "4300 GB/s, 790 TFLOP/s, 1.25 us per graph node, 60 MiB L2" in text
         assert text.index("forward key") < text.index("training step") < text.index("backward key")
         assert "gpu NVIDIA X\n" in text
+
+    def test_rows_are_sorted_by_weight_and_then_by_tokens(self, folder):
+        store = Store(folder / "suite_low_rank_linear.json", {"gpu": "NVIDIA X", "cuda": None})
+        for tokens, rank in ((512, 256), (65536, 64), (16, 64)):
+            store.put(f"{tokens} r{rank}", row(low_rank(tokens, rank), timing("dense", 1.0)))
+        text = rendered(folder)
+        assert text.index("| 16 r64") < text.index("| forward key") < text.index("| 65536 r64")
+        assert text.index("| 65536 r64") < text.index("| 512 r256")
 
     def test_only_the_last_environment_is_shown(self, folder):
         store = Store(folder / "suite_low_rank_linear.json", {"gpu": "NVIDIA X", "cuda": "14"})
