@@ -87,12 +87,13 @@ def default_tiles(
     block_rows: int,
     block_cols: int,
     dtype: torch.dtype,
-    residual: bool = False,
+    crowded: bool = False,
     weights_left: bool = False,
 ) -> TileConfig:
     """Tiles for `m` rows and `n` columns that fit every supported target without spilling.
 
-    Tiles must keep BLOCK_N a divisor of `block_rows` and BLOCK_K a multiple of `block_cols`.
+    `crowded` where a residual or masks need registers too. Tiles must keep BLOCK_N a divisor of
+    `block_rows`, and BLOCK_K a multiple of `block_cols`.
     """
     if dtype == torch.float32:  # no tensor cores: the tiles live in registers
         block_k = max(32, block_cols)
@@ -103,8 +104,8 @@ def default_tiles(
     if weights_left:
         return TileConfig(min(block_m, 64), 64, block_k, 4, 4 if block_k == PACK_WIDTH else 2)
     few = triton.cdiv(m, 128) * (n // block_rows) < _MIN_PROGRAMS
-    # the residual's registers, or the depth's shared memory, would leave room for one program
-    if few or (block_rows == 128 and (residual or block_k > PACK_WIDTH)):
+    # more registers, or more shared memory, would leave room for one program
+    if few or (block_rows == 128 and (crowded or block_k > PACK_WIDTH)):
         block_m = min(block_m, 64)
     num_warps = 8 if block_m * block_rows >= 8192 else 4
     num_stages = 2 if block_k > PACK_WIDTH else 4 if block_m <= 32 else 3

@@ -67,7 +67,7 @@ def _sparse_low_rank_linear_fwd_kernel(
     # the bound is no constant: a loop known to run once would be unrolled, and not pipelined
     for r in range(0, rank, BLOCK_R):
         acc = add_product(
-            *(acc, t_rows, r + offs_r, u_ptr, offs_n * RANK, r + offs_r),
+            *(acc, t_rows + r, offs_r, u_ptr + r, offs_n * RANK, offs_r),
             *(offs_r < RANK - r, RANK % BLOCK_R != 0, WEIGHTS_LEFT),
         )
     acc = add_blocks(
@@ -84,9 +84,9 @@ def _sparse_low_rank_linear_fwd_kernel(
     store_tile(y, y_ptr, offs_m, offs_n, M, N, stride_ym)
 
 
-def rank_step(rank: int) -> int:
-    """The terms of t per step: 32 where steps of 64 would be padded by more."""
-    return 32 if -rank % 64 >= 32 else 64
+def rank_step(rank: int, dtype: torch.dtype) -> int:
+    """The terms of t per step: 64, or 32 where that pads less or registers are short."""
+    return 32 if dtype == torch.float32 or -rank % 64 >= 32 else 64
 
 
 @functools.lru_cache(maxsize=4096)
@@ -162,12 +162,11 @@ def sparse_low_rank_linear_fwd(
         return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
     y = x.new_empty(m, n)
     left = way.name == "weights_left"
-    tiles = way.tiles or default_tiles(
-        m, n, block_rows, block_cols, x.dtype, residual is not None, left
-    )
+    crowded = residual is not None or order is None
+    tiles = way.tiles or default_tiles(m, n, block_rows, block_cols, x.dtype, crowded, left)
     constants: dict[str, Any] = {
         "RANK": rank,
-        "BLOCK_R": rank_step(rank),
+        "BLOCK_R": rank_step(rank, x.dtype),
         **block_constants(block_rows, block_cols, order, left, tiles),
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
