@@ -20,6 +20,10 @@ def main() -> int:
     if given.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton asks once, when it is imported
     warnings.filterwarnings("ignore", "Sparse BSR tensor support|The PyTorch API of Sparse")
+    import torch
+
+    if not given.dry_run and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; expected one, or --dry-run")
     from .budget import Budget
     from .stages import STAGES, Run
 

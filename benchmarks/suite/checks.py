@@ -51,11 +51,15 @@ def run_tests(path: str, seconds: float, report: Path) -> dict[str, Any]:
     done = run([*command, f"--junitxml={report}"], seconds)
     row = {"ok": done["returncode"] == 0, "seconds": done["seconds"]}
     if done["timed_out"]:
-        return row | {"reason": f"stopped after {seconds:.0f} s", "tail": done["tail"]}
+        return row | _stopped(seconds) | {"tail": done["tail"]}
     try:
         return row | junit(report.read_text())
     except (OSError, ElementTree.ParseError) as error:
         return row | {"reason": f"pytest wrote no report: {error!r}", "tail": done["tail"]}
+
+
+def _stopped(seconds: float) -> dict[str, Any]:
+    return {"stopped": True, "reason": f"stopped after {seconds:.0f} s"}
 
 
 def junit(xml: str) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def sanitize(tool: str, seconds: float, cuda: bool) -> dict[str, Any]:
     done = run([program, "--tool", tool, "--error-exitcode", "9", *small], seconds, no_cache=True)
     row = {"ok": done["returncode"] == 0, "seconds": done["seconds"], "tail": done["tail"]}
     if done["timed_out"]:
-        return row | {"ok": None, "reason": f"stopped after {seconds:.0f} s"}
+        return row | _stopped(seconds) | {"ok": None}
     return row if row["ok"] else row | {"reason": f"exit status {done['returncode']}"}
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ ROOT = checks.ROOT
 
 WORTH_STARTING = 20.0  # seconds that a test file or a tool should have
 CRASHED = 75  # exit status: start me again
+DIED = {"failed": {"all": "the process ended while it was measured"}}
 
 
 @dataclass
@@ -56,9 +57,11 @@ class Run:
 
 
 def tests(run: Run) -> int:
-    """Test files, then compute-sanitizer."""
+    """Test files, side by side, then compute-sanitizer. What was stopped is run again next time."""
     store = run.store(CHECKS)
-    files = [path for path in checks.test_files(run.dry_run) if not store.done(path)]
+
+    def waits(key: str) -> bool:
+        return not store.done(key) or store.rows[key].get("stopped", False)
 
     def one(path: str) -> dict[str, Any] | None:
         seconds = min(checks.TEST_SECONDS, run.budget.left())
@@ -68,12 +71,14 @@ def tests(run: Run) -> int:
             return checks.run_tests(path, seconds, Path(folder) / "report.xml")
 
     with ThreadPoolExecutor(checks.workers()) as pool:
-        for path, row in zip(files, pool.map(one, files), strict=True):
-            _keep(store, path, row, _tested)
+        files = [path for path in checks.test_files(run.dry_run) if waits(path)]
+        futures = {pool.submit(one, path): path for path in files}
+        for future in as_completed(futures):
+            _keep(store, futures[future], future.result(), _tested)
     for tool in checks.TOOLS:
         key = f"compute-sanitizer {tool}"
         seconds = min(checks.SANITIZER_SECONDS, run.budget.left())
-        if not store.done(key) and seconds >= WORTH_STARTING:
+        if waits(key) and seconds >= WORTH_STARTING:
             cuda = run.device.type == "cuda"
             _keep(store, key, checks.sanitize(tool, seconds, cuda), _tested)
     return 0
@@ -100,9 +105,7 @@ def kernels(run: Run) -> int:
         stores[stem] = store = run.store(f"{PREFIX}{stem}")
         key = store.interrupted()
         if key is not None and run.after_crash:
-            _keep(
-                store, key, {"failed": {"all": "the process ended while it was measured"}}, _timed
-            )
+            _keep(store, key, DIED, _timed)
     waiting = [case for case in cases if not stores[case.stem].done(case.key)]
     print(f"kernels: {len(cases) - len(waiting)} of {len(cases)} rows are there", flush=True)
     for case in waiting:
@@ -144,9 +147,6 @@ def small(run: Run) -> int:
 
 def tune(run: Run) -> int:
     """The tuner of the committed tables, with the time that is left."""
-    if run.device.type != "cuda" and not run.dry_run:
-        print("tune: there is no GPU", flush=True)
-        return 0
     return subprocess.run(tune_command(run), cwd=ROOT, env=checks.environment()).returncode
 
 
@@ -184,7 +184,7 @@ def _problem(case: Case, run: Run):
 def _measured(case: Case, run: Run, bench: Bench) -> dict[str, Any]:
     try:
         problem = _problem(case, run)
-    except RuntimeError as error:  # such as a reference that does not fit into memory
+    except Exception as error:  # such as a reference that does not fit into memory
         check_device("operands", error, bench)
         return {"case": vars(case), "failed": {"all": reason(error)}}
     return measure(problem, run.dtype, bench)
@@ -200,7 +200,7 @@ def _keep(
         print(f"{key}: no time left", flush=True)
         return
     store.put(key, row)
-    print(f"{store.path.stem.removeprefix('suite_')} {key}: {line(row)}", flush=True)
+    print(f"{store.path.stem.removeprefix(PREFIX)} {key}: {line(row)}", flush=True)
 
 
 def _tested(row: dict[str, Any]) -> str:

@@ -73,7 +73,7 @@ class TestRunTests:
         (tmp_path / "test_it.py").write_text("import time\ndef test_a(): time.sleep(600)\n")
         row = checks.run_tests(str(tmp_path / "test_it.py"), 3, tmp_path / "report.xml")
         assert row["ok"] is False
-        assert row["reason"] == "stopped after 3 s"
+        assert (row["stopped"], row["reason"]) == (True, "stopped after 3 s")
 
     def test_a_file_that_is_not_there_is_no_success(self, tmp_path):
         row = checks.run_tests(str(tmp_path / "test_no.py"), 60, tmp_path / "report.xml")

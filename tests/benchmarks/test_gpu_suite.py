@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu_suite
 from benchmarks.suite.cases import tiny_cases
@@ -134,6 +135,21 @@ def rows_of(folder):
         for path in folder.glob("suite_*.json")
         for key, row in json.loads(path.read_text())["rows"].items()
     }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_only_a_dry_run_may_write(tmp_path):
+    command = [sys.executable, "benchmarks/gpu_suite.py", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--stages", "ceilings"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f".{os.pathsep}kernels"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "torch finds no GPU here; expected one, or --dry-run" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 class TestDryRun:

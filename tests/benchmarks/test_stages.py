@@ -133,6 +133,13 @@ class TestTests:
         stages.tests(run())
         assert files == {}
 
+    def test_what_was_stopped_is_run_again(self, run, files):
+        stages.tests(run())
+        run().store(CHECKS).put("a.py", {"ok": False, "stopped": True})
+        files.clear()
+        stages.tests(run())
+        assert set(files) == {"a.py"}
+
 
 class TestSmall:
     """What a memory checker watches."""
@@ -172,14 +179,15 @@ def test_rows_of_another_kind_take_another_time(monkeypatch):
     assert before != stages.pace_of(sparse)
 
 
-def test_a_reference_that_fails_is_a_row(run, monkeypatch):
-    def out_of_memory(*_):
-        raise RuntimeError("out of memory")
+@pytest.mark.parametrize("error", [RuntimeError("no"), TypeError("no")])
+def test_a_reference_that_fails_is_a_row(run, monkeypatch, error):
+    def fails(*_):
+        raise error
 
-    monkeypatch.setattr(stages, "forward", out_of_memory)
+    monkeypatch.setattr(stages, "forward", fails)
     bench = stages.Bench(run().device, run().clock, 0)
     row = stages._measured(CASES[0], run(), bench)
-    assert row["failed"] == {"all": "RuntimeError: out of memory"}
+    assert row["failed"] == {"all": f"{type(error).__name__}: no"}
 
 
 def test_a_dry_run_never_takes_the_gpu(run, monkeypatch):
@@ -205,9 +213,3 @@ class TestTune:
         real = run(100.0)
         real.dry_run = False
         assert not tune.parse(stages.tune_command(real)[2:]).dry_run
-
-    def test_without_a_gpu_nothing_is_tuned(self, run, capsys):
-        real = run(100.0)
-        real.dry_run = False
-        assert stages.tune(real) == 0
-        assert "there is no GPU" in capsys.readouterr().out
