@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torch import nn
 
 from ..grid import check_block
 from ..modules.block_sparse_linear import BlockSparseLinear
+from ..modules.low_rank_ffn import LowRankFFN
 from ..modules.low_rank_linear import LowRankLinear
 from ..modules.sparse_low_rank_linear import SparseLowRankLinear
 
@@ -23,6 +24,8 @@ _WEIGHTS = {
     "sparse_low_rank_linear": r"r(?P<rank>\d+)\+(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
     "low_rank_ffn": r"r(?P<rank>\d+)-(?P<hidden>\d+)-r(?P<rank2>\d+)",
 }
+Kind: TypeAlias = tuple[int, int, str, str, str]  # k, n, weight, epilogue, dtype
+
 _SHAPE = re.compile(r"(\d+)x(\d+):([^:]+)(?::([a-z]+))?")
 
 
@@ -138,32 +141,54 @@ class Case:
 
 
 def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) -> list[Case]:
-    """The compressed linears of `model`, each kind once, for each number of tokens.
+    """The compressed modules of `model`, each kind once, for each number of tokens.
 
     dtype: that they are run in, by default their own; those of one without kernels are left out.
     """
     from lada_kernels import tuning
     from lada_kernels.table import DTYPES
 
-    found: dict[tuple[int, int, str, str, str], None] = {}
+    found: dict[Kind, None] = {}
+    joined: set[nn.Module] = set()
     for module in model.modules():
-        if isinstance(module, LowRankLinear):
-            weight = tuning.low_rank_name(module.rank)
-        elif isinstance(module, BlockSparseLinear):
-            weight = tuning.sparse_name(*module.format.block, module.format.density)
-        elif isinstance(module, SparseLowRankLinear):
-            bsr = module.format.bsr
-            weight = tuning.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
-        else:
+        if module in joined:
             continue
-        own = str(next(module.parameters()).dtype).removeprefix("torch.")
-        epilogue = "plain" if module.activation == "none" else "fused"
-        if dtype is not None or own in DTYPES:
-            kind = module.in_features, module.out_features, weight, epilogue, dtype or own
-            found[kind] = None
+        if isinstance(module, LowRankFFN):
+            joined |= {module.up, module.down}
+        found |= dict.fromkeys(_kinds(module, dtype))
     sizes = dict.fromkeys(tuning.token_bucket(m) for m in tokens)
     return [
-        Case(k, n, weight, epilogue, m, dtype)
+        Case(k, n, weight, epilogue, m, run_in)
         for m in sizes
-        for k, n, weight, epilogue, dtype in found
+        for k, n, weight, epilogue, run_in in found
+        if dtype is not None or run_in in DTYPES
     ]
+
+
+def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
+    """What a module computes; a feed-forward that is run in two launches is two linears as well."""
+    from lada_kernels import tuning
+
+    if isinstance(module, LowRankFFN):
+        up, down = module.up, module.down
+        weight = tuning.ffn_name(up.rank, up.out_features, down.rank)
+        # models that have a feed-forward have a residual around it
+        epilogue = "fused" if module.norm is None else "norm"
+        (first,), (second,) = _kinds(up, dtype), _kinds(down, dtype)
+        return [
+            (up.in_features, down.out_features, weight, epilogue, first[-1]),
+            (*first[:3], "fused", first[-1]),
+            (*second[:3], epilogue, second[-1]),
+        ]
+    if isinstance(module, LowRankLinear):
+        weight = tuning.low_rank_name(module.rank)
+    elif isinstance(module, BlockSparseLinear):
+        weight = tuning.sparse_name(*module.format.block, module.format.density)
+    elif isinstance(module, SparseLowRankLinear):
+        bsr = module.format.bsr
+        weight = tuning.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
+    else:
+        return []
+    own = str(next(module.parameters()).dtype).removeprefix("torch.")
+    epilogue = "plain" if module.activation == "none" else "fused"
+    return [(module.in_features, module.out_features, weight, epilogue, dtype or own)]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lada_kernels.table import Key
-from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
+from lada_ops import BlockSparseLinear, LowRankFFN, LowRankLinear, SparseLowRankLinear
 from lada_ops.tune import Case, cases_of
 from lada_ops.tune.case import Weight
 
@@ -93,6 +93,16 @@ def test_a_models_cases_are_its_kinds_of_compressed_linears_for_each_size():
 
 def test_a_model_in_a_dtype_without_kernels_has_no_cases():
     assert cases_of(LowRankLinear(64, 128, 8).double(), [16]) == []
+
+
+@pytest.mark.parametrize(("norm_eps", "epilogue"), [(1e-12, "norm"), (None, "fused")])
+def test_a_feed_forward_is_one_case_and_two_as_it_runs_in_two_launches(norm_eps, epilogue):
+    model = LowRankFFN(64, 128, 64, 8, 40, norm_eps=norm_eps)
+    assert cases_of(model, [16]) == [
+        Case(64, 64, "r32-128-r64", epilogue, 16, "float32"),
+        Case(64, 128, "r32", "fused", 16, "float32"),
+        Case(128, 64, "r64", epilogue, 16, "float32"),
+    ]
 
 
 def test_a_models_cases_are_in_the_dtype_it_is_to_run_in():
