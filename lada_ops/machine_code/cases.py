@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from .gate import Limits
 from .launches import Launch, recorded
 from .roofline import Work
 
@@ -32,8 +31,6 @@ class Case:
     """A `lada_kernels.tuning.Way`; the launcher's own choice if None."""
     whole_packs: bool = True
     """Whether block rows are sorted by load and hold whole packs; low rank ignores it."""
-    limits: Limits = Limits()
-    """Of every kernel that is launched."""
 
     def __str__(self) -> str:
         shape = f"{self.tokens}x{self.k}x{self.n}"
@@ -53,12 +50,16 @@ class Case:
             weights["order"] = meta(rows, dtype=torch.int32)
         activation, _, residual = self.epilogue.partition("+")
         norm = (meta(self.n), meta(self.n), 1e-12) if self.epilogue == "norm" else None
+        if norm:
+            activation, residual = "none", "residual"
+        if self.stem == "low_rank_ffn":
+            activation = "gelu"  # between its products
         with recorded() as launches:
             launcher(
                 meta(self.tokens, self.k),
                 **weights,
-                residual=meta(self.tokens, self.n) if residual or norm else None,
-                activation="none" if norm else activation,
+                residual=meta(self.tokens, self.n) if residual else None,
+                activation=activation,
                 norm=norm,
                 way=self.way,
             )

@@ -29,7 +29,7 @@ class Binary:
     target: Target
     threads: int
     itemsize: int
-    """Bytes of an element of the first operand."""
+    """Bytes of an element of the output."""
     registers: int
     """Per thread."""
     spills: int
@@ -49,17 +49,23 @@ class Binary:
 
     @cached_property
     def issue_per_tensor(self) -> float | None:
-        """Cycles that issue the K loop's instructions over cycles of its tensor cores.
+        """Cycles that issue a K loop's instructions over cycles of its tensor cores, at worst.
 
         Above 1 the tensor cores wait even if every instruction is issued at once. None without a
         K loop on tensor cores, and where its code does not tell the work of an instruction.
         """
-        loop = self.code and self.code.reduction
-        work = loop.tensor_work(self.threads) if loop else 0
-        if not loop or not work or self.target.tensor_flops is None:
+        rate = self.target.tensor_flops
+        if self.code is None or rate is None:
             return None
-        issue = len(loop) * self.threads / 128  # four schedulers, an instruction of 32 threads each
-        return issue / (work / self.target.tensor_flops)
+        # four schedulers issue an instruction of 32 threads each
+        return max(
+            (
+                len(loop) * self.threads / 128 / (work / rate)
+                for loop in self.code.reductions
+                if (work := loop.tensor_work(self.threads))
+            ),
+            default=None,
+        )
 
     @cached_property
     def instructions_per_element(self) -> float | None:

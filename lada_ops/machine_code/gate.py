@@ -13,20 +13,24 @@ from math import inf
 from .compile import Binary
 from .sass import Code
 
-_SYNCHRONOUS_LOADS = 4  # of a K loop: an index fetched a step ahead, never an operand
-
 
 @dataclass(frozen=True)
 class Limits:
     """What the machine code of one launch must hold to beside what holds for all.
 
-    Numbers are of sm_90, the architecture that the kernels are tuned for; others ignore them.
+    The last three are figures of sm_90, which the kernels are tuned for; others ignore them.
     """
 
     tensor_cores: bool = True
     """Whether products run on tensor cores; fp32 ones do not."""
     wgmma: bool = True
     """Whether they are a warpgroup's on sm_90, as tiles of 64 rows or more allow."""
+    copy_bits: int = 64
+    """Narrowest async copy of a thread: 128, or 64 where a tile has no more for each."""
+    synchronous_loads: int = 4
+    """Most loads from global memory in a K loop: indices fetched a step ahead, no operand."""
+    shared_stores: int = 0
+    """Most copies from registers to shared memory in a K loop."""
     occupancy: int = 1
     """Fewest programs that a multiprocessor holds at once."""
     issue_per_tensor: float = inf
@@ -54,7 +58,7 @@ def faults(binary: Binary, limits: Limits = Limits()) -> list[str]:
     if hopper:
         found += _declared_faults(binary, limits)
     if binary.code is not None and limits.tensor_cores:
-        found += _loop_faults(binary.code, wgmma=hopper and limits.wgmma)
+        found += _loop_faults(binary.code, limits, wgmma=hopper and limits.wgmma)
     return found
 
 
@@ -70,7 +74,7 @@ def _declared_faults(binary: Binary, limits: Limits) -> list[str]:
     return found
 
 
-def _loop_faults(code: Code, wgmma: bool) -> list[str]:
+def _loop_faults(code: Code, limits: Limits, wgmma: bool) -> list[str]:
     found = []
     if not code.tensor_loops:
         found.append("no tensor-core instruction in an inner loop")
@@ -83,12 +87,13 @@ def _loop_faults(code: Code, wgmma: bool) -> list[str]:
             found.append("wgmma is serialised: a wait for each")
         if not loop.async_copies:
             found.append("no async copy in an inner loop: loads are not pipelined")
-        if loop.copy_bits - {128}:
-            found.append(f"async copies of {sorted(loop.copy_bits)} bits; expected 128")
-    loop = code.reduction
-    if loop is not None:
-        if (loads := loop.count("LDG")) > _SYNCHRONOUS_LOADS:
-            found.append(f"{loads} synchronous loads in the K loop; expected {_SYNCHRONOUS_LOADS}")
-        if stores := loop.count("STS", "STSM"):
-            found.append(f"{stores} copies from registers to shared memory in the K loop")
+        if narrow := {bits for bits in loop.copy_bits if bits < limits.copy_bits}:
+            found.append(f"async copies of {min(narrow)} bits; expected {limits.copy_bits}")
+    for loop in code.reductions:
+        for what, count, most in (
+            ("synchronous loads", loop.count("LDG"), limits.synchronous_loads),
+            ("copies to shared memory", loop.count("STS", "STSM"), limits.shared_stores),
+        ):
+            if count > most:
+                found.append(f"{count} {what} in a K loop; expected {most} or less")
     return found

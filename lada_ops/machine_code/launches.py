@@ -37,8 +37,8 @@ class Launch:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element of the first pointer argument."""
-        pointer = next(kind for _, kind in self.signature if kind.startswith("*"))
+        """Bytes of an element of the last pointer argument, which is what our kernels write."""
+        pointer = [kind for _, kind in self.signature if kind.startswith("*")][-1]
         return int(pointer[-2:]) // 8
 
     @property

@@ -55,10 +55,9 @@ class Code:
         return [loop for loop in self.loops if loop.tensor]
 
     @property
-    def reduction(self) -> Code | None:
-        """The shortest inner tensor loop that stores nothing: the one over K."""
-        loops = [loop for loop in self.tensor_loops if not loop.stored_bytes]
-        return min(loops, key=len, default=None)
+    def reductions(self) -> list[Code]:
+        """The inner tensor loops that neither store nor sum up rows: those over K."""
+        return [loop for loop in self.tensor_loops if not loop.count("STG", "SHFL")]
 
     @property
     def epilogue(self) -> Code | None:

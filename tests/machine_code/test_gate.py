@@ -57,9 +57,9 @@ def test_good_code_passes():
         ({"code": code(without("HGMMA"))}, "no tensor-core instruction in an inner loop"),
         ({"code": code(LOOP + ("WARPGROUP.DEPBAR.LE",))}, "wgmma is serialised"),
         ({"code": code(without("LDGSTS"))}, "no async copy in an inner loop"),
-        ({"code": code(LOOP + ("LDGSTS.E.64",))}, r"async copies of \[64, 128\] bits"),
-        ({"code": code(LOOP + ("LDG.E",) * 5)}, "5 synchronous loads in the K loop"),
-        ({"code": code(LOOP + ("STS.128",))}, "1 copies from registers to shared memory"),
+        ({"code": code(LOOP + ("LDGSTS.E",))}, "async copies of 32 bits; expected 64"),
+        ({"code": code(LOOP + ("LDG.E",) * 5)}, "5 synchronous loads in a K loop; expected 4"),
+        ({"code": code(LOOP + ("STS.128",))}, "1 copies to shared memory in a K loop; expected 0"),
     ],
 )
 def test_every_launch_is_held_to(changes, message):
@@ -93,6 +93,25 @@ def test_a_launch_is_held_to_its_own_limits(changes, message):
 )
 def test_what_costs_nothing_passes(changes):
     assert faults(replace(GOOD, **changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("loop", "limits", "message"),
+    [
+        (LOOP + ("LDGSTS.E.64",), Limits(copy_bits=128), "async copies of 64 bits; expected 128"),
+        (LOOP + ("LDG.E",) * 5, Limits(synchronous_loads=3), "5 synchronous loads in a K loop"),
+        (LOOP + ("STSM.16",) * 2, Limits(shared_stores=1), "2 copies to shared memory"),
+    ],
+)
+def test_a_design_may_need_more_or_less(loop, limits, message):
+    (fault,) = faults(replace(GOOD, code=code(loop)), limits)
+    assert fault.startswith(message)
+
+
+def test_loops_that_sum_up_rows_may_use_shared_memory():
+    rows = ("HGMMA.64x64x16.F32.BF16", "LDGSTS.E.128", "SHFL.BFLY", "STS.128", "BRA")
+    both = Code(LOOP + rows + TAIL, ((0, len(LOOP)), (len(LOOP), len(LOOP + rows))))
+    assert faults(replace(GOOD, code=both)) == []
 
 
 def test_small_tiles_need_no_warpgroup():

@@ -65,7 +65,7 @@ def test_equal_launches_are_equal():
     assert len({launch(48), launch(64), launch(40)}) == 2
 
 
-def test_itemsize_is_that_of_the_first_operand():
+def test_itemsize_is_that_of_the_output():
     assert launch(48).itemsize == 2
     assert launch(48, dtype=torch.float32).itemsize == 4
 

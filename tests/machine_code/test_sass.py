@@ -52,10 +52,12 @@ def test_stores_are_counted_in_bytes():
     assert parse(TEXT).stored_bytes == 16 + 2
 
 
-def test_loop_without_stores_is_the_reduction():
-    reduction = parse(TEXT).reduction
-    assert reduction is not None
-    assert reduction.opcodes[2] == "HGMMA.64x128x16.F32.BF16"
+def test_loops_that_neither_store_nor_sum_rows_are_reductions():
+    product = ("HGMMA.64x64x16.F32", "BRA")
+    loops = product + ("SHFL.BFLY", *product) + ("STG.E", *product)
+    code = Code(loops, ((0, 2), (2, 5), (5, 8)))
+    assert [loop.opcodes for loop in code.tensor_loops] == [loops[:2], loops[2:5], loops[5:]]
+    assert [loop.opcodes for loop in code.reductions] == [product]
 
 
 def test_epilogue_is_what_follows_the_last_product():

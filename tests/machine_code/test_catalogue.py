@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+
+from lada_ops.machine_code.catalogue import FFN, LINEAR, LOW_RANK, REGIMES, Regime, design, shipped
+from tests.test_layout import STEMS
+
+REGIME = Regime(
+    kernel=LOW_RANK,
+    stem="low_rank_linear",
+    tokens=(128, 8192),
+    weights={"r64": (4, 0.5), "r128": (3, 0.3)},
+    epilogues={"none": 6.0, "gelu": 17.0},
+    way="one_launch",
+)
+
+
+def test_every_weight_meets_every_epilogue():
+    got = {(s.case.weight, s.case.epilogue) for s in shipped([REGIME])}
+    assert got == {("r64", "none"), ("r64", "gelu"), ("r128", "none"), ("r128", "gelu")}
+
+
+def test_launches_that_are_alike_count_once():
+    launches = [s.launch for s in shipped([REGIME])]
+    assert len(set(launches)) == len(launches)
+    assert {s.case.tokens for s in shipped([REGIME])} == {128}
+
+
+def test_figures_are_the_regimes():
+    (limits,) = {
+        s.limits for s in shipped([REGIME]) if (s.case.weight, s.case.epilogue) == ("r128", "gelu")
+    }
+    assert limits.occupancy == 3
+    assert limits.issue_per_tensor == 0.3
+    assert limits.instructions_per_element == 17.0
+
+
+def test_a_regime_holds_its_own_kernel_alone():
+    sums = replace(REGIME, kernel=LINEAR, way="two_launches")
+    assert {s.launch.name for s in shipped([replace(sums, epilogues={"gelu": 9.0})])} == {LINEAR}
+
+
+def test_a_kernel_that_is_not_launched_is_an_error():
+    with pytest.raises(RuntimeError, match="expected a launch of _linear_fwd_kernel"):
+        shipped([replace(REGIME, kernel=LINEAR)])
+
+
+@pytest.mark.parametrize(("tokens", "wgmma"), [(16, False), (8192, True)])
+def test_high_tiles_need_a_warpgroup(tokens, wgmma):
+    (found, *_) = shipped([replace(REGIME, tokens=(tokens,))])
+    assert found.limits.wgmma is wgmma
+
+
+def test_weights_on_the_left_make_tiles_high():
+    left = Regime(
+        *("_block_sparse_linear_fwd_kernel", "block_sparse_linear", (16,)),
+        {"64x16-d20": (1, 9)},
+        {"none": 99},
+        way="weights_left",
+    )
+    assert design(shipped([left])[0].launch).wgmma
+
+
+def test_feed_forward_may_fetch_its_bias():
+    launches = [s.launch for s in shipped() if s.launch.name == FFN]
+    assert {design(launch).synchronous_loads for launch in launches} == {8}
+
+
+def test_every_stem_is_shipped():
+    assert {regime.stem for regime in REGIMES} == set(STEMS)

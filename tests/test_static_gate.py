@@ -1,0 +1,147 @@
+"""The interpreter hides what makes a kernel slow, and accepts Python that the compiler rejects.
+
+So every launch that is shipped is compiled as its launcher makes it, for targets that need not be
+present, and its machine code is judged.
+"""
+
+import functools
+import os
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from lada_ops.machine_code.cases import Case
+from lada_ops.machine_code.catalogue import design, shipped
+from lada_ops.machine_code.compile import compile_launch
+from lada_ops.machine_code.gate import Limits, faults
+from lada_ops.machine_code.launches import recorded
+from lada_ops.machine_code.targets import TARGETS
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET leaves nothing to compile", allow_module_level=True)
+
+FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+OTHERS = [name for name in TARGETS if name != "sm_90"]
+PORTABLE = [
+    Case("low_rank_linear", 16, 768, 3072, "r64", "gelu", FP16),
+    Case("low_rank_linear", 8192, 3072, 768, "r96", "norm"),
+    Case("low_rank_linear", 16384, 768, 3072, "r128", "gelu+residual"),
+    Case("low_rank_linear", 8192, 768, 3072, "r256", "gelu"),
+    Case("block_sparse_linear", 16, 768, 3072, "128x16-d20", "gelu"),
+    Case("block_sparse_linear", 8192, 768, 3072, "128x16-d20", "gelu", FP16),
+    Case("block_sparse_linear", 8192, 768, 3072, "32x32-d20", "gelu+residual", whole_packs=False),
+    Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "gelu"),
+    Case("low_rank_ffn", 16, 768, 768, "r64-3072-r64", "norm"),
+    Case("low_rank_ffn", 8192, 768, 768, "r128-3072-r128", "norm"),
+]
+SINGLE = [  # fp32: in registers, without tensor cores
+    Case("block_sparse_linear", 8192, 768, 3072, "64x16-d20", "gelu", FP32),
+    Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "none", FP32),
+]
+
+binary = functools.cache(compile_launch)
+
+
+@pytest.mark.parametrize("case", shipped(), ids=lambda s: f"{s.case} {s.launch.name}")
+def test_what_is_shipped_passes_on_hopper(case):
+    assert faults(binary(case.launch, TARGETS["sm_90"]), case.limits) == []
+
+
+@pytest.mark.parametrize("target", OTHERS)
+@pytest.mark.parametrize("case", PORTABLE, ids=str)
+def test_compiles_clean(case, target):
+    for launch in case.launches():
+        assert faults(binary(launch, TARGETS[target]), design(launch)) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", SINGLE, ids=str)
+def test_single_precision_compiles_clean(case, target):
+    for launch in case.launches():
+        assert faults(binary(launch, TARGETS[target]), design(launch)) == []
+
+
+@triton.jit
+def _gather(
+    x_ptr,  # (4096, 4096)
+    index_ptr,  # columns of x, or blocks of 16 columns
+    w_ptr,  # (4096, 4096)
+    y_ptr,  # (4096, 4096)
+    K,
+    BY_COLUMN: tl.constexpr,
+    RESCALE: tl.constexpr,
+    ERF: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = x[:, columns] @ w, right but for what the flags break."""
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    lane = tl.arange(0, BLOCK_K)
+    at = lane if BY_COLUMN else lane // 16
+    index = tl.load(index_ptr + at)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if BY_COLUMN:  # the hint is on what the loop carries, and lost
+            columns = tl.max_contiguous(tl.multiple_of(index, 16), 16)
+        else:
+            columns = index * 16 + lane % 16
+        x = tl.load(x_ptr + offs_m[:, None] * SIZE + columns[None, :])
+        w = tl.load(w_ptr + (k + lane)[:, None] * SIZE + offs_n[None, :])
+        index = tl.load(index_ptr + (k + BLOCK_K) // (1 if BY_COLUMN else 16) + at)
+        acc = tl.dot(x, w, acc)
+        if RESCALE:
+            acc *= 0.5
+    if ERF:
+        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.70710678))
+    y_ptrs = y_ptr + offs_m[:, None] * SIZE + offs_n[None, :]
+    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty))
+
+
+_gather_kernel: Any = _gather  # whose launch type checkers read as a call
+RIGHT = {
+    **{"BY_COLUMN": False, "RESCALE": False, "ERF": False, "SIZE": 4096},
+    **{"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+}
+
+
+def gather_faults(**changes) -> list[str]:
+    x = torch.empty(4096, 4096, device="meta", dtype=BF16)
+    index = torch.empty(4096, device="meta", dtype=torch.int32)
+    with recorded() as launches:
+        _gather_kernel[(64, 64)](x, index, x, x, 4096, **(RIGHT | changes))
+    limits = Limits(copy_bits=128, occupancy=4, issue_per_tensor=0.75, instructions_per_element=3.5)
+    return faults(binary(launches[0], TARGETS["sm_90"]), limits)
+
+
+def test_a_right_kernel_passes():
+    assert gather_faults() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"BY_COLUMN": True}, "34 synchronous loads in a K loop"),
+        ({"BLOCK_M": 128, "BLOCK_N": 256}, "registers spill"),
+        ({"RESCALE": True, "BLOCK_K": 16}, "wgmma is serialised"),
+        ({"RESCALE": True}, "ptxas warns: "),
+        ({"ERF": True}, "instructions per element"),
+        ({"num_stages": 1}, "no async copy in an inner loop"),
+        ({"BLOCK_M": 32}, "no HGMMA in an inner loop"),
+        ({"num_stages": 16}, "shared memory; sm_90 has 227"),
+        ({"BLOCK_N": 256}, "occupancy 1"),
+        ({"BLOCK_N": 16}, "issue per tensor"),
+    ],
+    ids=[
+        *("a lost hint", "spills", "a wait for each product", "a sum that is touched", "erf"),
+        *("no pipeline", "low tiles", "too many stages", "too many registers", "narrow tiles"),
+    ],
+)
+def test_a_worse_kernel_is_caught(changes, fault):
+    got = gather_faults(**changes)
+    assert any(fault in message for message in got), got
