@@ -174,6 +174,11 @@ class BsrModuleSuite(ModuleSuite):
         other.load_state_dict(module.state_dict(), assign=True)
         assert other.order.tolist() == [0, 1, 3, 2]
 
+    def test_values_may_come_alone_to_a_module_on_meta(self):
+        module, other = self.packed(), self.packed(device="meta")
+        other.load_state_dict({"values": module.values}, strict=False, assign=True)
+        assert other.order is None
+
     def test_from_linear_keeps_whole_packs(self):
         size = {**self.size, "block": (32, 16), "density": 0.4}
         module = self.cls.from_linear(nn.Linear(128, 128), **size)

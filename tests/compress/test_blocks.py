@@ -95,6 +95,8 @@ def test_blocks_count_by_the_size_of_their_inputs():
     weight = torch.cat([torch.ones(4, 5), 5 * torch.ones(4, 5)], 1).double()
     assert prune_blocks(weight, BLOCK, 0.5).col_indices.tolist() == [1]
     assert prune_blocks(weight, BLOCK, 0.5, gram).col_indices.tolist() == [0]
+    gram[:5] /= 10  # 1 * 10 against 25 * 1
+    assert prune_blocks(weight, BLOCK, 0.5, gram).col_indices.tolist() == [1]
 
 
 def test_gains_are_the_shares_of_the_scores_best_first():
