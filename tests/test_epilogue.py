@@ -17,7 +17,7 @@ def on_gpu(dtype=torch.bfloat16) -> Any:
 
 @pytest.fixture(autouse=True)
 def _nothing_warned_yet():
-    epilogue._warn_once.cache_clear()
+    epilogue.warn_once.cache_clear()
 
 
 class TestKernelsRun:

@@ -1,21 +1,25 @@
-"""Block-sparse linear: ``y = act(x S^T + bias) + residual`` with S (out, in) in BSR."""
+"""Block-sparse linear: ``y = LN(act(x S^T + bias) + residual)`` with S (out, in) in BSR."""
 
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats import block_row_indices, bsr_to_dense, split_blocks
-from ..reference import block_sparse_linear_ref, epilogue_ref
+from ..formats import block_row_indices, bsr_to_dense, panel_major, split_blocks
+from ..reference import Norm, block_sparse_linear_ref, epilogue_ref
 from .epilogue import (
-    KERNEL_DTYPES,
-    activation_backward,
     autocast,
     check_epilogue,
     check_operands,
+    contiguous,
+    epilogue_backward,
+    join_norm,
+    kernels_run,
     needs_grad,
+    needs_z,
     rows,
+    split_norm,
+    warn_once,
 )
 
 
@@ -28,33 +32,46 @@ def block_sparse_linear(
     *,
     activation: str = "none",
     residual: Tensor | None = None,
+    norm: Norm | None = None,
+    order: Tensor | None = None,
+    exact: bool = False,
+    dense: Tensor | None = None,
 ) -> Tensor:
-    """``act(x S^T + bias) + residual`` (..., out), in time proportional to the stored blocks.
+    """``LN(act(x S^T + bias) + residual)`` (..., out), in time proportional to the stored blocks.
 
     x (..., in); crow_indices (out / block_rows + 1,) and col_indices (nnz,) int32; values (nnz,
-    block_rows, block_cols); bias (out,); residual (..., out). Dtypes, activation, autograd and
-    autocast as in `low_rank_linear`. The indices must be valid (`lada_ops.Bsr` checks them once),
-    and x as wide as S, which its indices and values do not tell;
-    values laid out by `lada_ops.formats.panel_major` are read without a copy.
+    block_rows, block_cols); bias (out,); residual (..., out). Dtypes, activation, norm, exact,
+    autograd and autocast as in `low_rank_linear`. The indices must be valid (`lada_ops.Bsr` checks
+    them once), and x as wide as S, which its indices and values do not tell; values laid out by
+    `lada_ops.formats.panel_major` are read without a copy.
+
+    order: `lada_ops.Bsr.order`, only where `lada_ops.Bsr.whole_packs` is true: then the kernel
+        needs no masks, and starts with the heaviest block rows.
+    dense: S as a dense weight, if the caller keeps it, as in `low_rank_linear`.
 
     Raises ValueError on shapes that don't fit, TypeError on mixed dtypes or devices.
     """
-    x, values, bias, residual = autocast(x, values, bias, residual)
-    _check(x, crow_indices, col_indices, values, bias, activation, residual)
+    weight, shift, eps = split_norm(norm)
+    x, values, bias, residual, weight, shift, dense = autocast(
+        x, values, bias, residual, weight, shift, dense
+    )
+    norm = join_norm(weight, shift, eps)
+    _check(x, crow_indices, col_indices, values, bias, activation, residual, norm, order, dense)
     args = x, crow_indices, col_indices, values, bias, activation, residual
     if torch.compiler.is_exporting():
-        return block_sparse_linear_ref(*args)
-    if not x.is_cpu or torch.compiler.is_compiling() or needs_grad(x, values, bias, residual):
-        return _op(*args)
-    return _forward_cpu(*args)
+        return block_sparse_linear_ref(*args, norm)
+    trained = needs_grad(x, values, bias, residual, weight, shift)
+    if not x.is_cpu or torch.compiler.is_compiling() or trained:
+        return _op(*args, weight, shift, eps, order, exact, dense)
+    return _forward_cpu(*args, norm)
 
 
-def _forward_cpu(x, crow_indices, col_indices, values, bias, activation, residual):
+def _forward_cpu(x, crow_indices, col_indices, values, bias, activation, residual, norm):
     x2 = x.reshape(-1, x.shape[-1])
     out_features = (crow_indices.numel() - 1) * values.shape[1]
     z = x.new_zeros(x2.shape[0], out_features) if bias is None else bias.repeat(x2.shape[0], 1)
     add_block_rows_(z, x2, crow_indices, col_indices, values)
-    return epilogue_ref(z.view(*x.shape[:-1], out_features), activation, residual)
+    return epilogue_ref(z.view(*x.shape[:-1], out_features), activation, residual, norm)
 
 
 def add_block_rows_(
@@ -82,73 +99,206 @@ def _op(
     bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+    order: Tensor | None = None,
+    exact: bool = False,
+    dense: Tensor | None = None,
 ) -> Tensor:
-    return _forward_cpu(x, crow_indices, col_indices, values, bias, activation, residual)
+    norm = join_norm(norm_weight, norm_bias, eps)
+    return _forward_cpu(x, crow_indices, col_indices, values, bias, activation, residual, norm)
 
 
 @_op.register_kernel("cuda")
-def _(x, crow_indices, col_indices, values, bias, activation, residual):
-    from lada_kernels.block_sparse_linear import block_sparse_linear_fwd, supports_block
-
-    if x.dtype not in KERNEL_DTYPES or not supports_block(*values.shape[1:]):
+def _(
+    x,
+    crow_indices,
+    col_indices,
+    values,
+    bias,
+    activation,
+    residual,
+    norm_weight=None,
+    norm_bias=None,
+    eps=0.0,
+    order=None,
+    exact=False,
+    dense=None,
+):
+    norm = join_norm(norm_weight, norm_bias, eps)
+    if not blocks_run("block_sparse_linear", x, *values.shape[1:]):
         return block_sparse_linear_ref(
-            x, crow_indices, col_indices, values, bias, activation, residual
+            x, crow_indices, col_indices, values, bias, activation, residual, norm
         )
+    from lada_kernels.block_sparse_linear import block_sparse_linear_fwd
+
     y = block_sparse_linear_fwd(
         rows(x),
         crow_indices.contiguous(),
         col_indices.contiguous(),
         values,
-        None if bias is None else bias.contiguous(),
+        contiguous(bias),
         None if residual is None else rows(residual),
         activation,
+        norm,
+        contiguous(order),
+        exact,
+        dense,
     )
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 @_op.register_fake
-def _(x, crow_indices, col_indices, values, bias, activation, residual):
+def _(x, crow_indices, col_indices, values, *args, **kwargs):
     return x.new_empty(*x.shape[:-1], (crow_indices.numel() - 1) * values.shape[1])
 
 
 def _setup_context(ctx, inputs, output):
-    x, crow_indices, col_indices, values, bias, ctx.activation, _ = inputs
-    ctx.save_for_backward(x, crow_indices, col_indices, values, bias)
+    x, crow, col, values, bias, ctx.activation, residual, weight, shift, ctx.eps, order, *_ = inputs
+    # of the residual, only a norm's gradient depends
+    residual = None if weight is None else residual
+    ctx.save_for_backward(x, crow, col, values, bias, residual, weight, shift, order)
 
 
 def _backward(ctx, grad):
-    x, crow_indices, col_indices, values, bias = ctx.saved_tensors
-    x2 = x.reshape(-1, x.shape[-1])
-    # dense products: the gradient of S is gathered from that of the whole weight
-    weight = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
-    dz = grad.reshape(-1, grad.shape[-1])
-    if ctx.activation != "none":
-        dz = activation_backward(dz, F.linear(x2, weight, bias), ctx.activation)
+    x, crow, col, values, bias, residual, weight, shift, order = ctx.saved_tensors
+    norm = join_norm(weight, shift, ctx.eps)
+    x2, grad2 = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    residual2 = None if residual is None else residual.reshape(grad2.shape)
+    z = None
+    if needs_z(ctx.activation, norm):
+        z = _op(x2, crow, col, values, bias, "none", None, order=order)
+    dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
+    # autograd copies the very gradient that it gave, but would keep a view of it
+    d_residual = grad if norm is None else d_residual.view_as(grad)
+    needs_dx, _, _, needs_dvalues, _, _, needs_dresidual, *_ = ctx.needs_input_grad
     return (
-        (dz @ weight).view_as(x),
+        dx_op(dz, crow, col, values, x.shape[-1]).view_as(x) if needs_dx else None,
         None,
         None,
-        gather_blocks(dz.T @ x2, crow_indices, col_indices, values),
+        dvalues_op(dz, x2, crow, col, *values.shape[1:]) if needs_dvalues else None,
         None if bias is None else dz.sum(0),
         None,
-        grad if ctx.needs_input_grad[6] else None,
+        d_residual if needs_dresidual else None,
+        d_weight,
+        d_shift,
+        *(None,) * 4,
     )
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def gather_blocks(
-    dense: Tensor, crow_indices: Tensor, col_indices: Tensor, values: Tensor
+@torch.library.custom_op("lada::block_sparse_linear_dx", mutates_args=())
+def dx_op(
+    dy: Tensor, crow_indices: Tensor, col_indices: Tensor, values: Tensor, in_features: int
 ) -> Tensor:
-    """The blocks of ``dense (out, in)`` that the indices name, shaped as `values`."""
-    nnz, height, width = values.shape
-    row_indices = block_row_indices(crow_indices, nnz)
-    return split_blocks(dense, (height, width))[row_indices, col_indices.long()]
+    """``dy (tokens, out) @ S``, the gradient of x (tokens, in)."""
+    return dy @ bsr_to_dense(crow_indices, col_indices, values, in_features)
+
+
+@dx_op.register_kernel("cuda")
+def _(dy, crow_indices, col_indices, values, in_features):
+    if not blocks_run("block_sparse_linear", dy, *values.shape[1:]):
+        return dy @ bsr_to_dense(crow_indices, col_indices, values, in_features)
+    from lada_kernels.block_sparse_linear_bwd import block_sparse_linear_dx
+
+    indices = crow_indices.contiguous(), col_indices.contiguous()
+    return block_sparse_linear_dx(rows(dy), *indices, values, in_features)
+
+
+@dx_op.register_fake
+def _(dy, crow_indices, col_indices, values, in_features):
+    return dy.new_empty(dy.shape[0], in_features)
+
+
+def _dx_backward(ctx, grad):
+    dy, crow, col, values = ctx.saved_tensors
+    return (
+        _op(grad, crow, col, values, None, "none", None),
+        None,
+        None,
+        dvalues_op(dy, grad, crow, col, *values.shape[1:]),
+        None,
+    )
+
+
+dx_op.register_autograd(
+    _dx_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:4])
+)
+
+
+@torch.library.custom_op("lada::block_sparse_linear_dvalues", mutates_args=())
+def dvalues_op(
+    dy: Tensor,
+    x: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    block_rows: int,
+    block_cols: int,
+) -> Tensor:
+    """The stored blocks of ``dy.T @ x``, the gradient of values, panel-major."""
+    return panel_major(_gather_blocks(dy.T @ x, crow_indices, col_indices, block_rows, block_cols))
+
+
+@dvalues_op.register_kernel("cuda")
+def _(dy, x, crow_indices, col_indices, block_rows, block_cols):
+    block = block_rows, block_cols
+    if not blocks_run("block_sparse_linear", dy, *block):
+        return panel_major(_gather_blocks(dy.T @ x, crow_indices, col_indices, *block))
+    from lada_kernels.block_sparse_linear_bwd import block_sparse_linear_dvalues
+
+    indices = crow_indices.contiguous(), col_indices.contiguous()
+    return block_sparse_linear_dvalues(rows(dy), rows(x), *indices, *block)
+
+
+@dvalues_op.register_fake
+def _(dy, x, crow_indices, col_indices, block_rows, block_cols):
+    return dy.new_empty(col_indices.numel(), block_cols, block_rows).transpose(1, 2)
+
+
+def _dvalues_backward(ctx, grad):
+    dy, x, crow, col = ctx.saved_tensors
+    return (
+        _op(x, crow, col, grad, None, "none", None),
+        dx_op(dy, crow, col, grad, x.shape[1]),
+        *(None,) * 4,
+    )
+
+
+dvalues_op.register_autograd(
+    _dvalues_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:4])
+)
+
+
+def _gather_blocks(dense, crow_indices, col_indices, block_rows, block_cols):
+    row_indices = block_row_indices(crow_indices, col_indices.numel())
+    return split_blocks(dense, (block_rows, block_cols))[row_indices, col_indices.long()]
+
+
+def blocks_run(op: str, x: Tensor, block_rows: int, block_cols: int) -> bool:
+    """Whether the Triton kernels take x and blocks of this shape; warns once of what they lack."""
+    if not kernels_run(op, x):
+        return False
+    from lada_kernels.block_sparse_linear import supports_block
+
+    runs = supports_block(block_rows, block_cols)
+    if not runs:
+        warn_once(
+            f"{op}: runs in plain torch: blocks of {block_rows}x{block_cols}; "
+            "expected 16, 32, 64 or 128 rows and columns"
+        )
+    return runs
 
 
 def check_bsr_operands(
-    op: str, x: Tensor, crow_indices: Tensor, col_indices: Tensor, values: Tensor
+    op: str,
+    x: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    order: Tensor | None,
 ) -> None:
     """Raise unless the BSR tensors fit x and each other; the values of the indices aren't read."""
     if values.ndim != 3 or 0 in values.shape[1:]:
@@ -160,7 +310,10 @@ def check_bsr_operands(
             f"{op}: x {tuple(x.shape)}; "
             f"expected (..., in) with in a multiple of block_cols {values.shape[2]}"
         )
-    for name, t in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+    named = {"crow_indices": crow_indices, "col_indices": col_indices, "order": order}
+    for name, t in named.items():
+        if t is None:
+            continue
         if t.dtype != torch.int32 or t.ndim != 1 or t.device != x.device:
             raise TypeError(
                 f"{op}: {name} {tuple(t.shape)} {t.dtype} on {t.device}; "
@@ -172,11 +325,15 @@ def check_bsr_operands(
             f"{tuple(col_indices.shape)}, values {tuple(values.shape)}; "
             "expected (block rows + 1,), (nnz,), (nnz, block_rows, block_cols)"
         )
+    if order is not None and order.numel() != crow_indices.numel() - 1:
+        raise ValueError(
+            f"{op}: order {tuple(order.shape)}; expected ({crow_indices.numel() - 1},), block rows"
+        )
 
 
-def _check(x, crow_indices, col_indices, values, bias, activation, residual):
+def _check(x, crow_indices, col_indices, values, bias, activation, residual, norm, order, dense):
     op = "block_sparse_linear"
-    check_bsr_operands(op, x, crow_indices, col_indices, values)
-    check_operands(op, x, values=values, bias=bias, residual=residual)
+    check_bsr_operands(op, x, crow_indices, col_indices, values, order)
+    check_operands(op, x, values=values)
     out_features = (crow_indices.numel() - 1) * values.shape[1]
-    check_epilogue(op, x, out_features, bias, activation, residual)
+    check_epilogue(op, x, out_features, bias, activation, residual, norm, dense)

@@ -111,12 +111,12 @@ def kernels_run(op: str, x: Tensor) -> bool:
     use_user_tables()
     reason = unsupported(x.get_device())
     if reason is not None:
-        _warn_once(f"{op}: runs in plain torch: {reason}")
+        warn_once(f"{op}: runs in plain torch: {reason}")
     return reason is None and x.dtype in KERNEL_DTYPES
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 

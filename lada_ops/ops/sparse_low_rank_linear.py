@@ -1,21 +1,29 @@
-"""Sparse + low-rank linear: ``y = act(x v^T u^T + x S^T + bias) + residual``, S in BSR."""
+"""Sparse + low-rank linear: ``y = LN(act(x v^T u^T + x S^T + bias) + residual)``, S in BSR."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats import bsr_to_dense
-from ..reference import epilogue_ref, sparse_low_rank_linear_ref
-from .block_sparse_linear import add_block_rows_, check_bsr_operands, gather_blocks
+from ..reference import Norm, epilogue_ref, sparse_low_rank_linear_ref
+from .block_sparse_linear import (
+    add_block_rows_,
+    blocks_run,
+    check_bsr_operands,
+    dvalues_op,
+    dx_op,
+)
 from .epilogue import (
-    KERNEL_DTYPES,
-    activation_backward,
     autocast,
     check_epilogue,
     check_operands,
     check_x,
+    contiguous,
+    epilogue_backward,
+    join_norm,
     needs_grad,
+    needs_z,
     rows,
+    split_norm,
 )
 
 
@@ -30,29 +38,41 @@ def sparse_low_rank_linear(
     *,
     activation: str = "none",
     residual: Tensor | None = None,
+    norm: Norm | None = None,
+    order: Tensor | None = None,
+    exact: bool = False,
+    dense: Tensor | None = None,
 ) -> Tensor:
-    """``act(x v^T u^T + x S^T + bias) + residual`` (..., out), into one accumulator.
+    """``LN(act(x v^T u^T + x S^T + bias) + residual)`` (..., out), into one accumulator.
 
-    x (..., in), u (out, rank), v (rank, in); crow_indices, col_indices and values as in
-    `block_sparse_linear`; dtypes, activation, autograd and autocast as in `low_rank_linear`.
+    x (..., in), u (out, rank), v (rank, in); crow_indices, col_indices, values and order as in
+    `block_sparse_linear`; dtypes, activation, norm, exact, autograd and autocast as in
+    `low_rank_linear`.
+
+    dense: ``u @ v + S``, if the caller keeps it, as in `low_rank_linear`.
 
     Raises ValueError on shapes that don't fit, TypeError on mixed dtypes or devices.
     """
-    x, u, v, values, bias, residual = autocast(x, u, v, values, bias, residual)
-    _check(x, u, v, crow_indices, col_indices, values, bias, activation, residual)
+    weight, shift, eps = split_norm(norm)
+    x, u, v, values, bias, residual, weight, shift, dense = autocast(
+        x, u, v, values, bias, residual, weight, shift, dense
+    )
+    norm = join_norm(weight, shift, eps)
     args = x, u, v, crow_indices, col_indices, values, bias, activation, residual
+    _check(*args, norm, order, dense)
     if torch.compiler.is_exporting():
-        return sparse_low_rank_linear_ref(*args)
-    if not x.is_cpu or torch.compiler.is_compiling() or needs_grad(x, u, v, values, bias, residual):
-        return _op(*args)
-    return _forward_cpu(*args)
+        return sparse_low_rank_linear_ref(*args, norm)
+    trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
+    if not x.is_cpu or torch.compiler.is_compiling() or trained:
+        return _op(*args, weight, shift, eps, order, exact, dense)
+    return _forward_cpu(*args, norm)
 
 
-def _forward_cpu(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
+def _forward_cpu(x, u, v, crow_indices, col_indices, values, bias, activation, residual, norm):
     x2 = x.reshape(-1, x.shape[-1])
     z = F.linear(F.linear(x2, v), u, bias)
     add_block_rows_(z, x2, crow_indices, col_indices, values)
-    return epilogue_ref(z.view(*x.shape[:-1], u.shape[0]), activation, residual)
+    return epilogue_ref(z.view(*x.shape[:-1], u.shape[0]), activation, residual, norm)
 
 
 @torch.library.custom_op("lada::sparse_low_rank_linear", mutates_args=())
@@ -66,19 +86,42 @@ def _op(
     bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+    order: Tensor | None = None,
+    exact: bool = False,
+    dense: Tensor | None = None,
 ) -> Tensor:
-    return _forward_cpu(x, u, v, crow_indices, col_indices, values, bias, activation, residual)
+    norm = join_norm(norm_weight, norm_bias, eps)
+    bsr = crow_indices, col_indices, values
+    return _forward_cpu(x, u, v, *bsr, bias, activation, residual, norm)
 
 
 @_op.register_kernel("cuda")
-def _(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
-    from lada_kernels.block_sparse_linear import supports_block
+def _(
+    x,
+    u,
+    v,
+    crow_indices,
+    col_indices,
+    values,
+    bias,
+    activation,
+    residual,
+    norm_weight=None,
+    norm_bias=None,
+    eps=0.0,
+    order=None,
+    exact=False,
+    dense=None,
+):
+    norm = join_norm(norm_weight, norm_bias, eps)
+    if not blocks_run("sparse_low_rank_linear", x, *values.shape[1:]):
+        bsr = crow_indices, col_indices, values
+        return sparse_low_rank_linear_ref(x, u, v, *bsr, bias, activation, residual, norm)
     from lada_kernels.sparse_low_rank_linear import sparse_low_rank_linear_fwd
 
-    if x.dtype not in KERNEL_DTYPES or not supports_block(*values.shape[1:]):
-        return sparse_low_rank_linear_ref(
-            x, u, v, crow_indices, col_indices, values, bias, activation, residual
-        )
     y = sparse_low_rank_linear_fwd(
         rows(x),
         u.contiguous(),
@@ -86,52 +129,67 @@ def _(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
         crow_indices.contiguous(),
         col_indices.contiguous(),
         values,
-        None if bias is None else bias.contiguous(),
+        contiguous(bias),
         None if residual is None else rows(residual),
         activation,
+        norm,
+        contiguous(order),
+        exact,
+        dense,
     )
     return y.view(*x.shape[:-1], u.shape[0])
 
 
 @_op.register_fake
-def _(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
+def _(x, u, *args, **kwargs):
     return x.new_empty(*x.shape[:-1], u.shape[0])
 
 
 def _setup_context(ctx, inputs, output):
-    x, u, v, crow_indices, col_indices, values, bias, ctx.activation, _ = inputs
-    ctx.save_for_backward(x, u, v, crow_indices, col_indices, values, bias)
+    (x, u, v, crow, col, values, bias, ctx.activation, residual), last = inputs[:9], inputs[9:]
+    weight, shift, ctx.eps, order, *_ = last
+    # of the residual, only a norm's gradient depends
+    residual = None if weight is None else residual
+    ctx.save_for_backward(x, u, v, crow, col, values, bias, residual, weight, shift, order)
 
 
 def _backward(ctx, grad):
-    x, u, v, crow_indices, col_indices, values, bias = ctx.saved_tensors
-    x2 = x.reshape(-1, x.shape[-1])
-    sparse = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
-    t = F.linear(x2, v)
-    dz = grad.reshape(-1, grad.shape[-1])
-    if ctx.activation != "none":
-        z = F.linear(t, u, bias) + F.linear(x2, sparse)
-        dz = activation_backward(dz, z, ctx.activation)
+    x, u, v, crow, col, values, bias, residual, weight, shift, order = ctx.saved_tensors
+    norm = join_norm(weight, shift, ctx.eps)
+    x2, grad2 = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    residual2 = None if residual is None else residual.reshape(grad2.shape)
+    z = None
+    if needs_z(ctx.activation, norm):
+        z = _op(x2, u, v, crow, col, values, bias, "none", None, order=order)
+    dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
+    # autograd copies the very gradient that it gave, but would keep a view of it
+    d_residual = grad if norm is None else d_residual.view_as(grad)
     dt = dz @ u
+    dx = dx_op(dz, crow, col, values, x.shape[-1])
     return (
-        (dt @ v + dz @ sparse).view_as(x),
-        dz.T @ t,
+        (dx + dt @ v).view_as(x),
+        dz.T @ F.linear(x2, v),
         dt.T @ x2,
         None,
         None,
-        gather_blocks(dz.T @ x2, crow_indices, col_indices, values),
+        dvalues_op(dz, x2, crow, col, *values.shape[1:]),
         None if bias is None else dz.sum(0),
         None,
-        grad if ctx.needs_input_grad[8] else None,
+        d_residual if ctx.needs_input_grad[8] else None,
+        d_weight,
+        d_shift,
+        *(None,) * 4,
     )
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _check(x, u, v, crow_indices, col_indices, values, bias, activation, residual):
+def _check(
+    x, u, v, crow_indices, col_indices, values, bias, activation, residual, norm, order, dense
+):
     op = "sparse_low_rank_linear"
-    check_bsr_operands(op, x, crow_indices, col_indices, values)
+    check_bsr_operands(op, x, crow_indices, col_indices, values, order)
     out_features = (crow_indices.numel() - 1) * values.shape[1]
     if u.ndim != 2 or v.ndim != 2 or u.shape != (out_features, v.shape[0]):
         raise ValueError(
@@ -139,5 +197,5 @@ def _check(x, u, v, crow_indices, col_indices, values, bias, activation, residua
             f"expected u ({out_features}, rank) and v (rank, in), as the sparse part"
         )
     check_x(op, x, v.shape[1])
-    check_operands(op, x, u=u, v=v, values=values, bias=bias, residual=residual)
-    check_epilogue(op, x, out_features, bias, activation, residual)
+    check_operands(op, x, u=u, v=v, values=values)
+    check_epilogue(op, x, out_features, bias, activation, residual, norm, dense)
