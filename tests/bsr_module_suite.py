@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -198,6 +199,24 @@ class BsrModuleSuite(ModuleSuite):
         other = self.cls(128, 128, **size, bias=False)
         other.load_state_dict(padded.state_dict())
         assert torch.equal(other(torch.ones(1, 128)), padded(torch.ones(1, 128)))
+
+    @pytest.mark.parametrize("counts", [[8, 4, 0, 4], [7, 5, 0, 4]], ids=["whole", "not whole"])
+    def test_op_is_given_the_order(self, counts, monkeypatch):
+        module = set_rows(self.packed(), counts)
+        given = {}
+        op = self.cls.__module__.rpartition(".")[2]
+        monkeypatch.setattr(
+            sys.modules[self.cls.__module__], op, lambda *_, **kwargs: given.update(kwargs)
+        )
+        module(torch.ones(1, 128))
+        assert given["order"] is module.order
+
+    @pytest.mark.parametrize("counts", [[8, 4, 0, 4], [7, 5, 0, 4]], ids=["whole", "not whole"])
+    def test_compiles_with_and_without_an_order(self, counts):
+        module = set_rows(self.packed(), counts)
+        x = torch.randn(3, 128)
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), module(x))
 
     def test_order_is_brought_up_to_date_by_hand(self):
         module = self.packed()

@@ -163,4 +163,5 @@ class BlockSparseLinear(BsrLinear):
             self.bias,
             activation=self.activation,
             residual=residual,
+            order=self.order,
         )

@@ -94,6 +94,7 @@ class SparseLowRankLinear(BsrLinear):
             self.bias,
             activation=self.activation,
             residual=residual,
+            order=self.order,
         )
 
     def _format_repr(self) -> str:
