@@ -75,6 +75,12 @@ def test_a_way_that_is_not_right_is_a_reason_and_the_others_go_on(way, why):
     assert why in got["failed"]["bad"]
 
 
+def test_a_way_that_is_wrong_on_poisoned_memory_is_a_reason():
+    calls = iter(range(100))
+    got = row(bad=lambda: entry(lambda x: 2 * x if next(calls) else x))
+    assert "off by" in got["failed"]["bad"]
+
+
 def test_a_way_that_goes_wrong_while_it_is_timed_is_a_reason():
     calls = iter(range(100))
     got = row(bad=lambda: entry(lambda x: 2 * x if next(calls) < 2 else x), good=entry)

@@ -80,14 +80,20 @@ class TestTorchBsr:
         monkeypatch.setattr(peers.time, "monotonic", lambda: next(now))
         assert peers.torch_bsr(operands).note["tuner_configurations"] == 2
 
-    def test_a_tuner_that_finds_nothing_says_why_every_time(self, operands, metas, monkeypatch):
+    def test_a_tuner_that_finds_nothing_says_why_and_is_not_asked_again(
+        self, operands, metas, monkeypatch
+    ):
+        asked = []
+
         def do_bench(function, **_):
+            asked.append(function)
             raise RuntimeError("no such GPU")
 
         monkeypatch.setattr(triton.testing, "do_bench", do_bench)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="none of 2 configurations.*no such GPU"):
                 peers.torch_bsr(operands)
+        assert len(asked) == 2
 
 
 class TestTwoToFour:

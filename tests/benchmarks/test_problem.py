@@ -109,6 +109,12 @@ def test_only_ways_that_can_compute_a_case_are_tried(case, names):
     assert set(our_ways(case)) & special == names
 
 
+def test_a_training_step_is_three_products():
+    problem = training_step(BACKWARD[0], CPU, torch.float32)
+    assert problem.ways["our op"]().macs == 3 * BACKWARD[0].rank * (48 + 80)
+    assert problem.ways["dense"]().macs == 3 * 48 * 80
+
+
 class TestGradients:
     def test_they_are_those_of_all_floating_point_operands(self):
         x, y = torch.tensor([2.0]), torch.tensor([5.0])
