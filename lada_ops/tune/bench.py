@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from ..latency import Clock, GraphClock
 from ..machine_code.cases import Case as LaunchCase
 from ..machine_code.compile import CompileError, compile_launch
 from ..machine_code.gate import Limits, faults
+from ..machine_code.launches import Launch
 from ..machine_code.targets import TARGETS, Target
 from .case import Case
 
@@ -80,29 +82,23 @@ class Bench:
 def gate_for(target: Target) -> Faults:
     """The faults in the machine code of what a way launches on `target`."""
 
-    def gate(case: Case, way: Way) -> list[str]:
-        dtype = getattr(torch, case.dtype)
-        launch_case = LaunchCase(
-            case.stem,
-            case.tokens,
-            case.k,
-            case.n,
-            case.weight,
-            _EPILOGUES[case.epilogue],
-            dtype,
-            way,
-        )
-        found = []
-        limits = Limits(tensor_cores=dtype != torch.float32)
-        for launch in launch_case.launches():
+    @functools.cache  # most numbers of tokens launch the same
+    def judged(launch: Launch) -> list[str]:
+        limits = Limits(
+            tensor_cores=launch.itemsize == 2,
             # lower tiles than a warpgroup's are right for few tokens
-            wide = launch.tiles.get("BLOCK_M", 0) >= 64
-            try:
-                binary = compile_launch(launch, target)
-            except CompileError as error:
-                return [str(error)]
-            found += faults(binary, replace(limits, wgmma=wide))
-        return found
+            wgmma=launch.tiles.get("BLOCK_M", 0) >= 64,
+        )
+        try:
+            return faults(compile_launch(launch, target), limits)
+        except CompileError as error:
+            return [str(error)]
+
+    def gate(case: Case, way: Way) -> list[str]:
+        dtype, epilogue = getattr(torch, case.dtype), _EPILOGUES[case.epilogue]
+        size = case.tokens, case.k, case.n
+        launches = LaunchCase(case.stem, *size, case.weight, epilogue, dtype, way).launches()
+        return [fault for launch in launches for fault in judged(launch)]
 
     return gate
 

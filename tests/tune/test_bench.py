@@ -94,6 +94,11 @@ class TestGate:
     def test_the_default_tiles_pass(self):
         assert self.gate(CASE, Way("one_launch")) == []
 
+    def test_numbers_of_tokens_that_launch_the_same_are_compiled_once(self, monkeypatch):
+        self.gate(CASE, Way("one_launch", TileConfig(16, 64, 64, 4, 3)))
+        monkeypatch.setattr(module, "compile_launch", lambda *launch: pytest.fail("compiled"))
+        self.gate(replace(CASE, tokens=4096), Way("one_launch", TileConfig(16, 64, 64, 4, 3)))
+
     def test_low_tiles_pass_without_a_warpgroups_products(self):
         assert self.gate(CASE, Way("one_launch", TileConfig(16, 64, 64, 4, 3))) == []
 
