@@ -228,6 +228,40 @@ def tune(
         _print(summary.to_dict(), as_json, tables.tuning)
 
 
+@app.command(epilog="Example: lada inspect low_rank_linear --target sm_80")
+def inspect(
+    stem: Annotated[str | None, typer.Argument(help="One op, such as low_rank_linear.")] = None,
+    target: Annotated[
+        str, typer.Option(help="The GPU architecture; need not be this machine's.")
+    ] = "sm_90",
+    as_json: Json = False,
+) -> None:
+    """Compile the kernels as they are shipped, and show what their machine code is.
+
+    Registers, shared memory, how busy the tensor cores can be, and what is wrong, if anything; with
+    the least time that the work takes by a data sheet. Measures nothing and needs no GPU.
+    """
+    with _errors():
+        from .machine_code.catalogue import shipped
+        from .machine_code.inspection import inspect as rows_of
+        from .machine_code.targets import find_target
+        from .progress import progress_bar
+
+        gpu = find_target(target)
+        launches = shipped(stem)
+        with progress_bar() as bar:
+            tracked = bar.track(launches, description="Compiling")
+            rows = list(rows_of(tracked, gpu))
+        results = {
+            "target": gpu.name,
+            "gpu": gpu.gpu,
+            "teraflops": gpu.teraflops,
+            "gigabytes_per_second": gpu.gigabytes_per_second,
+            "rows": rows,
+        }
+        _print(results, as_json, tables.inspection)
+
+
 @app.command(epilog="Example: lada demo --data path/to/stsb")
 def demo(
     data: Annotated[

@@ -114,6 +114,49 @@ def demo(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def inspection(results: Mapping[str, Any]) -> Group:
+    """What `lada inspect` found: the rows of `lada_ops.machine_code.inspection.inspect`."""
+    columns = ("tokens x in x out", "weight", "epilogue", "tile", "reg.", "KiB", "occ.")
+    columns = (*columns, "issue/tensor", "instr./elem.", "least us")
+    tables = []
+    for kernel in dict.fromkeys(row["kernel"] for row in results["rows"]):
+        table = _table(f"{kernel}, {results['target']}", columns)
+        for row in results["rows"]:
+            if row["kernel"] == kernel:
+                table.add_row(*_inspected(row))
+        tables.append(table)
+    caption = (
+        "reg.: registers a thread. KiB: shared memory a program. occ.: programs a multiprocessor.\n"
+        "issue/tensor: cycles of issue over those of the tensor cores, in the K loop.\n"
+        "least us: an estimate, not a measurement: the whole op at the peak figures of\n"
+        f"{results['gpu']}'s data sheet, {results['teraflops']} TFLOP/s and "
+        f"{results['gigabytes_per_second']} GB/s."
+    )
+    faults = [
+        f"[red]{row['kernel']} {row['weight']} {row['epilogue']}, "
+        f"{row['tokens']} tokens: {fault}[/]"
+        for row in results["rows"]
+        for fault in row["faults"]
+    ]
+    return Group(*tables, caption, *(faults or ["No faults."]))
+
+
+def _inspected(row: Mapping[str, Any]) -> list[str]:
+    tiles, mark = row["tiles"], "[red]*[/red]" if row["faults"] else ""
+    height, width = (tiles[name] for name in ("BLOCK_M", "BLOCK_N"))
+    figures = ("registers", "shared_kib", "occupancy")
+    ratios = ("issue_per_tensor", "instructions_per_element")
+    return [
+        f"{row['tokens']} x {row['k']} x {row['n']}{mark}",
+        row["weight"],
+        row["epilogue"],
+        f"{height}x{width}, {tiles['num_warps']} warps",
+        *("" if row[name] is None else f"{row[name]:.0f}" for name in figures),
+        *("" if row[name] is None else f"{row[name]:.2f}" for name in ratios),
+        f"{row['bound_us']:.1f}",
+    ]
+
+
 def _format(plan: Mapping[str, Any]) -> str:
     parts = [f"rank {plan['rank']}"] if "rank" in plan else []
     if "block" in plan:

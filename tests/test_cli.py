@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def run(*args):
 
 def test_help_teaches_every_command():
     text = run("--help").output
-    assert all(command in text for command in ("compress", "bench", "info", "tune", "demo"))
+    assert all(
+        command in text for command in ("compress", "bench", "info", "tune", "inspect", "demo")
+    )
 
 
 @pytest.mark.parametrize("method", ["low_rank", "block_sparse", "sparse_low_rank"])
@@ -101,6 +104,8 @@ def test_bench_prints_a_table(compressed):
         (["compress", "{source}", "--method", "block_sparse", "--block", "96x16", "--out",
           "{tmp}/x"], "block (96, 16) does not divide"),
         (["compress", "{dir}", "--out", "{tmp}/x"], "compressed already"),
+        (["inspect", "low_rank"], "op 'low_rank'; expected one of low_rank_linear"),
+        (["inspect", "--target", "sm_75"], "target 'sm_75'; expected one of sm_80"),
         (["tune"], "expected a compressed model's folder, or --shapes"),
         (["tune", "{dir}", "--shapes", "768x768:r64"], "and not both"),
         (["tune", "{dir}", "--tokens", "16,x"], "--tokens: 'x'"),
@@ -117,6 +122,21 @@ def test_errors_end_in_one_message_and_exit_code_1(args, message, source, compre
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_inspect_compiles_for_any_target(target, monkeypatch):
+    from lada_ops.machine_code import catalogue
+
+    first = next(regime for regime in catalogue.REGIMES if regime.stem == "block_sparse_linear")
+    monkeypatch.setattr(catalogue, "REGIMES", [replace(first, epilogues={"none": 99.0})])
+    result = run("inspect", "block_sparse_linear", "--target", target, "--json")
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)
+    assert results["target"] == target
+    assert {row["spills"] for row in results["rows"]} == {0}
+    shown = run("inspect", "block_sparse_linear", "--target", target)
+    assert "an estimate" in shown.stdout
 
 
 def test_bench_compares_only_like_with_like(source, compressed, tmp_path):

@@ -7,14 +7,14 @@ so that a change which makes its worst kernel a tenth worse is seen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from .cases import Case
 from .gate import Limits
-from .launches import Launch
+from .launches import Launch, check_triton
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,29 @@ class Shipped:
     limits: Limits
 
 
-def shipped(regimes: Iterator[Regime] | list[Regime] | None = None) -> list[Shipped]:
-    """The launches of all regimes, each once.
+def shipped(stem: str | None = None) -> list[Shipped]:
+    """What launchers launch in every regime, of one stem or of all.
+
+    Raises:
+        ValueError: there is no such stem.
+        ImportError: Triton is missing, or it interprets.
+    """
+    stems = list(dict.fromkeys(regime.stem for regime in REGIMES))
+    if stem not in (None, *stems):
+        raise ValueError(f"op {stem!r}; expected one of {', '.join(stems)}")
+    return launches_of(regime for regime in REGIMES if stem in (None, regime.stem))
+
+
+def launches_of(regimes: Iterable[Regime]) -> list[Shipped]:
+    """The launches of all regimes; where two make the same, the first one's figures hold.
 
     Raises:
         RuntimeError: a regime's launcher does not launch its kernel.
+        ImportError: Triton is missing, or it interprets.
     """
+    check_triton()
     found: dict[Launch, Shipped] = {}
-    for regime in REGIMES if regimes is None else regimes:
+    for regime in regimes:
         for case, occupancy, issue, instructions in regime.cases():
             launches = [x for x in case.launches() if x.name == regime.kernel]
             if not launches:

@@ -48,6 +48,19 @@ class Launch:
         return sizes | dict(self.options)
 
 
+def check_triton() -> None:
+    """Raises ImportError, saying what to do, where there is no Triton or it compiles nothing."""
+    try:
+        from triton import knobs
+    except ImportError:
+        raise ImportError(
+            "Triton is not installed; expected 3.6 or newer, which there is for Linux: "
+            "pip install triton"
+        ) from None
+    if knobs.runtime.interpret:
+        raise ImportError("Triton interprets and compiles nothing; expected no TRITON_INTERPRET")
+
+
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Inside the block jit kernels do not run: their launches are appended to the yielded list.

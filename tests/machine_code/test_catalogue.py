@@ -1,8 +1,18 @@
+import sys
 from dataclasses import replace
 
 import pytest
 
-from lada_ops.machine_code.catalogue import FFN, LINEAR, LOW_RANK, REGIMES, Regime, design, shipped
+from lada_ops.machine_code.catalogue import (
+    FFN,
+    LINEAR,
+    LOW_RANK,
+    REGIMES,
+    Regime,
+    design,
+    launches_of,
+    shipped,
+)
 from tests.test_layout import STEMS
 
 REGIME = Regime(
@@ -16,19 +26,21 @@ REGIME = Regime(
 
 
 def test_every_weight_meets_every_epilogue():
-    got = {(s.case.weight, s.case.epilogue) for s in shipped([REGIME])}
+    got = {(s.case.weight, s.case.epilogue) for s in launches_of([REGIME])}
     assert got == {("r64", "none"), ("r64", "gelu"), ("r128", "none"), ("r128", "gelu")}
 
 
 def test_launches_that_are_alike_count_once():
-    launches = [s.launch for s in shipped([REGIME])]
+    launches = [s.launch for s in launches_of([REGIME])]
     assert len(set(launches)) == len(launches)
-    assert {s.case.tokens for s in shipped([REGIME])} == {128}
+    assert {s.case.tokens for s in launches_of([REGIME])} == {128}
 
 
 def test_figures_are_the_regimes():
     (limits,) = {
-        s.limits for s in shipped([REGIME]) if (s.case.weight, s.case.epilogue) == ("r128", "gelu")
+        s.limits
+        for s in launches_of([REGIME])
+        if (s.case.weight, s.case.epilogue) == ("r128", "gelu")
     }
     assert limits.occupancy == 3
     assert limits.issue_per_tensor == 0.3
@@ -37,17 +49,19 @@ def test_figures_are_the_regimes():
 
 def test_a_regime_holds_its_own_kernel_alone():
     sums = replace(REGIME, kernel=LINEAR, way="two_launches")
-    assert {s.launch.name for s in shipped([replace(sums, epilogues={"gelu": 9.0})])} == {LINEAR}
+    assert {s.launch.name for s in launches_of([replace(sums, epilogues={"gelu": 9.0})])} == {
+        LINEAR
+    }
 
 
 def test_a_kernel_that_is_not_launched_is_an_error():
     with pytest.raises(RuntimeError, match="expected a launch of _linear_fwd_kernel"):
-        shipped([replace(REGIME, kernel=LINEAR)])
+        launches_of([replace(REGIME, kernel=LINEAR)])
 
 
 @pytest.mark.parametrize(("tokens", "wgmma"), [(16, False), (8192, True)])
 def test_high_tiles_need_a_warpgroup(tokens, wgmma):
-    (found, *_) = shipped([replace(REGIME, tokens=(tokens,))])
+    (found, *_) = launches_of([replace(REGIME, tokens=(tokens,))])
     assert found.limits.wgmma is wgmma
 
 
@@ -58,7 +72,7 @@ def test_weights_on_the_left_make_tiles_high():
         {"none": 99},
         way="weights_left",
     )
-    assert design(shipped([left])[0].launch).wgmma
+    assert design(launches_of([left])[0].launch).wgmma
 
 
 def test_feed_forward_may_fetch_its_bias():
@@ -68,3 +82,24 @@ def test_feed_forward_may_fetch_its_bias():
 
 def test_every_stem_is_shipped():
     assert {regime.stem for regime in REGIMES} == set(STEMS)
+
+
+def test_a_stem_can_be_asked_for():
+    assert {s.case.stem for s in shipped("low_rank_ffn")} == {"low_rank_ffn"}
+
+
+def test_unknown_stem_is_named_with_those_that_are_known():
+    with pytest.raises(ValueError, match="op 'low_rank'; expected one of low_rank_linear, "):
+        shipped("low_rank")
+
+
+def test_missing_triton_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ImportError, match="pip install triton"):
+        shipped()
+
+
+def test_interpreted_triton_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ImportError, match="expected no TRITON_INTERPRET"):
+        shipped()
