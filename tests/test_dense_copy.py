@@ -11,7 +11,7 @@ from torch import nn
 
 import lada_ops
 from lada_kernels import tuning
-from lada_ops import LowRankLinear
+from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
 from lada_ops.modules.dense_copy import DenseCopy
 
 ON_GPU: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda: 0)
@@ -87,6 +87,38 @@ class TestKeepDense:
         module.keep_dense = True
         assert torch.equal(module.dense_for(ON_GPU), module.u @ module.v)
         assert module.kept_bytes == 4 * 6 * 4
+
+    @pytest.mark.parametrize(
+        ("make", "names"),
+        [
+            (
+                lambda: BlockSparseLinear(32, 32, (16, 16), 0.5),
+                ("block_sparse_linear", "16x16-d50"),
+            ),
+            (
+                lambda: SparseLowRankLinear(32, 32, 4, (16, 16), 0.5),
+                ("sparse_low_rank_linear", "r32+16x16-d50"),
+            ),
+        ],
+        ids=["block-sparse", "sparse-low-rank"],
+    )
+    def test_blocks_too(self, make, names, monkeypatch):
+        asked = []
+        way = tuning.Way("dense")
+        monkeypatch.setattr(tuning, "fastest", lambda *key: asked.append(key) or way)
+        tuning.dense_is_ever_fastest.cache_clear()
+        module = make().requires_grad_(False)
+        assert torch.equal(module.dense_for(ON_GPU), module.format.to_dense())
+        assert (asked[0][0], asked[0][4]) == names
+        tuning.dense_is_ever_fastest.cache_clear()
+
+    def test_follows_the_indices(self):
+        module = BlockSparseLinear(32, 16, (16, 16), 0.5).requires_grad_(False)
+        module.keep_dense = True
+        module.dense_for(ON_GPU)
+        module.load_state_dict({"col_indices": 1 - module.col_indices}, strict=False)
+        after: Any = module.dense_for(ON_GPU)
+        assert torch.equal(after, module.format.to_dense())
 
     def test_false_keeps_nothing(self, module):
         module.keep_dense = False

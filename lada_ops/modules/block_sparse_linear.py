@@ -85,10 +85,17 @@ class BsrLinear(CompressedLinear):
         if bsr is not None:
             self.update_order()
 
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[2]
+
+    @property
+    def density(self) -> float:
+        return self.values.numel() / (self.out_features * self.in_features)
+
     def _format_repr(self) -> str:
-        nnz, rows, cols = self.values.shape
-        density = nnz * rows * cols / (self.out_features * self.in_features)
-        return f", block={rows}x{cols}, density={density:.3f}"
+        rows, cols = self.block
+        return f", block={rows}x{cols}, density={self.density:.3f}"
 
 
 class BlockSparseLinear(BsrLinear):
@@ -164,4 +171,10 @@ class BlockSparseLinear(BsrLinear):
             activation=self.activation,
             residual=residual,
             order=self.order,
+            dense=self.dense_for(x),
         )
+
+    def _table_names(self) -> tuple[str, str]:
+        from lada_kernels.tuning import sparse_name
+
+        return "block_sparse_linear", sparse_name(*self.block, self.density)

@@ -73,7 +73,7 @@ class CompressedLinear(nn.Module):
         if needs_grad(*factors) or not self._keeps_dense(x):
             self._dense_copy.drop()
             return None
-        return self._dense_copy.get(factors, self._dense_weight)
+        return self._dense_copy.get([*factors, *self.buffers()], self._dense_weight)
 
     def _keeps_dense(self, x: Tensor) -> bool:
         if self.keep_dense != "auto":

@@ -95,7 +95,14 @@ class SparseLowRankLinear(BsrLinear):
             activation=self.activation,
             residual=residual,
             order=self.order,
+            dense=self.dense_for(x),
         )
+
+    def _table_names(self) -> tuple[str, str]:
+        from lada_kernels.tuning import sparse_low_rank_name
+
+        rank = self.u.shape[1]
+        return "sparse_low_rank_linear", sparse_low_rank_name(rank, *self.block, self.density)
 
     def _format_repr(self) -> str:
         return f", rank={self.rank}{super()._format_repr()}"
