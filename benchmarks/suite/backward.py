@@ -37,6 +37,8 @@ def training_step(case: Case, device: torch.device, dtype: torch.dtype) -> Probl
     grad = torch.randn(case.tokens, case.out_features, device=device).to(dtype)
     activation = operands.activation
     assembled = partial(in_torch, activation)
+    order = bsr.order if bsr is not None and bsr.whole_packs else None
+    sorted_rows = {} if order is None else {"order": order}
     op = partial(getattr(lada_ops, case.stem), activation=activation)
     macs = sum(t.numel() for t in ours.values() if t.is_floating_point())
 
@@ -62,7 +64,7 @@ def training_step(case: Case, device: torch.device, dtype: torch.dtype) -> Probl
             read=theirs,
         ),
         "autograd": lambda: entry(assembled, ours),
-        "our op": lambda: entry(op, ours),
+        "our op": lambda: entry(op, ours | sorted_rows),
     }
     trained = sum(t.numel() for t in (given | ours).values() if t.is_floating_point())
     return Problem(case, own(exact), ways, trained * dtype.itemsize)
