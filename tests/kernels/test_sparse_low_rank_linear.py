@@ -3,10 +3,12 @@ import torch
 
 from tests.kernels.operands import (
     ACTIVATIONS,
+    TOLERANCE,
     assert_matches,
     dense_oracle,
     factors,
     fenced,
+    layer_norm,
     normal,
     row_strided,
     sparse_weight,
@@ -30,7 +32,7 @@ def operands(m, pattern, block, rank, dtype, device):
     return x, u, v, sparse, u.double() @ v.double() + sparse.double()
 
 
-@pytest.mark.parametrize("rank", [1, 5, 16, 64, 96, 300])
+@pytest.mark.parametrize("rank", [1, 5, 16, 32, 64, 96, 300])
 def test_any_rank_is_a_dense_linear(fwd, rank, dtype, device):
     pattern = torch.rand(3, 7) < 0.4
     x, u, v, sparse, weight = operands(17, pattern, (32, 16), rank, dtype, device)
@@ -91,6 +93,66 @@ def test_reads_nothing_outside_its_operands(fwd, watch_reads, dtype, device):
     crow, col = fenced(crow, col.numel() + 4), fenced(col, 7)
     watch_reads(x, u, v, crow, col, values, bias, residual)
     assert_matches(fwd(x, u, v, crow, col, values, bias, residual), want)
+
+
+def whole_rows(*packs):
+    """Block rows of so many packs of four blocks each, in random columns."""
+    cols = torch.rand(len(packs), 12).argsort(1)
+    return cols < torch.tensor(packs)[:, None] * 4
+
+
+@pytest.mark.parametrize("m", [5, 70])
+@pytest.mark.parametrize("way", ["one_launch", "weights_left"])
+@pytest.mark.parametrize("rank", [7, 32, 64])
+def test_rows_of_whole_packs_in_any_order(kernels, fwd, rank, way, m, device):
+    pattern, block = whole_rows(1, 0, 3, 2), (64, 16)
+    x, u, v, sparse, weight = operands(m, pattern, block, rank, torch.float16, device)
+    residual = normal(m, 256, dtype=torch.float16, device=device)
+    order = torch.tensor([2, 3, 0, 1], dtype=torch.int32, device=device)
+    given = x, u, v, *to_bsr(sparse, block), None, residual
+    y = fwd(*given, order=order, way=kernels.tuning.Way(way))
+    assert_matches(y, dense_oracle(x, weight, None, residual))
+
+
+def test_norm(fwd, dtype, device):
+    kind = {"dtype": dtype, "device": device}
+    x, u, v, sparse, weight = operands(19, torch.rand(3, 5) < 0.5, (16, 16), 6, **kind)
+    bias, norm = normal(48, **kind), layer_norm(48, **kind)
+    y = fwd(x, u, v, *to_bsr(sparse, (16, 16)), bias, None, "relu", norm)
+    bound = 3 * TOLERANCE[dtype]
+    want = dense_oracle(x, weight, bias, None, "relu", norm)
+    torch.testing.assert_close(y.double(), want, rtol=bound, atol=bound)
+
+
+def test_dense_way_takes_the_dense_weight(kernels, fwd, device):
+    kind = {"dtype": torch.float32, "device": device}
+    x, u, v, sparse, _ = operands(5, torch.rand(2, 3) < 0.5, (16, 16), 4, **kind)
+    dense, way = normal(32, 48, **kind), kernels.tuning.Way("dense")
+    y = fwd(x, u, v, *to_bsr(sparse, (16, 16)), None, None, "tanh", dense=dense, way=way)
+    assert_matches(y, dense_oracle(x, dense, None, None, "tanh"))
+
+
+def test_every_token_count(fwd, device):
+    pattern = torch.ones(1, 4) > 0
+    x, u, v, sparse, weight = operands(4736, pattern, (16, 16), 16, torch.float16, device)
+    bsr = to_bsr(sparse, (16, 16))
+    for m in [*range(301), 4736]:
+        assert_matches(fwd(x[:m], u, v, *bsr, None), dense_oracle(x[:m], weight))
+
+
+@pytest.mark.parametrize(
+    ("rank", "step"), [(16, 32), (32, 32), (48, 64), (64, 64), (96, 32), (128, 64), (160, 32)]
+)
+def test_ranks_are_padded_little(kernels, rank, step):
+    assert kernels.sparse_low_rank_linear.rank_step(rank, torch.float16) == step
+
+
+@pytest.mark.parametrize(("rank", "way"), [(64, "one_launch"), (256, "dense")])
+def test_the_rank_counts_against_a_dense_product(kernels, rank, way):
+    """768 -> 3072 with 30 % of 128x16 blocks: .6 of a dense product, and the factors' share."""
+    nnz = round(0.3 * 768 * 3072 / 128 / 16)
+    choose = kernels.sparse_low_rank_linear.choose
+    assert choose(8192, 3072, 768, rank, 128, 16, nnz, torch.float16, "fused", True, -1).name == way
 
 
 def test_no_rows(fwd, device):
