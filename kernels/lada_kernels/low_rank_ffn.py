@@ -195,7 +195,7 @@ def _low_rank_ffn_sum_kernel(
         s1 += tl.load(rows + tl.arange(0, R2A)[None, :])
         if R2B > 0:
             s2 += tl.load(rows + R2A + tl.arange(0, R2B)[None, :])
-        rows += M.to(tl.int64) * WIDTH
+        rows += tl.cast(M, tl.int64) * WIDTH
     s1 = s1.to(u2_ptr.dtype.element_ty)
     s2 = s2.to(u2_ptr.dtype.element_ty)
     sweep(
@@ -293,7 +293,7 @@ def low_rank_ffn_fwd(
     programs = _MIN_PROGRAMS if way.name == "split" else 1
     splits = max(1, min(f_tiles, _MAX_SPLITS, programs // row_tiles))
     f_per_program = -(-f_tiles // splits) * tiles.BLOCK_N
-    splits = max(1, -(-f // f_per_program))
+    splits = -(-f // f_per_program)
     (r1a, r1b), (r2a, r2b) = split_rank(rank1), split_rank(rank2)
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     stride_rm = 0 if residual is None else residual.stride(0)

@@ -1,8 +1,12 @@
+import os
 from typing import Any
 
 import pytest
 import torch
 
+from lada_ops.machine_code.compile import compile_launch
+from lada_ops.machine_code.launches import recorded
+from lada_ops.machine_code.targets import TARGETS
 from tests.kernels.operands import (
     ACTIVATIONS,
     assert_matches,
@@ -122,7 +126,7 @@ def test_reads_nothing_outside_its_operands(fwd, watch_reads, dtype, device):
 def test_rows_beyond_32_bit_offsets(fwd, device):
     if device.type == "cuda":
         pytest.skip("memory is not allocated lazily on a GPU")
-    _, *args = operands((33, 16, 32, 16, 16, 16), FP16, device)
+    _, *args = operands((33, 16, 72, 16, 16, 16), FP16, device)
     x, residual = far_apart_rows(33, 16), far_apart_rows(33, 16)
     args = x, *args[:-1], residual
     assert_matches(fwd(*args), oracle(*args))
@@ -148,21 +152,37 @@ def test_every_token_count(kernels, norm, device):
         torch.testing.assert_close(y.double(), want, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
+@pytest.mark.parametrize("way", ["one_launch", "split"])
+def test_compiles_for_one_row(way):
+    """A size of 1 is a constant to the compiler, and not to the interpreter."""
+    from lada_kernels import low_rank_ffn, tuning
+
+    args = operands((1, 768, 3072, 768, 64, 64), torch.bfloat16, "meta")
+    norm = layer_norm(768, torch.bfloat16, "meta")
+    with recorded() as launches:
+        low_rank_ffn.low_rank_ffn_fwd(*args, norm=norm, way=tuning.Way(way))
+    assert len(launches) == (2 if way == "split" else 1)
+    for launch in launches:
+        assert compile_launch(launch, TARGETS["sm_90"]).code
+
+
 class TestSplit:
     """d_ff over programs, whose partial sums a second launch adds up."""
 
     @pytest.mark.parametrize("most", [1, 2, 3, 100])
-    def test_covers_f(self, kernels, split, most, device, monkeypatch):
+    @pytest.mark.parametrize("f", [320, 330])
+    def test_covers_f(self, kernels, split, f, most, device, monkeypatch):
         """However many programs share F, each column of it counts once."""
         monkeypatch.setattr(kernels.low_rank_ffn, "_MAX_SPLITS", most)
-        args = operands((3, 8, 330, 16, 8, 8), FP32, device)
+        args = operands((3, 8, f, 16, 8, 8), FP32, device)
         assert_matches(split(*args), oracle(*args))
 
     def test_keeps_partial_sums_in_fp32(self, split, device):
         """Sums of large terms that cancel: in fp16 they would overflow."""
         kind = {"device": device, "dtype": FP16}
         one, x = torch.ones(1, 1, **kind), torch.full((2, 1), 4.0, **kind)
-        v2 = torch.full((1, 256), 200.0, **kind)
+        v2 = torch.full((1, 256), 400.0, **kind)
         v2[:, 128:] *= -1
         args = x, one.expand(256, 1).contiguous(), one, None, one, v2, None
         assert (split(*args, activation="none") == 0).all()
