@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Faults = Callable[[Case, "Way"], list[str]]
 
+# what some kernels do by design, and the clock tells whether it pays
+_FOR_THE_CLOCK = {"copy_bits": 0, "synchronous_loads": 1 << 30, "shared_stores": 1 << 30}
 _EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}
 
 
@@ -88,6 +90,7 @@ def gate_for(target: Target) -> Faults:
             tensor_cores=launch.itemsize == 2,
             # lower tiles than a warpgroup's are right for few tokens
             wgmma=launch.tiles.get("BLOCK_M", 0) >= 64,
+            **_FOR_THE_CLOCK,
         )
         try:
             return faults(compile_launch(launch, target), limits)

@@ -10,6 +10,7 @@ from lada_ops.latency import GraphClock
 from lada_ops.machine_code.targets import TARGETS
 from lada_ops.tune import Bench, Case, NoGpu
 from lada_ops.tune import bench as module
+from lada_ops.tune.ways import ways_of
 
 CASE = Case(768, 3072, "r64", "fused", 2048)
 
@@ -91,8 +92,20 @@ class TestGate:
 
     gate = staticmethod(module.gate_for(TARGETS["sm_90"]))
 
-    def test_the_default_tiles_pass(self):
-        assert self.gate(CASE, Way("one_launch")) == []
+    @pytest.mark.parametrize(
+        ("weight", "epilogue"),
+        [
+            ("r64", "fused"),
+            ("128x16-d20", "plain"),
+            ("r64+64x16-d05", "norm"),
+            ("r64-3072-r64", "norm"),
+        ],
+    )
+    def test_the_tiles_to_start_from_pass(self, weight, epilogue):
+        case = replace(CASE, weight=weight, epilogue=epilogue)
+        for name, space in ways_of(case).items():
+            if space is not None:
+                assert self.gate(case, Way(name, space.start)) == []
 
     def test_numbers_of_tokens_that_launch_the_same_are_compiled_once(self, monkeypatch):
         self.gate(CASE, Way("one_launch", TileConfig(16, 64, 64, 4, 3)))
