@@ -7,12 +7,13 @@ driver, Triton or kernel it is measured again, and replaced.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lada_ops.environment import environment
-from lada_ops.latency import write_json
+from lada_ops.latency import write_whole
 
 from .rows import Row, read
 
@@ -35,6 +36,8 @@ class Store:
         if environment not in self.environments:
             self.environments.append(dict(environment))
         self.current = self.environments.index(dict(environment))
+        # kept as text, since there will be thousands, and the file is written anew at each
+        self._lines = {key: _line(key, row) for key, row in self.rows.items()}
 
     @property
     def _running(self) -> Path:
@@ -51,7 +54,10 @@ class Store:
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
         self.rows[key] = {**row, "environment": self.current}
-        write_json(self.path, {"environments": self.environments, "rows": self.rows})
+        self._lines[key] = _line(key, self.rows[key])
+        environments = json.dumps(self.environments, allow_nan=False)
+        rows = ",\n".join(self._lines.values())
+        write_whole(self.path, f'{{"environments": {environments},\n"rows": {{\n{rows}\n}}}}\n')
         self._running.unlink(missing_ok=True)
 
     def interrupted(self) -> str | None:
@@ -61,6 +67,10 @@ class Store:
         key = self._running.read_text()
         self._running.unlink()
         return key
+
+
+def _line(key: str, row: Row) -> str:
+    return f"{json.dumps(key)}: {json.dumps(row, allow_nan=False)}"
 
 
 def suite_environment(dry_run: bool) -> dict[str, Any]:

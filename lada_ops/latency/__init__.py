@@ -9,7 +9,7 @@ from .clock import Clock, CpuClock, CudaClock
 from .compare import compare
 from .graphs import GraphClock, Rotation, copies_for
 from .models import compare_models
-from .result import Comparison, Quartiles, Timing, collect, write_json
+from .result import Comparison, Quartiles, Timing, collect, write_json, write_whole
 
 __all__ = [
     "TOLERANCES",
@@ -28,4 +28,5 @@ __all__ = [
     "compare_models",
     "copies_for",
     "write_json",
+    "write_whole",
 ]

@@ -126,8 +126,12 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Raises ValueError or TypeError on what JSON cannot hold (NaN, tensors), OSError on a full disk;
     a file that was there is then as before.
     """
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` whole or not at all, under a temporary name first."""
     path = Path(path)
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -21,6 +21,22 @@ def test_a_row_is_on_disk_as_soon_as_it_is_put(path):
     assert read(path) == ([HERE], {"row": {"x": 1, "environment": 0}})
 
 
+def test_each_row_is_a_line(path):
+    store = Store(path, HERE)
+    for key in ("first", "second"):
+        store.put(key, {"x": [1, 2], "text": "a\nb"})
+    lines = [line for line in path.read_text().splitlines() if line.startswith('"')]
+    assert [line.split('"')[1] for line in lines] == ["rows", "first", "second"]
+
+
+def test_what_json_cannot_hold_leaves_the_file_as_it_was(path):
+    store = Store(path, HERE)
+    store.put("first", {"x": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        store.put("second", {"x": float("nan")})
+    assert set(Store(path, HERE).rows) == {"first"}
+
+
 def test_a_second_run_goes_on(path):
     Store(path, HERE).put("first", {"x": 1})
     second = Store(path, HERE)
