@@ -34,9 +34,12 @@ PORTABLE = [
     Case("block_sparse_linear", 8192, 768, 3072, "128x16-d20", "gelu", FP16),
     Case("block_sparse_linear", 8192, 768, 3072, "32x32-d20", "gelu+residual", whole_packs=False),
     Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "gelu"),
+    Case("block_sparse_linear", 8192, 768, 3072, "64x16-d05", "none", gradient="x"),
+    Case("block_sparse_linear", 512, 768, 3072, "128x16-d05", "none", gradient="values"),
     Case("low_rank_ffn", 16, 768, 768, "r64-3072-r64", "norm"),
     Case("low_rank_ffn", 8192, 768, 768, "r128-3072-r128", "norm"),
 ]
+ACTIVATIONS = ["relu", "gelu_tanh", "silu", "tanh"]  # those that are shipped have the others
 SINGLE = [  # fp32: in registers, without tensor cores
     Case("block_sparse_linear", 8192, 768, 3072, "64x16-d20", "gelu", FP32),
     Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "none", FP32),
@@ -55,6 +58,13 @@ def test_what_is_shipped_passes_on_hopper(case):
 def test_compiles_clean(case, target):
     for launch in case.launches():
         assert faults(binary(launch, TARGETS[target]), design(launch)) == []
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_compiles(activation, target):
+    (launch,) = Case("block_sparse_linear", 17, 768, 768, "16x16-d10", activation).launches()
+    assert faults(binary(launch, TARGETS[target]), design(launch)) == []
 
 
 @pytest.mark.parametrize("target", TARGETS)

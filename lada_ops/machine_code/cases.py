@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,19 +32,26 @@ class Case:
     """A `lada_kernels.tuning.Way`; the launcher's own choice if None."""
     whole_packs: bool = True
     """Whether block rows are sorted by load and hold whole packs; low rank ignores it."""
+    gradient: str | None = None
+    """Of block-sparse linears: that of "x" or of the stored "values"; None is the forward pass."""
 
     def __str__(self) -> str:
         shape = f"{self.tokens}x{self.k}x{self.n}"
         dtype = str(self.dtype).removeprefix("torch.")
         way = "" if self.way is None else f" {self.way.name}"
         packs = "" if self.whole_packs else " unsorted"
-        return f"{self.stem} {shape} {self.weight}{packs} {self.epilogue} {dtype}{way}"
+        what = self.epilogue if self.gradient is None else f"gradient of {self.gradient}"
+        return f"{self.stem} {shape} {self.weight}{packs} {what} {dtype}{way}"
 
     def launches(self) -> list[Launch]:
         """The launches of our kernels that the launcher makes; none where torch does it all."""
+        with recorded() as launches:
+            self._forward() if self.gradient is None else self._backward()
+        return launches
+
+    def _forward(self) -> None:
         module = importlib.import_module(f"lada_kernels.{self.stem}")
-        launcher = getattr(module, f"{self.stem}_fwd")
-        meta = partial(torch.empty, dtype=self.dtype, device="meta")
+        meta = self._meta
         weights = self._weights()
         if self.whole_packs and "crow_indices" in weights:
             rows = weights["crow_indices"].numel() - 1
@@ -54,16 +62,27 @@ class Case:
             activation, residual = "none", "residual"
         if self.stem == "low_rank_ffn":
             activation = "gelu"  # between its products
-        with recorded() as launches:
-            launcher(
-                meta(self.tokens, self.k),
-                **weights,
-                residual=meta(self.tokens, self.n) if residual else None,
-                activation=activation,
-                norm=norm,
-                way=self.way,
-            )
-        return launches
+        getattr(module, f"{self.stem}_fwd")(
+            meta(self.tokens, self.k),
+            **weights,
+            residual=meta(self.tokens, self.n) if residual else None,
+            activation=activation,
+            norm=norm,
+            way=self.way,
+        )
+
+    def _backward(self) -> None:
+        from lada_kernels import block_sparse_linear_bwd as module
+
+        weights = self._weights()
+        indices, values = (weights["crow_indices"], weights["col_indices"]), weights["values"]
+        dy = self._meta(self.tokens, self.n)
+        if self.gradient == "x":
+            module.block_sparse_linear_dx(dy, *indices, values, self.k)
+        else:
+            x = self._meta(self.tokens, self.k)
+            block = values.shape[1], values.shape[2]
+            module.block_sparse_linear_dvalues(dy, x, *indices, *block)
 
     @property
     def work(self) -> Work:
@@ -75,10 +94,13 @@ class Case:
         activations = self.tokens * (self.k + self.n * (1 + has_residual))
         return Work(2 * self.tokens * parameters, size * (parameters + activations))
 
+    @property
+    def _meta(self) -> Callable[..., torch.Tensor]:
+        return partial(torch.empty, dtype=self.dtype, device="meta")
+
     def _weights(self) -> dict[str, torch.Tensor]:
         """By the names of the launcher's parameters, biases included."""
-        meta = partial(torch.empty, dtype=self.dtype, device="meta")
-        k, n = self.k, self.n
+        meta, k, n = self._meta, self.k, self.n
         if ffn := re.fullmatch(r"r(\d+)-(\d+)-r(\d+)", self.weight):
             rank1, hidden, rank2 = map(int, ffn.groups())
             up = {"u1": meta(hidden, rank1), "v1": meta(rank1, k), "bias1": meta(hidden)}

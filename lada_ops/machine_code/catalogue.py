@@ -32,6 +32,7 @@ class Regime:
     way: str | None = None
     whole_packs: bool = True
     dtype: torch.dtype = torch.bfloat16
+    gradient: str | None = None
 
     def cases(self) -> Iterator[tuple[Case, int, float, float]]:
         """Each with its fewest programs, most issue cycles and most instructions."""
@@ -45,7 +46,7 @@ class Regime:
                     case = Case(
                         *(self.stem, tokens, k, n, weight, epilogue, self.dtype),
                         None if self.way is None else Way(self.way),
-                        self.whole_packs,
+                        *(self.whole_packs, self.gradient),
                     )
                     yield case, occupancy, issue, instructions
 
@@ -99,21 +100,28 @@ def launches_of(regimes: Iterable[Regime]) -> list[Shipped]:
 
 def design(launch: Launch) -> Limits:
     """What a launch of our kernels is held to by its design, whatever its tiles."""
-    constants = dict(launch.constants)
-    left = constants.get("WEIGHTS_LEFT", False)
-    rows = constants["BLOCK_N" if left else "BLOCK_M"]  # of the left operand of the products
+    tile = dict(launch.constants)
+    rows = tile["BLOCK_M"]  # of the left operand of the products
+    if tile.get("WEIGHTS_LEFT"):
+        rows = tile["BLOCK_N"]
+    elif launch.name == GRADIENT:
+        rows = tile["BLOCK_K"]
     limits = Limits(
         tensor_cores=any(kind in ("*fp16", "*bf16") for _, kind in launch.signature),
         wgmma=rows >= 64,
     )
-    if launch.name == "_low_rank_ffn_fwd_kernel":
+    if launch.name == FFN:
         # for each tile of F its bias, a step ahead, and its activations, to be multiplied
         return dataclasses.replace(limits, synchronous_loads=8, shared_stores=1)
+    if "BSR_COLS" in tile and tile["BSR_COLS"] == tile["BLOCK_K"]:
+        # a pack of one block has one index, which goes to all threads that way
+        return dataclasses.replace(limits, shared_stores=1)
     return limits
 
 
 LOW_RANK, LINEAR = "_low_rank_linear_fwd_kernel", "_linear_fwd_kernel"
 SPARSE, BOTH = "_block_sparse_linear_fwd_kernel", "_sparse_low_rank_linear_fwd_kernel"
+GRADIENT = "_block_sparse_linear_dvalues_kernel"
 FFN, FFN_SUM = "_low_rank_ffn_fwd_kernel", "_low_rank_ffn_sum_kernel"
 INF = float("inf")
 
@@ -259,6 +267,33 @@ REGIMES = [
         *(BOTH, "sparse_low_rank_linear", (8192,)),
         {"r64+128x16-d05": (3, 0.72), "r64+64x16-d05": (3, 0.65), "r32+64x16-d05": (3, 0.96)},
         {"gelu+residual": 22},
+    ),
+    Regime(
+        *(SPARSE, "block_sparse_linear", (512,)),
+        {
+            **{"128x16-d05": (5, 1.98), "64x16-d05": (7, 2.85), "64x32-d05": (6, 1.5)},
+            **{"32x32-d05": (6, 1.5), "16x16-d05": (7, 2.8)},
+        },
+        {"none": 9.2},
+        gradient="x",
+    ),
+    Regime(
+        *(SPARSE, "block_sparse_linear", (8192,)),
+        {
+            **{"128x16-d05": (3, 1.25), "64x16-d05": (4, 1.77), "64x32-d05": (3, 0.91)},
+            **{"32x32-d05": (3, 0.91), "16x16-d05": (4, 1.77)},
+        },
+        {"none": 5.7},
+        gradient="x",
+    ),
+    Regime(
+        *(GRADIENT, "block_sparse_linear", (512, 8192)),
+        {
+            **{"128x16-d05": (3, 0.71), "64x16-d05": (4, 0.71), "64x32-d05": (4, 0.71)},
+            **{"32x32-d05": (6, 1.4), "16x16-d05": (7, 2.5)},
+        },
+        {"none": 8.1},
+        gradient="values",
     ),
     Regime(
         *(FFN, "low_rank_ffn", (16,)),

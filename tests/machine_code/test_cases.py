@@ -44,6 +44,22 @@ def test_groups_share_x():
     assert dict(launch.constants)["GROUPS"] == 3
 
 
+@pytest.mark.parametrize(
+    ("gradient", "kernel", "block"),
+    [
+        ("x", "_block_sparse_linear_fwd_kernel", (16, 64)),  # of the transposed weight
+        ("values", "_block_sparse_linear_dvalues_kernel", (64, 16)),
+    ],
+)
+def test_gradients_are_cases_too(gradient, kernel, block):
+    case = Case("block_sparse_linear", 512, 768, 3072, "64x16-d05", "none", gradient=gradient)
+    (launch,) = case.launches()
+    constants = dict(launch.constants)
+    assert launch.name == kernel
+    assert (constants["BSR_ROWS"], constants["BSR_COLS"]) == block
+    assert f"gradient of {gradient}" in str(case)
+
+
 def test_what_torch_does_alone_launches_nothing():
     assert kernels(Case("low_rank_linear", 8192, 768, 3072, "r256", "none")) == []
 
