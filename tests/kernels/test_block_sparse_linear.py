@@ -43,9 +43,9 @@ PATTERNS = {
 
 
 def whole_packs(rows, packs, pack):
-    """Block rows of 0, 2, 1, 0, 2, ... packs of blocks in random columns, and half as many free."""
+    """Block rows of 0, 1, 2, ... packs of blocks, and from 0 again, in random columns."""
     cols = torch.rand(rows, packs * pack).argsort(1)
-    return cols < (torch.arange(rows) * (packs - 1) % (packs + 1) * pack)[:, None]
+    return cols < (torch.arange(rows) % (packs + 1) * pack)[:, None]
 
 
 def heaviest_first(crow):
