@@ -1,15 +1,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SET_UP := .venv/.set-up
+TRITONS := 3.6.0 3.9.0
 RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.environment import device_slug; print(device_slug())' 2>/dev/null)
 
-.PHONY: demo test lint results readme clean
+.PHONY: demo test test-triton $(TRITONS:%=test-triton-%) lint results readme clean
 
 demo: $(SET_UP)  ## the main job on a real model; DATA=path/to/stsb for a true score
 	$(BIN)/lada demo $(if $(DATA),--data $(DATA))
 
 test: $(SET_UP)  ## all tests
 	$(BIN)/python -m pytest -q
+
+test-triton: $(TRITONS:%=test-triton-%)  ## kernels and machine code under other versions of Triton
+
+$(TRITONS:%=test-triton-%): test-triton-%: .venv/triton-%/.set-up
+	PYTHONPATH=.venv/triton-$* $(BIN)/python -m pytest -q -p no:cacheprovider \
+		tests/kernels tests/machine_code tests/test_static_gate.py
 
 lint: $(SET_UP)
 	$(BIN)/ruff check
@@ -31,6 +38,11 @@ readme: $(SET_UP)  ## write the README's tables from the committed results
 $(SET_UP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# the interpreter of Triton 3.6 cannot loop with numpy 2.4
+.venv/triton-%/.set-up: $(SET_UP)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) triton==$* numpy==2.3.5
 	touch $@
 
 clean:
