@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "tests.op_suite",
     "tests.op_transform_suite",
     "tests.operands",
+    "tests.order_suite",
 )
 
 

@@ -7,6 +7,7 @@ from tests.bsr_module_suite import BsrModuleSuite
 from tests.module_suite import IN, OUT
 from tests.op_suite import OpSuite
 from tests.op_transform_suite import OpTransformSuite
+from tests.order_suite import OrderSuite
 
 
 class TestOp(OpSuite):
@@ -14,6 +15,10 @@ class TestOp(OpSuite):
 
 
 class TestOpTransforms(OpTransformSuite):
+    stem = "sparse_low_rank_linear"
+
+
+class TestOrder(OrderSuite):
     stem = "sparse_low_rank_linear"
 
 
