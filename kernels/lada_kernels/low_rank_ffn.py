@@ -15,8 +15,8 @@ import triton.language as tl
 
 from .activations import activate, kernel_activation
 from .epilogue import store_tile
-from .low_rank_linear import low_rank_linear_fwd, split_rank, times_ut, times_vt
-from .low_rank_tiles import sweep
+from .low_rank_linear import low_rank_linear_fwd
+from .low_rank_tiles import split_rank, sweep, times_ut, times_vt
 from .torch_epilogue import Norm, epilogue_kind
 from .tuning import TileConfig, Way, fastest, ffn_name, token_bucket
 

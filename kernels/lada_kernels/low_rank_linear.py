@@ -2,8 +2,7 @@
 
 Each program reduces BLOCK_M rows of x over K into a (BLOCK_M, RANK) tile h that never leaves the
 chip, then sweeps its share of N with it. With few rows, N is split over programs, which repeat the
-cheap first product rather than leave the device idle. A rank that is no power of two is the sum of
-two that are: h is held in two pieces, and no product is padded by more than it must.
+cheap first product rather than leave the device idle.
 """
 
 import functools
@@ -15,8 +14,8 @@ import triton
 import triton.language as tl
 
 from .activations import kernel_activation
-from .epilogue import epilogue, merge_moments, normalize, store_tile
 from .linear import linear_fwd
+from .low_rank_tiles import split_rank, sweep, times_vt
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest, low_rank_name, token_bucket
 
@@ -24,119 +23,6 @@ MAX_RANK = 256
 """Largest rank whose (BLOCK_M, RANK) tile fits in registers."""
 
 _MIN_PROGRAMS = 256  # about two per multiprocessor of a large GPU
-
-
-@triton.jit
-def _load_vt(v_rows, offs_k, k, K, EVEN_K: tl.constexpr):
-    if EVEN_K:
-        return tl.load(v_rows + (k + offs_k)[:, None])
-    return tl.load(v_rows + (k + offs_k)[:, None], mask=(offs_k < K - k)[:, None], other=0.0)
-
-
-@triton.jit
-def _load_ut(u_rows, offs_r, RANK: tl.constexpr, PADDED: tl.constexpr):
-    if PADDED:
-        return tl.load(u_rows + offs_r[:, None], mask=(offs_r < RANK)[:, None], other=0.0)
-    return tl.load(u_rows + offs_r[:, None])
-
-
-@triton.jit
-def times_ut(
-    h1,  # (BLOCK_M, RANK1)
-    h2,  # (BLOCK_M, RANK2), or anything where RANK2 is 0
-    u_ptr,  # (N, RANK)
-    offs_n,
-    N,
-    RANK: tl.constexpr,
-    RANK1: tl.constexpr,
-    RANK2: tl.constexpr,
-):
-    """``[h1 | h2] @ u[offs_n].T``, fp32; columns past N repeat the last one."""
-    PADDED: tl.constexpr = RANK1 + RANK2 != RANK
-    u_rows = u_ptr + tl.minimum(offs_n, N - 1)[None, :] * RANK
-    ut = _load_ut(u_rows, tl.arange(0, RANK1), RANK, PADDED)
-    y = tl.dot(h1, ut, input_precision="ieee")
-    if RANK2 > 0:
-        ut = _load_ut(u_rows, RANK1 + tl.arange(0, RANK2), RANK, PADDED)
-        y = tl.dot(h2, ut, y, input_precision="ieee")
-    return y
-
-
-@triton.jit
-def times_vt(
-    x_ptr,  # (M, K)
-    v_ptr,  # (RANK, K)
-    offs_m,
-    M,
-    K,
-    stride_xm,
-    RANK: tl.constexpr,
-    RANK1: tl.constexpr,
-    RANK2: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-):
-    """``x[offs_m] @ v.T`` in x's dtype, as its first RANK1 columns and the other RANK2.
-
-    Columns past RANK repeat the last one; `times_ut` meets them with zeros.
-    """
-    offs_k = tl.arange(0, BLOCK_K)
-    # rows past the end repeat the last one: cheaper than a mask in the loop, and never stored
-    x_rows = x_ptr + tl.minimum(offs_m, M - 1)[:, None] * stride_xm
-    v_rows1 = v_ptr + tl.minimum(tl.arange(0, RANK1), RANK - 1)[None, :] * K
-    h1 = tl.zeros((BLOCK_M, RANK1), dtype=tl.float32)
-    if RANK2 > 0:
-        v_rows2 = v_ptr + tl.minimum(RANK1 + tl.arange(0, RANK2), RANK - 1)[None, :] * K
-        h2 = tl.zeros((BLOCK_M, RANK2), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_rows + (k + offs_k)[None, :])
-        else:
-            x = tl.load(x_rows + (k + offs_k)[None, :], mask=(offs_k < K - k)[None, :], other=0.0)
-        h1 = tl.dot(x, _load_vt(v_rows1, offs_k, k, K, EVEN_K), h1, input_precision="ieee")
-        if RANK2 > 0:
-            h2 = tl.dot(x, _load_vt(v_rows2, offs_k, k, K, EVEN_K), h2, input_precision="ieee")
-    h1 = h1.to(x_ptr.dtype.element_ty)
-    if RANK2 > 0:
-        return h1, h2.to(x_ptr.dtype.element_ty)
-    else:
-        return h1, h1
-
-
-@triton.jit
-def low_rank_tile(
-    h1,
-    h2,
-    u_ptr,
-    bias_ptr,
-    residual_ptr,
-    offs_m,
-    offs_n,
-    M,
-    N,
-    stride_rm,
-    RANK: tl.constexpr,
-    RANK1: tl.constexpr,
-    RANK2: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """``act([h1 | h2] @ u[offs_n].T + bias) + residual``, fp32."""
-    return epilogue(
-        times_ut(h1, h2, u_ptr, offs_n, N, RANK, RANK1, RANK2),
-        bias_ptr,
-        residual_ptr,
-        offs_m,
-        offs_n,
-        M,
-        N,
-        stride_rm,
-        HAS_BIAS,
-        HAS_RESIDUAL,
-        ACTIVATION,
-    )
 
 
 @triton.jit
@@ -184,35 +70,11 @@ def _low_rank_linear_fwd_kernel(
         x_ptr, v_ptr, offs_m, M, K, stride_xm, RANK, RANK1, RANK2, BLOCK_M, BLOCK_K, EVEN_K
     )
 
-    if HAS_NORM:
-        mean = tl.zeros((BLOCK_M,), dtype=tl.float32)
-        m2 = tl.zeros((BLOCK_M,), dtype=tl.float32)
-        for n in range(0, N, BLOCK_N):  # the program owns whole rows
-            offs_n = n + tl.arange(0, BLOCK_N)
-            y = low_rank_tile(
-                *(h1, h2, u_ptr, bias_ptr, residual_ptr, offs_m, offs_n, M, end_n, stride_rm),
-                *(RANK, RANK1, RANK2, HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
-            )
-            mean, m2 = merge_moments(y, n, N, mean, m2)
-        rstd = tl.rsqrt(m2 / N + eps)
-
-    for n in range(first_n, end_n, BLOCK_N):
-        offs_n = n + tl.arange(0, BLOCK_N)
-        y = low_rank_tile(
-            *(h1, h2, u_ptr, bias_ptr, residual_ptr, offs_m, offs_n, M, end_n, stride_rm),
-            *(RANK, RANK1, RANK2, HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
-        )
-        if HAS_NORM:
-            y = normalize(y, mean, rstd, norm_weight_ptr, norm_bias_ptr, offs_n, end_n)
-        store_tile(y, y_ptr, offs_m, offs_n, M, end_n, stride_ym)
-
-
-def split_rank(rank: int) -> tuple[int, int]:
-    """Two powers of two, the second perhaps 0, whose sum is `rank` or as little more as can be."""
-    whole = max(16, 1 << (rank - 1).bit_length())
-    half = whole // 2
-    rest = max(16, 1 << (rank - half - 1).bit_length()) if 16 <= half < rank else whole
-    return (half, rest) if half + rest < whole else (whole, 0)
+    sweep(
+        *(h1, h2, u_ptr, bias_ptr, residual_ptr, norm_weight_ptr, norm_bias_ptr, y_ptr),
+        *(offs_m, first_n, end_n, M, N, stride_rm, stride_ym, eps, RANK, RANK1, RANK2),
+        *(HAS_BIAS, HAS_RESIDUAL, HAS_NORM, ACTIVATION, BLOCK_M, BLOCK_N),
+    )
 
 
 def default_tiles(m: int, rank: int, dtype: torch.dtype, norm: bool = False) -> TileConfig:

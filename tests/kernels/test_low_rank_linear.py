@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 
@@ -188,29 +186,6 @@ def test_dense_way_takes_the_dense_weight(kernels, device):
     way = kernels.tuning.Way("dense")
     y = kernels.low_rank_linear.low_rank_linear_fwd(x, u, v, None, dense=weight, way=way)
     assert_matches(y, dense_oracle(x, weight))
-
-
-class TestSplitRank:
-    @pytest.mark.parametrize(
-        ("rank", "pieces"),
-        [
-            (1, (16, 0)),
-            (16, (16, 0)),
-            (48, (32, 16)),
-            (64, (64, 0)),
-            (72, (64, 16)),
-            (96, (64, 32)),
-        ],
-    )
-    def test_pieces(self, kernels, rank, pieces):
-        assert kernels.low_rank_linear.split_rank(rank) == pieces
-
-    def test_holds_the_rank_with_the_least_padding(self, kernels):
-        powers = [16, 32, 64, 128, 256]
-        sums = {*powers, *(a + b for a, b in itertools.combinations(powers, 2))}
-        for rank in range(1, 257):
-            pieces = kernels.low_rank_linear.split_rank(rank)
-            assert sum(pieces) == min(s for s in sums if s >= rank)
 
 
 class TestChoose:
