@@ -111,8 +111,9 @@ def design(launch: Launch) -> Limits:
         wgmma=rows >= 64,
     )
     if launch.name == FFN:
-        # for each tile of F its bias, a step ahead, and its activations, to be multiplied
-        return dataclasses.replace(limits, synchronous_loads=8, shared_stores=1)
+        # for each tile of F its bias, a step ahead, and its activations: on their way to the second
+        # product they pass shared memory wherever tensor cores do not take them from registers
+        return dataclasses.replace(limits, synchronous_loads=8, shared_stores=16)
     if "BSR_COLS" in tile and tile["BSR_COLS"] == tile["BLOCK_K"]:
         # a pack of one block has one index, which goes to all threads that way
         return dataclasses.replace(limits, shared_stores=1)
