@@ -168,11 +168,12 @@ def block_constants(
     tiles: TileConfig,
 ) -> dict[str, Any]:
     """The constexprs that the functions of `block_tiles` take."""
+    whole = block_cols if order is None else max(PACK_WIDTH, block_cols)
     return {
         "BSR_ROWS": block_rows,
         "BSR_COLS": block_cols,
         "HAS_ORDER": order is not None,
-        "WHOLE_PACKS": order is not None and max(PACK_WIDTH, block_cols) % tiles.BLOCK_K == 0,
+        "WHOLE_PACKS": whole % tiles.BLOCK_K == 0,
         "WEIGHTS_LEFT": weights_left,
     }
 
