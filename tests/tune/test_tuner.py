@@ -190,8 +190,9 @@ def test_a_case_that_the_budget_cuts_short_is_not_written(launcher, clock, tmp_p
     assert not path_in(tmp_path).exists()
 
 
-def test_no_case_begins_after_the_budget(launcher, clock, tmp_path):
+def test_no_case_begins_after_the_budget(launcher, clock, monkeypatch, tmp_path):
     spent = []
+    monkeypatch.setattr(module, "ways_of", lambda case: {"two_launches": None})
     bench = Bench(
         torch.device("cpu"), "FAKE", clock, 1, lambda *_: [], 2, now=lambda: 10.0 * len(spent)
     )
