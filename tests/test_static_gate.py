@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from lada_ops.machine_code.cases import Case
-from lada_ops.machine_code.catalogue import design, shipped
+from lada_ops.machine_code.catalogue import design, shipped, tabled
 from lada_ops.machine_code.compile import compile_launch
 from lada_ops.machine_code.gate import Limits, faults
 from lada_ops.machine_code.launches import recorded
@@ -48,7 +48,7 @@ SINGLE = [  # fp32: in registers, without tensor cores
 binary = functools.cache(compile_launch)
 
 
-@pytest.mark.parametrize("case", shipped(), ids=lambda s: f"{s.case} {s.launch.name}")
+@pytest.mark.parametrize("case", shipped() + tabled(), ids=lambda s: f"{s.case} {s.launch.name}")
 def test_what_is_shipped_passes_on_hopper(case):
     assert faults(binary(case.launch, TARGETS["sm_90"]), case.limits) == []
 

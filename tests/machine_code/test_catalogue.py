@@ -1,18 +1,12 @@
+import json
 import sys
 from dataclasses import replace
 
 import pytest
 
-from lada_ops.machine_code.catalogue import (
-    FFN,
-    LINEAR,
-    LOW_RANK,
-    REGIMES,
-    Regime,
-    design,
-    launches_of,
-    shipped,
-)
+from lada_kernels.table import Key, Measured, Table, TableError, TileConfig
+from lada_ops.machine_code.catalogue import design, launches_of, shipped, tabled
+from lada_ops.machine_code.regimes import FFN, LINEAR, LOW_RANK, REGIMES, Regime
 from tests.test_layout import STEMS
 
 REGIME = Regime(
@@ -86,6 +80,29 @@ def test_every_stem_is_shipped():
 
 def test_a_stem_can_be_asked_for():
     assert {s.case.stem for s in shipped("low_rank_ffn")} == {"low_rank_ffn"}
+
+
+def test_tables_are_shipped_too(tmp_path):
+    tiles = TileConfig(BLOCK_M=32, BLOCK_N=128, BLOCK_K=64, num_warps=4, num_stages=2)
+    ways = {"dense": Measured(9.0), "one_launch": Measured(5.0, tiles)}
+    table = Table("low_rank_linear", "NVIDIA_H200", "3.7")
+    for tokens in (512, 1024):  # which launch alike
+        table.add(Key("float16", 768, 3072, "r96", "fused"), tokens, ways, {})
+    path = tmp_path / "low_rank_linear" / Table.name("NVIDIA_H200", "3.7")
+    path.parent.mkdir()
+    path.write_text(json.dumps(table.to_dict()))
+    (found,) = tabled(tmp_path)
+    constants = dict(found.launch.constants)
+    assert (constants["RANK"], constants["ACTIVATION"]) == (96, "gelu_poly")
+    assert found.launch.tiles == tiles.kwargs()
+    assert found.limits == design(found.launch)
+
+
+def test_what_is_no_table_is_an_error(tmp_path):
+    (tmp_path / "low_rank_linear").mkdir()
+    (tmp_path / "low_rank_linear/NVIDIA_H200-triton3.7.json").write_text("{")
+    with pytest.raises(TableError, match="NVIDIA_H200-triton3.7.json is no tuned table"):
+        tabled(tmp_path)
 
 
 def test_unknown_stem_is_named_with_those_that_are_known():

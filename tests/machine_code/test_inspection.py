@@ -3,8 +3,9 @@ from rich.console import Console
 
 from lada_ops import tables
 from lada_ops.machine_code import inspection
-from lada_ops.machine_code.catalogue import LOW_RANK, Regime, launches_of
+from lada_ops.machine_code.catalogue import launches_of
 from lada_ops.machine_code.compile import CompileError
+from lada_ops.machine_code.regimes import LOW_RANK, Regime
 from lada_ops.machine_code.targets import TARGETS
 
 H200 = TARGETS["sm_90"]
