@@ -1,4 +1,5 @@
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_a_graph_holds_every_copy_equally_often(cuda, copies, count):
     captured = cuda[1 : cuda.index("captured")]
     assert captured == list(itertools.islice(itertools.cycle(range(copies)), count))
     assert rotation.output == f"output {copies - 1}"
+
+
+def test_outputs_rotate_as_the_operands_do(cuda):
+    """Else each call would write to what the call before left in the cache."""
+    made, alive = [], []
+
+    class Output:
+        pass
+
+    def call():
+        alive.append(sum(output() is not None for output in made))
+        output = Output()
+        made.append(weakref.ref(output))
+        return output
+
+    Rotation([call] * 3).replay()
+    assert max(alive) == 3
 
 
 def test_a_graph_is_captured_once(cuda):
