@@ -76,32 +76,3 @@ def kernel_activation(activation: str, dtype: torch.dtype, exact: bool) -> str:
     if activation == "gelu" and dtype != torch.float32 and not exact:
         return "gelu_poly"
     return activation
-
-
-@triton.jit
-def store_output(
-    acc,  # (BLOCK_M, BLOCK_N) fp32
-    bias_ptr,  # (N,)
-    residual_ptr,  # (M, N)
-    y_ptr,  # (M, N)
-    offs_m,
-    offs_n,
-    M,
-    N,
-    stride_rm,
-    stride_ym,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """Write ``activate(acc + bias) + residual`` to rows offs_m (int64) and columns offs_n of y."""
-    mask_n = offs_n < N
-    mask = (offs_m < M)[:, None] & mask_n[None, :]
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    acc = activate(acc, ACTIVATION)
-    if HAS_RESIDUAL:
-        residual_ptrs = residual_ptr + offs_m[:, None] * stride_rm + offs_n[None, :]
-        acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + offs_m[:, None] * stride_ym + offs_n[None, :]
-    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask)
