@@ -96,8 +96,9 @@ def default_dvalues_tiles(block_rows: int, block_cols: int, dtype: torch.dtype) 
     if dtype == torch.float32:  # no tensor cores: the tiles live in registers
         block_k = max(32, block_cols)
         return TileConfig(32, min(block_rows, 4096 // block_k), block_k, 4, num_stages=2)
-    block_k = max(PACK_WIDTH, block_cols)
-    return TileConfig(64, block_rows, block_k, 8 if block_k * block_rows >= 8192 else 4, 3)
+    # 64 x 128 either way: four warps hold it in registers, eight would wait on each other
+    block_k = max(2 * PACK_WIDTH if block_rows == 64 else PACK_WIDTH, block_cols)
+    return TileConfig(64, min(block_rows, 8192 // block_k), block_k, num_warps=4, num_stages=3)
 
 
 def block_sparse_linear_dx(
