@@ -116,8 +116,8 @@ def demo(results: Mapping[str, Any]) -> Table:
 
 def inspection(results: Mapping[str, Any]) -> Group:
     """What `lada inspect` found: the rows of `lada_ops.machine_code.inspection.inspect`."""
-    columns = ("tokens x in x out", "weight", "epilogue", "tile", "reg.", "KiB", "occ.")
-    columns = (*columns, "issue/tensor", "instr./elem.", "least us")
+    figures = ("tile/warps", "reg.", "KiB", "occ.", "issue", "instr.", "least us")
+    columns = ("tokens x in x out, weight, what follows", *figures)
     tables = []
     for kernel in dict.fromkeys(row["kernel"] for row in results["rows"]):
         table = _table(f"{kernel}, {results['target']}", columns)
@@ -127,7 +127,8 @@ def inspection(results: Mapping[str, Any]) -> Group:
         tables.append(table)
     caption = (
         "reg.: registers a thread. KiB: shared memory a program. occ.: programs a multiprocessor.\n"
-        "issue/tensor: cycles of issue over those of the tensor cores, in the K loop.\n"
+        "issue: cycles of issue over those of the tensor cores, in the K loop.\n"
+        "instr.: instructions a thread issues per element of the output, behind the K loop.\n"
         "least us: an estimate, not a measurement: the whole op at the peak figures of\n"
         f"{results['gpu']}'s data sheet, {results['teraflops']} TFLOP/s and "
         f"{results['gigabytes_per_second']} GB/s."
@@ -143,14 +144,12 @@ def inspection(results: Mapping[str, Any]) -> Group:
 
 def _inspected(row: Mapping[str, Any]) -> list[str]:
     tiles, mark = row["tiles"], "[red]*[/red]" if row["faults"] else ""
-    height, width = (tiles[name] for name in ("BLOCK_M", "BLOCK_N"))
+    what = row["epilogue"] if row["gradient"] is None else f"gradient of {row['gradient']}"
     figures = ("registers", "shared_kib", "occupancy")
     ratios = ("issue_per_tensor", "instructions_per_element")
     return [
-        f"{row['tokens']} x {row['k']} x {row['n']}{mark}",
-        row["weight"],
-        row["epilogue"],
-        f"{height}x{width}, {tiles['num_warps']} warps",
+        f"{row['tokens']}x{row['k']}x{row['n']} {row['weight']} {what}{mark}",
+        f"{tiles['BLOCK_M']}x{tiles['BLOCK_N']}/{tiles['num_warps']}",
         *("" if row[name] is None else f"{row[name]:.0f}" for name in figures),
         *("" if row[name] is None else f"{row[name]:.2f}" for name in ratios),
         f"{row['bound_us']:.1f}",

@@ -14,8 +14,9 @@ from .targets import Target
 def inspect(launches: Iterable[Shipped], target: Target) -> Iterator[dict[str, Any]]:
     """A row of JSON values for each launch, compiled for `target`, which need not be present.
 
-    ``bound_us`` is an estimate from the peak figures of the target's GPU for the whole op, if a
-    launch is a part of one; None where it does not compile are the figures of its machine code.
+    ``bound_us`` is an estimate for the whole op, of which a launch may be a part, from the peak
+    figures of the target's GPU. Figures are None where the launch does not compile, and those that
+    are read from loops where there is no such loop or, as on AMD, no such reading.
     """
     for shipped in launches:
         case, launch = shipped.case, shipped.launch
@@ -27,6 +28,7 @@ def inspect(launches: Iterable[Shipped], target: Target) -> Iterator[dict[str, A
             "n": case.n,
             "weight": case.weight,
             "epilogue": case.epilogue,
+            "gradient": case.gradient,
             "dtype": str(case.dtype).removeprefix("torch."),
             "tiles": launch.tiles,
             **dict.fromkeys(
