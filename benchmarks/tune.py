@@ -68,8 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def all_cases(dtype: str = "bfloat16"):
     """Those of the suite, in its order: the goals, BERT-base, BERT-large."""
     from benchmarks.suite import cases as suite
+    from lada_kernels.weight_names import Weight
     from lada_ops.tune import Case
-    from lada_ops.tune.case import Weight
 
     def tuned(case: suite.Case) -> Case:
         parts = Weight(

@@ -18,7 +18,8 @@ from .activations import kernel_activation
 from .block_tiles import add_blocks, first_column, zero_tile
 from .epilogue import epilogue, store_tile
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
-from .tuning import TileConfig, Way, fastest, sparse_name, token_bucket
+from .tuning import TileConfig, Way, fastest
+from .weight_names import sparse_name, token_bucket
 
 PACK_WIDTH = 64
 """Columns of the blocks that fill one step of the kernel."""

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from .block_sparse_linear import PACK_WIDTH, block_sparse_linear_fwd, choose, guess
-from .tuning import TileConfig, token_bucket
+from .tuning import TileConfig
+from .weight_names import token_bucket
 
 _MIN_PROGRAMS = 256  # about two per multiprocessor of a large GPU
 _MIN_ROWS = 512  # that a program sums over, for its partial sum to be worth its memory

@@ -18,7 +18,8 @@ from .epilogue import store_tile
 from .low_rank_linear import low_rank_linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_ut, times_vt
 from .torch_epilogue import Norm, epilogue_kind
-from .tuning import TileConfig, Way, fastest, ffn_name, token_bucket
+from .tuning import TileConfig, Way, fastest
+from .weight_names import ffn_name, token_bucket
 
 MAX_RANK = 128
 """Largest rank that "one_launch" and "split" take: beyond, the tiles leave the registers."""

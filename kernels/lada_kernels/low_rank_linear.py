@@ -17,7 +17,8 @@ from .activations import kernel_activation
 from .linear import linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_vt
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
-from .tuning import TileConfig, Way, fastest, low_rank_name, token_bucket
+from .tuning import TileConfig, Way, fastest
+from .weight_names import low_rank_name, token_bucket
 
 MAX_RANK = 256
 """Largest rank whose (BLOCK_M, RANK) tile fits in registers."""

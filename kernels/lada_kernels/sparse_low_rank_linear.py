@@ -17,7 +17,8 @@ from .block_sparse_linear import block_constants, default_tiles, guess, ways
 from .block_tiles import add_blocks, add_product, first_column, zero_tile
 from .epilogue import epilogue, store_tile
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
-from .tuning import Way, fastest, sparse_low_rank_name, token_bucket
+from .tuning import Way, fastest
+from .weight_names import sparse_low_rank_name, token_bucket
 
 
 @triton.jit

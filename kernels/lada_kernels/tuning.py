@@ -1,4 +1,4 @@
-"""Which way is fastest here: names for what is measured, and the look-up in the tuned tables.
+"""Which way is fastest here: the look-up in the tuned tables.
 
 A table is read once per process and GPU. Times of different tables are compared as shares of the
 dense product's time in the same entry, so that a GPU that is slower today does not matter.
@@ -15,6 +15,7 @@ import triton
 
 from .devices import gpu_slug
 from .table import EPILOGUES, WAYS, Key, Table, TableError, TileConfig, Way
+from .weight_names import token_bucket
 
 __all__ = [
     "TileConfig",
@@ -22,50 +23,15 @@ __all__ = [
     "add_folder",
     "dense_is_ever_fastest",
     "fastest",
-    "ffn_name",
-    "low_rank_name",
-    "sparse_low_rank_name",
-    "sparse_name",
-    "token_bucket",
     "unsupported",
 ]
 
 SHIPPED = Path(__file__).parent / "configs"
-RANKS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-DENSITIES = (5, 10, 20, 30, 50, 100)
-"""Per cent; like a rank, a density belongs to the next bucket up, whose times bound its own."""
 TRITON = ".".join(triton.__version__.split(".")[:2])
 
 _MIN_CAPABILITY = (8, 0)
 _logger = logging.getLogger("lada_kernels")
 _folders = [SHIPPED]
-
-
-def low_rank_name(rank: int, groups: int = 1) -> str:
-    """How tables name factors of this rank: "r128", or "r64x3" for three pairs in one."""
-    return f"r{_bucket(rank, RANKS)}" + (f"x{groups}" if groups > 1 else "")
-
-
-def sparse_name(block_rows: int, block_cols: int, density: float) -> str:
-    """How tables name block-sparse weights: "128x16-d20" for blocks of 128x16 up to 20 % full."""
-    # a plan that meets its budget to the block may exceed the round figure by a few blocks
-    percent = _bucket(density * 100 / 1.05, DENSITIES)
-    return f"{block_rows}x{block_cols}-d{percent:02d}"
-
-
-def sparse_low_rank_name(rank: int, block_rows: int, block_cols: int, density: float) -> str:
-    """How tables name the sum of both: "r64+128x16-d05"."""
-    return f"{low_rank_name(rank)}+{sparse_name(block_rows, block_cols, density)}"
-
-
-def ffn_name(rank1: int, hidden: int, rank2: int) -> str:
-    """How tables name the factors of a feed-forward pair: "r64-3072-r128"."""
-    return f"{low_rank_name(rank1)}-{hidden}-{low_rank_name(rank2)}"
-
-
-def token_bucket(m: int) -> int:
-    """The power of two that M tokens are entered under: the next one up."""
-    return 1 << (m - 1).bit_length()
 
 
 def add_folder(folder: str | os.PathLike[str]) -> None:
@@ -98,7 +64,7 @@ def fastest(
     Args:
         stem: the op, such as "low_rank_linear".
         dtype: of x; k, n: x is (M, k), y is (M, n).
-        weight: as `low_rank_name`, `sparse_name`, `sparse_low_rank_name` or `ffn_name` names it.
+        weight: as `lada_kernels.weight_names` names it.
         epilogue: as `torch_epilogue.epilogue_kind` names it.
         m: tokens, 1 or more.
         device_index: of x's GPU, ``x.get_device()``; -1 is the CPU, for which there is no table.
@@ -174,9 +140,3 @@ def _table(folder: Path, stem: str, device: str) -> Table | None:
     except (TableError, OSError) as error:
         _logger.warning("ignored, the defaults are used: %s", error)
     return None
-
-
-def _bucket(size: float, buckets: tuple[int, ...]) -> int:
-    """The smallest bucket that holds `size`; past the last, the next power of two."""
-    fitting = (bucket for bucket in buckets if size <= bucket)
-    return next(fitting, token_bucket(math.ceil(size)))

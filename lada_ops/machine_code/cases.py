@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +64,7 @@ class Case:
         getattr(module, f"{self.stem}_fwd")(
             meta(self.tokens, self.k),
             **weights,
+            **self._groups,
             residual=meta(self.tokens, self.n) if residual else None,
             activation=activation,
             norm=norm,
@@ -100,25 +100,30 @@ class Case:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """By the names of the launcher's parameters, biases included."""
-        meta, k, n = self._meta, self.k, self.n
-        if ffn := re.fullmatch(r"r(\d+)-(\d+)-r(\d+)", self.weight):
-            rank1, hidden, rank2 = map(int, ffn.groups())
+        from lada_kernels.weight_names import Weight
+
+        meta, k, n, parts = self._meta, self.k, self.n, Weight.parse(self.weight)
+        if parts.hidden:
+            hidden, rank1, rank2 = parts.hidden, parts.rank, parts.rank2
             up = {"u1": meta(hidden, rank1), "v1": meta(rank1, k), "bias1": meta(hidden)}
             return up | {"u2": meta(n, rank2), "v2": meta(rank2, hidden), "bias2": meta(n)}
-        weights = {}
-        for part in self.weight.split("+"):
-            if low_rank := re.fullmatch(r"r(\d+)(?:x(\d+))?", part):
-                rank, groups = int(low_rank[1]), int(low_rank[2] or 1)
-                weights |= {"u": meta(n, rank), "v": meta(groups * rank, k)}
-                weights |= {"groups": groups} if groups > 1 else {}
-            elif sparse := re.fullmatch(r"(\d+)x(\d+)-d(\d+)", part):
-                rows, cols, percent = map(int, sparse.groups())
-                blocks = max(1, n // rows * (k // cols) * percent // 100)
-                weights |= {
-                    "crow_indices": meta(n // rows + 1, dtype=torch.int32),
-                    "col_indices": meta(blocks, dtype=torch.int32),
-                    "values": meta(blocks, cols, rows).transpose(1, 2),
-                }
-            else:
-                raise ValueError(f"weight {self.weight!r}; expected such as r128 or 128x16-d20")
-        return weights | {"bias": meta(n)}
+        weights = {"bias": meta(n)}
+        if parts.rank:
+            weights |= {"u": meta(n, parts.rank), "v": meta(parts.groups * parts.rank, k)}
+        if parts.rows:
+            grid = n // parts.rows, k // parts.cols
+            blocks = max(1, grid[0] * grid[1] * parts.percent // 100)
+            weights |= {
+                "crow_indices": meta(grid[0] + 1, dtype=torch.int32),
+                "col_indices": meta(blocks, dtype=torch.int32),
+                "values": meta(blocks, parts.cols, parts.rows).transpose(1, 2),
+            }
+        return weights
+
+    @property
+    def _groups(self) -> dict[str, int]:
+        """The launcher's argument, where the weight is several pairs of factors."""
+        from lada_kernels.weight_names import Weight
+
+        groups = Weight.parse(self.weight).groups
+        return {"groups": groups} if groups > 1 else {}

@@ -175,6 +175,6 @@ class BlockSparseLinear(BsrLinear):
         )
 
     def _table_names(self) -> tuple[str, str]:
-        from lada_kernels.tuning import sparse_name
+        from lada_kernels.weight_names import sparse_name
 
         return "block_sparse_linear", sparse_name(*self.block, self.density)

@@ -75,7 +75,7 @@ class LowRankLinear(CompressedLinear):
         )
 
     def _table_names(self) -> tuple[str, str]:
-        from lada_kernels.tuning import low_rank_name
+        from lada_kernels.weight_names import low_rank_name
 
         return "low_rank_linear", low_rank_name(self.rank)
 

@@ -99,7 +99,7 @@ class SparseLowRankLinear(BsrLinear):
         )
 
     def _table_names(self) -> tuple[str, str]:
-        from lada_kernels.tuning import sparse_low_rank_name
+        from lada_kernels.weight_names import sparse_low_rank_name
 
         rank = self.u.shape[1]
         return "sparse_low_rank_linear", sparse_low_rank_name(rank, *self.block, self.density)

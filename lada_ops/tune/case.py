@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
@@ -17,56 +17,10 @@ from ..modules.sparse_low_rank_linear import SparseLowRankLinear
 
 if TYPE_CHECKING:
     from lada_kernels.table import Key
+    from lada_kernels.weight_names import Weight
 
-_WEIGHTS = {
-    "low_rank_linear": r"r(?P<rank>\d+)(?:x(?P<groups>\d+))?",
-    "block_sparse_linear": r"(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
-    "sparse_low_rank_linear": r"r(?P<rank>\d+)\+(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
-    "low_rank_ffn": r"r(?P<rank>\d+)-(?P<hidden>\d+)-r(?P<rank2>\d+)",
-}
 Kind: TypeAlias = tuple[int, int, str, str, str]  # k, n, weight, epilogue, dtype
-
 _SHAPE = re.compile(r"(\d+)x(\d+):([^:]+)(?::([a-z]+))?")
-
-
-class Weight(NamedTuple):
-    """The numbers in the name of a weight; 0 for what it does not have."""
-
-    stem: str
-    rank: int = 0
-    groups: int = 1
-    rows: int = 0
-    cols: int = 0
-    percent: int = 0
-    hidden: int = 0
-    rank2: int = 0
-
-    @classmethod
-    def parse(cls, name: str) -> Weight:
-        """Of a name as `lada_kernels.tuning` makes it, such as r128, r64x3 or 128x16-d20."""
-        for stem, pattern in _WEIGHTS.items():
-            if match := re.fullmatch(pattern, name):
-                numbers = {k: int(v) for k, v in match.groupdict().items() if v is not None}
-                if min(numbers.values()) > 0 and numbers.get("percent", 1) <= 100:
-                    return cls(stem, **numbers)
-        raise ValueError(
-            f"weight {name!r}; expected such as r128, r64x3 (three in one), 128x16-d20 (blocks, "
-            "per cent stored), r64+128x16-d05, or r64-3072-r64 (a feed-forward)"
-        )
-
-    @property
-    def name(self) -> str:
-        """The name that tables have for it: rank and density belong to the next bucket up."""
-        from lada_kernels import tuning
-
-        if self.hidden:
-            return tuning.ffn_name(self.rank, self.hidden, self.rank2)
-        if not self.rows:
-            return tuning.low_rank_name(self.rank, self.groups)
-        sparse = self.rows, self.cols, self.percent / 100
-        if not self.rank:
-            return tuning.sparse_name(*sparse)
-        return tuning.sparse_low_rank_name(self.rank, *sparse)
 
 
 @dataclass(frozen=True)
@@ -89,7 +43,7 @@ class Case:
 
     def __post_init__(self) -> None:
         from lada_kernels.table import DTYPES, EPILOGUES
-        from lada_kernels.tuning import token_bucket
+        from lada_kernels.weight_names import Weight, token_bucket
 
         parsed = Weight.parse(self.weight)
         for what, got, known in (
@@ -109,7 +63,7 @@ class Case:
     @classmethod
     def parse(cls, text: str, tokens: int, dtype: str = "bfloat16") -> Case:
         """Of ``KxN:WEIGHT`` or ``KxN:WEIGHT:EPILOGUE``, such as "768x3072:r128:fused"."""
-        from lada_kernels.tuning import token_bucket
+        from lada_kernels.weight_names import Weight, token_bucket
 
         match = _SHAPE.fullmatch(text.strip())
         if match is None:
@@ -127,6 +81,8 @@ class Case:
 
     @property
     def parts(self) -> Weight:
+        from lada_kernels.weight_names import Weight
+
         return Weight.parse(self.weight)
 
     @property
@@ -145,7 +101,7 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
 
     dtype: that they are run in, by default their own; those of one without kernels are left out.
     """
-    from lada_kernels import tuning
+    from lada_kernels import weight_names as names
     from lada_kernels.table import DTYPES
 
     found: dict[Kind, None] = {}
@@ -156,7 +112,7 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
         if isinstance(module, LowRankFFN):
             joined |= {module.up, module.down}
         found |= dict.fromkeys(_kinds(module, dtype))
-    sizes = dict.fromkeys(tuning.token_bucket(m) for m in tokens)
+    sizes = dict.fromkeys(names.token_bucket(m) for m in tokens)
     return [
         Case(k, n, weight, epilogue, m, run_in)
         for m in sizes
@@ -167,11 +123,11 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
 
 def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
     """What a module computes; a feed-forward that is run in two launches is two linears as well."""
-    from lada_kernels import tuning
+    from lada_kernels import weight_names as names
 
     if isinstance(module, LowRankFFN):
         up, down = module.up, module.down
-        weight = tuning.ffn_name(up.rank, up.out_features, down.rank)
+        weight = names.ffn_name(up.rank, up.out_features, down.rank)
         # models that have a feed-forward have a residual around it
         epilogue = "fused" if module.norm is None else "norm"
         (first,), (second,) = _kinds(up, dtype), _kinds(down, dtype)
@@ -181,12 +137,12 @@ def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
             (*second[:3], epilogue, second[-1]),
         ]
     if isinstance(module, LowRankLinear):
-        weight = tuning.low_rank_name(module.rank)
+        weight = names.low_rank_name(module.rank)
     elif isinstance(module, BlockSparseLinear):
-        weight = tuning.sparse_name(*module.format.block, module.format.density)
+        weight = names.sparse_name(*module.format.block, module.format.density)
     elif isinstance(module, SparseLowRankLinear):
         bsr = module.format.bsr
-        weight = tuning.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
+        weight = names.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
     else:
         return []
     own = str(next(module.parameters()).dtype).removeprefix("torch.")

@@ -239,7 +239,7 @@ class TestChoose:
         way = module.choose(16, 768, 3072, 384, rank, 64, torch.bfloat16, "norm", 0)
         module.choose.cache_clear()
         assert way.name == "two_launches"
-        weight = kernels.tuning.ffn_name(rank, 3072, 64)
+        weight = kernels.weight_names.ffn_name(rank, 3072, 64)
         key = ("low_rank_ffn", torch.bfloat16, 384, 768, weight, "norm", 16, 0, allowed)
         assert asked == [key]
 

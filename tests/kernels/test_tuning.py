@@ -191,32 +191,6 @@ class TestWhatCannotBeUsed:
         assert look_up() == Way("one_launch", TILES)
 
 
-class TestNames:
-    @pytest.mark.parametrize(
-        ("rank", "name"), [(1, "r32"), (32, "r32"), (33, "r64"), (72, "r96"), (1025, "r2048")]
-    )
-    def test_a_rank_is_named_by_the_next_bucket_up(self, rank, name):
-        assert tuning.low_rank_name(rank) == name
-
-    def test_groups_are_named(self):
-        assert tuning.low_rank_name(64, 3) == "r64x3"
-
-    @pytest.mark.parametrize(
-        ("density", "name"),
-        [(0.0, "d05"), (0.05, "d05"), (0.1, "d10"), (0.104, "d10"), (0.106, "d20"), (1.0, "d100")],
-    )
-    def test_a_density_is_named_by_the_next_bucket_up(self, density, name):
-        assert tuning.sparse_name(128, 16, density) == f"128x16-{name}"
-
-    def test_sums_and_pairs_are_named_by_their_parts(self):
-        assert tuning.sparse_low_rank_name(64, 64, 32, 0.3) == "r64+64x32-d30"
-        assert tuning.ffn_name(60, 3072, 128) == "r64-3072-r128"
-
-    @pytest.mark.parametrize(("m", "bucket"), [(1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
-    def test_tokens_belong_to_the_next_power_of_two(self, m, bucket):
-        assert tuning.token_bucket(m) == bucket
-
-
 class TestUnsupported:
     @pytest.fixture(autouse=True)
     def _fresh(self):

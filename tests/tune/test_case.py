@@ -5,31 +5,6 @@ from torch import nn
 from lada_kernels.table import Key
 from lada_ops import BlockSparseLinear, LowRankFFN, LowRankLinear, SparseLowRankLinear
 from lada_ops.tune import Case, cases_of
-from lada_ops.tune.case import Weight
-
-
-@pytest.mark.parametrize(
-    ("name", "weight"),
-    [
-        ("r128", Weight("low_rank_linear", rank=128)),
-        ("r64x3", Weight("low_rank_linear", rank=64, groups=3)),
-        ("128x16-d20", Weight("block_sparse_linear", rows=128, cols=16, percent=20)),
-        (
-            "r64+64x32-d05",
-            Weight("sparse_low_rank_linear", rank=64, rows=64, cols=32, percent=5),
-        ),
-        ("r64-3072-r128", Weight("low_rank_ffn", rank=64, hidden=3072, rank2=128)),
-    ],
-)
-def test_a_name_tells_the_numbers_and_they_the_name(name, weight):
-    assert Weight.parse(name) == weight
-    assert weight.name == name
-
-
-@pytest.mark.parametrize("name", ["", "r", "r0", "64", "r64x", "128x16", "128x16-d101", "r64-r64"])
-def test_a_name_of_no_weight_is_refused(name):
-    with pytest.raises(ValueError, match="expected such as r128"):
-        Weight.parse(name)
 
 
 def test_a_shape_is_read_with_all_that_it_says():
