@@ -143,9 +143,10 @@ class OpSuite:
         call(self.stem, given).sum().backward()
         assert not any(grad.any() for grad in given.grads)
 
-    def test_backward_leaves_the_incoming_gradient(self, device):
+    @pytest.mark.parametrize("way", ["function", "torch-op"])
+    def test_backward_leaves_the_incoming_gradient(self, way, device):
         given = operands(self.stem, device=device).requires_grad()
-        y = call(self.stem, given)
+        y = call(self.stem, given) if way == "function" else torch_op(self.stem)(*given.args)
         grad = torch.randn_like(y)
         before = grad.clone()
         y.backward(grad)

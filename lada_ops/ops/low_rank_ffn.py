@@ -151,6 +151,8 @@ def _backward(ctx, grad):
     t2 = F.linear(h, v2)
     z2 = F.linear(t2, u2, bias2) if needs_z("none", norm) else None
     dz2, d_residual, d_weight, d_shift = epilogue_backward(grad2, z2, "none", residual2, norm)
+    # a view would share the memory of the incoming gradient
+    d_residual = grad if norm is None else d_residual.view_as(grad)
     dt2 = dz2 @ u2
     dz1 = activation_backward(dt2 @ v2, z1, ctx.activation)
     dt1 = dz1 @ u1
@@ -163,7 +165,7 @@ def _backward(ctx, grad):
         dt2.T @ h,
         None if bias2 is None else dz2.sum(0),
         None,
-        d_residual.view_as(grad) if ctx.needs_input_grad[8] else None,
+        d_residual if ctx.needs_input_grad[8] else None,
         d_weight,
         d_shift,
         None,

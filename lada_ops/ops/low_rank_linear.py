@@ -146,6 +146,8 @@ def _backward(ctx, grad):
     t = F.linear(x2, v)
     z = grouped_linear(t, u, bias, ctx.groups) if needs_z(ctx.activation, norm) else None
     dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
+    # a view would share the memory of the incoming gradient
+    d_residual = grad if norm is None else d_residual.view_as(grad)
     dz_runs, u_runs, t_runs = dz.chunk(ctx.groups, 1), u.chunk(ctx.groups), t.chunk(ctx.groups, 1)
     dt = torch.cat([a @ b for a, b in zip(dz_runs, u_runs, strict=True)], 1)
     return (
@@ -154,7 +156,7 @@ def _backward(ctx, grad):
         dt.T @ x2,
         None if bias is None else dz.sum(0),
         None,
-        d_residual.view_as(grad) if ctx.needs_input_grad[5] else None,
+        d_residual if ctx.needs_input_grad[5] else None,
         d_weight,
         d_shift,
         *(None,) * 4,
