@@ -12,10 +12,16 @@ from torch import nn
 import lada_ops
 from lada_kernels import tuning
 from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
+from lada_ops.modules import compressed_linear
 from lada_ops.modules.dense_copy import DenseCopy
 
 ON_GPU: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda: 0)
 ON_CPU = torch.zeros(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
 @pytest.fixture
@@ -59,6 +65,14 @@ class TestDenseCopy:
         kept.get([t], t.clone)
         change(t)
         assert torch.equal(kept.get([t], t.clone), t)
+
+    def test_is_made_again_for_another_tensor_in_the_place_of_the_first(self):
+        memory, kept = bytearray(8), DenseCopy()
+        first = torch.frombuffer(memory, dtype=torch.float32)
+        kept.get([first], first.clone)
+        memory[:4] = bytes(range(4))  # as the allocator would reuse it: no version tells
+        second = torch.frombuffer(memory, dtype=torch.float32)
+        assert torch.equal(kept.get([second], second.clone), second)
 
     def test_works_on_inference_tensors(self):
         with torch.inference_mode():
@@ -155,6 +169,18 @@ class TestKeepDense:
         module.keep_dense = True
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
         assert module.dense_for(ON_GPU) is None
+
+    def test_a_graph_takes_none(self, module, monkeypatch):
+        module.keep_dense = True
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert module.dense_for(ON_GPU) is None
+
+    def test_auto_asks_the_tables_of_the_user(self, module, monkeypatch):
+        asked = []
+        monkeypatch.setattr(compressed_linear, "use_user_tables", lambda: asked.append("user"))
+        monkeypatch.setattr(tuning, "dense_is_ever_fastest", lambda *key: asked.append("table"))
+        module.dense_for(ON_GPU)
+        assert asked == ["user", "table"]
 
     def test_follows_the_factors(self, module):
         module.keep_dense = True

@@ -9,6 +9,7 @@ from ..counts import Counts
 from ..formats import Format
 from ..ops.epilogue import needs_grad
 from ..reference import ACTIVATIONS
+from ..user_tables import use_user_tables
 from .dense_copy import DenseCopy, KeepDense, check_keep_dense
 
 
@@ -20,7 +21,7 @@ class CompressedLinear(nn.Module):
     keep_dense: whether W may be kept as a dense weight too, in GPU memory alone, for the token
     counts at which a dense product is faster: True, False, or, by default, "auto": where the tuned
     table of this GPU has measured that it is. Nothing is kept on the CPU, in training, under
-    autocast, or in what torch.compile compiles.
+    autocast, or in what torch.compile compiles or a CUDA graph captures.
     """
 
     keep_dense: KeepDense = "auto"
@@ -73,6 +74,9 @@ class CompressedLinear(nn.Module):
         if needs_grad(*factors) or not self._keeps_dense(x):
             self._dense_copy.drop()
             return None
+        # so would a captured graph, and read the memory of a copy that was freed
+        if torch.cuda.is_current_stream_capturing():
+            return None
         return self._dense_copy.get([*factors, *self.buffers()], self._dense_weight)
 
     def _keeps_dense(self, x: Tensor) -> bool:
@@ -80,6 +84,7 @@ class CompressedLinear(nn.Module):
             return self.keep_dense
         from lada_kernels.tuning import dense_is_ever_fastest
 
+        use_user_tables()
         size = x.dtype, self.in_features, self.out_features
         return dense_is_ever_fastest(*self._table_names(), *size, x.get_device())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -23,20 +24,27 @@ class DenseCopy:
     """
 
     def __init__(self) -> None:
-        self._made_from: object = None
+        self._made_from: list[tuple[weakref.ref[Tensor], object]] = []
         self._weight: Tensor | None = None
 
     def get(self, tensors: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
         """What `make` returned for `tensors` as they are now."""
-        made_from = [_state(t) for t in tensors]
-        if self._weight is None or made_from != self._made_from:
-            self._weight, self._made_from = None, None  # frees the old one first
-            self._weight, self._made_from = make(), made_from
+        if self._weight is None or not self._is_of(tensors):
+            self.drop()  # frees the old one first
+            self._weight = make()
+            self._made_from = [(weakref.ref(t), _state(t)) for t in tensors]
         return self._weight
+
+    def _is_of(self, tensors: Sequence[Tensor]) -> bool:
+        # another tensor may have the address of one that is gone, and its version
+        return len(tensors) == len(self._made_from) and all(
+            made_from() is t and state == _state(t)
+            for t, (made_from, state) in zip(tensors, self._made_from, strict=True)
+        )
 
     def drop(self) -> None:
         """Free the memory."""
-        self._weight, self._made_from = None, None
+        self._weight, self._made_from = None, []
 
     @property
     def nbytes(self) -> int:
