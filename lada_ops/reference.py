@@ -36,7 +36,10 @@ def epilogue_ref(
     y = ACTIVATIONS[activation](z)
     if residual is not None:
         y = y + residual
-    return y if norm is None else F.layer_norm(y, norm.weight.shape, *norm)
+    if norm is not None:
+        # autocast would leave it in fp32
+        y = F.layer_norm(y, norm.weight.shape, *norm).to(y.dtype)
+    return y
 
 
 def grouped_linear(t: Tensor, u: Tensor, bias: Tensor | None, groups: int) -> Tensor:

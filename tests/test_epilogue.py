@@ -1,14 +1,24 @@
 """What the ops share; a stand-in plays the input on a GPU."""
 
 import warnings
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lada_kernels import tuning
-from lada_ops.ops import epilogue
+from lada_kernels.torch_epilogue import torch_epilogue
+from lada_ops.ops import (
+    block_sparse_linear,
+    epilogue,
+    low_rank_ffn,
+    low_rank_linear,
+    sparse_low_rank_linear,
+)
+from lada_ops.reference import Norm, epilogue_ref
 
 
 def on_gpu(dtype=torch.bfloat16) -> Any:
@@ -49,3 +59,50 @@ class TestKernelsRun:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert not epilogue.kernels_run("low_rank_linear", on_gpu())
+
+
+def test_a_body_runs_on_the_gpu_of_its_first_tensor(monkeypatch):
+    log = []
+
+    @contextmanager
+    def device_of(x):
+        log.append(x)
+        yield
+        log.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    body = epilogue.on_its_gpu(lambda x, *args, **kwargs: log.append((args, kwargs)))
+    body("x", 1, order=2)
+    assert log == ["x", ((1,), {"order": 2}), "left"]
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        low_rank_linear._op,
+        low_rank_ffn._op,
+        block_sparse_linear._op,
+        block_sparse_linear.dx_op,
+        block_sparse_linear.dvalues_op,
+        sparse_low_rank_linear._op,
+    ],
+    ids=lambda op: op._name,
+)
+def test_every_op_enters_it(op, monkeypatch):
+    def device_of(x):
+        raise InterruptedError(x)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    with pytest.raises(InterruptedError, match="x"):
+        op._backend_fns["cuda"]("x")
+
+
+@pytest.mark.parametrize("epilogue", [epilogue_ref, torch_epilogue])
+def test_a_norm_keeps_the_dtype(epilogue, monkeypatch):
+    def in_autocast(*args):  # on a GPU, layer_norm gives fp32 there
+        return layer_norm(*args).float()
+
+    layer_norm = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", in_autocast)
+    z = torch.ones(2, 3, dtype=torch.float16)
+    assert epilogue(z, "none", None, Norm(z[0], z[0], 1e-5)).dtype == z.dtype

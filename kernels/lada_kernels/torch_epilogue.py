@@ -25,7 +25,8 @@ def torch_epilogue(
         y = y + residual
     if norm is not None:
         weight, bias, eps = norm
-        y = F.layer_norm(y, weight.shape, weight, bias, eps)
+        # autocast would leave it in fp32
+        y = F.layer_norm(y, weight.shape, weight, bias, eps).to(y.dtype)
     return y
 
 

@@ -17,6 +17,7 @@ from .epilogue import (
     kernels_run,
     needs_grad,
     needs_z,
+    on_its_gpu,
     rows,
     split_norm,
     warn_once,
@@ -111,6 +112,7 @@ def _op(
 
 
 @_op.register_kernel("cuda")
+@on_its_gpu
 def _(
     x,
     crow_indices,
@@ -199,6 +201,7 @@ def dx_op(
 
 
 @dx_op.register_kernel("cuda")
+@on_its_gpu
 def _(dy, crow_indices, col_indices, values, in_features):
     if not blocks_run("block_sparse_linear", dy, *values.shape[1:]):
         return dy @ bsr_to_dense(crow_indices, col_indices, values, in_features)
@@ -243,6 +246,7 @@ def dvalues_op(
 
 
 @dvalues_op.register_kernel("cuda")
+@on_its_gpu
 def _(dy, x, crow_indices, col_indices, block_rows, block_cols):
     block = block_rows, block_cols
     if not blocks_run("block_sparse_linear", dy, *block):

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,6 +88,17 @@ def rows(t: Tensor) -> Tensor:
 def contiguous(t: Tensor | None) -> Tensor | None:
     """`t` as the kernels want a bias or a factor."""
     return None if t is None else t.contiguous()
+
+
+def on_its_gpu(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`body` run with the GPU of its first argument as the current one: Triton launches there."""
+
+    @functools.wraps(body)
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.cuda.device_of(x):
+            return body(x, *args, **kwargs)
+
+    return run
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

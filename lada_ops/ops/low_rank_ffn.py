@@ -16,6 +16,7 @@ from .epilogue import (
     join_norm,
     kernels_run,
     needs_z,
+    on_its_gpu,
     rows,
     split_norm,
 )
@@ -77,6 +78,7 @@ def _op(
 
 
 @_op.register_kernel("cuda")
+@on_its_gpu
 def _(
     x,
     u1,

@@ -15,6 +15,7 @@ from .epilogue import (
     join_norm,
     kernels_run,
     needs_z,
+    on_its_gpu,
     rows,
     split_norm,
 )
@@ -80,6 +81,7 @@ def _op(
 
 
 @_op.register_kernel("cuda")
+@on_its_gpu
 def _(
     x,
     u,

@@ -22,6 +22,7 @@ from .epilogue import (
     join_norm,
     needs_grad,
     needs_z,
+    on_its_gpu,
     rows,
     split_norm,
 )
@@ -99,6 +100,7 @@ def _op(
 
 
 @_op.register_kernel("cuda")
+@on_its_gpu
 def _(
     x,
     u,
