@@ -71,9 +71,13 @@ def test_a_body_runs_on_the_gpu_of_its_first_tensor(monkeypatch):
         log.append("left")
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    body = epilogue.on_its_gpu(lambda x, *args, **kwargs: log.append((args, kwargs)))
-    body("x", 1, order=2)
-    assert log == ["x", ((1,), {"order": 2}), "left"]
+
+    def body(*args: Any, **kwargs: Any) -> Any:
+        log.append((args, kwargs))
+
+    x = torch.ones(1)
+    epilogue.on_its_gpu(body)(x, 1, order=2)
+    assert log == [x, ((x, 1), {"order": 2}), "left"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "machine_code": set(),
     "ops": {"formats", "reference", "user_tables"},
     "compress": {"formats", "grid"},
-    "modules": {"compress", "counts", "formats", "grid", "ops", "reference"},
+    "modules": {"compress", "counts", "formats", "grid", "ops", "reference", "user_tables"},
     "plans": {"formats", "grid"},
     "report": {"counts", "plans"},
     "calibrate": {"encoders", "progress"},
