@@ -33,7 +33,7 @@ class Binary:
     registers: int
     """Per thread."""
     spills: int
-    """NVIDIA: bytes of stack, and accesses to it. AMD: registers spilled."""
+    """NVIDIA: bytes of stack. AMD: registers."""
     shared: int
     """Bytes per program."""
     tensor_cores: bool
@@ -124,7 +124,7 @@ def _read_nvidia(compiled: Any, log: str, launch: Launch, target: Target) -> Bin
         threads=compiled.metadata.num_warps * target.threads_per_warp,
         itemsize=launch.itemsize,
         registers=_number(r"Used (\d+) registers", log),
-        spills=_number(r"(\d+) bytes stack frame", log) + code.count("LDL", "STL"),
+        spills=_number(r"(\d+) bytes stack frame", log),
         shared=compiled.metadata.shared,
         tensor_cores=bool(_TENSOR_CORES.search(compiled.asm["ptx"])),
         warnings=tuple(line for line in log.splitlines() if re.search(r"\(C\d+\)|warning", line)),

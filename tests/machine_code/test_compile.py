@@ -47,9 +47,8 @@ def test_machine_code_is_read():
     assert binary.code.stored_bytes == 64 * 64 * 2 // 128
 
 
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_spills_are_counted(target):
-    assert compiled(_product_kernel, target, size=128, warps=1).spills > 0
+def test_spills_are_counted():
+    assert compiled(_product_kernel, "sm_90", size=128, warps=1).spills > 256
 
 
 def test_a_kernel_that_does_not_compile_says_why(capfd):

@@ -49,7 +49,7 @@ def test_good_code_passes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spills": 8}, "registers spill: 8"),
+        ({"spills": 8}, "registers spill: 8 bytes"),
         ({"shared": 228 * 1024}, "228 KiB of shared memory; sm_90 has 227"),
         ({"tensor_cores": False}, "no tensor-core instruction"),
         ({"warnings": ("ptxas info : (C7510) serialized",)}, "ptxas warns: .*C7510"),
@@ -122,6 +122,18 @@ def test_small_tiles_need_no_warpgroup():
 def test_fp32_needs_no_tensor_cores():
     binary = replace(GOOD, code=code(without("HGMMA")), tensor_cores=False)
     assert faults(binary, Limits(tensor_cores=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "spills", "want"),
+    [
+        ("sm_80", 16, []),
+        ("sm_80", 24, ["registers spill: 24 bytes"]),
+        ("gfx942", 1, ["registers spill: 1"]),
+    ],
+)
+def test_elsewhere_ptxas_may_park_registers(target, spills, want):
+    assert faults(replace(GOOD, target=TARGETS[target], shared=0, spills=spills)) == want
 
 
 def test_declared_numbers_are_hoppers():
