@@ -139,13 +139,34 @@ def _rotation(calls: list[Callable[[], Any]], bench: Bench) -> Rotation:
     if not bench.cuda:
         return rotation
     torch.cuda.synchronize()
+    if _waits(calls[0]):
+        return Launched(calls)
     try:
         rotation.replay()
         torch.cuda.synchronize()
         return rotation
-    except RuntimeError:
-        torch.cuda.synchronize()  # raises again if it was more than the capture that failed
+    except RuntimeError as error:
+        check_device("capture", error, bench)
         return Launched(calls)
+
+
+def _waits(call: Callable[[], Any]) -> bool:
+    """Whether `call` waits for the GPU, which no graph can hold.
+
+    It is not left to the capture to find out: before torch 2.12, one that fails spoils the
+    allocator, and with it every later capture (pytorch#180395).
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 def _poison(output_bytes: int, bench: Bench) -> None:

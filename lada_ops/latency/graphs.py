@@ -60,9 +60,14 @@ class Rotation:
         graph = torch.cuda.CUDAGraph()
         # outputs rotate as the operands do: as many stay alive as there are copies
         alive: deque[Any] = deque(maxlen=len(self.calls))
-        with torch.cuda.graph(graph):
-            for call in itertools.islice(itertools.cycle(self.calls), self.count):
-                alive.append(call())
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                for call in itertools.islice(itertools.cycle(self.calls), self.count):
+                    alive.append(call())
+        except Exception:
+            torch.cuda.set_stream(stream)  # torch stays on its own where a capture fails
+            raise
         self.output = alive[-1]
         return graph
 

@@ -75,6 +75,7 @@ class Bench:
             return
         try:
             torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()  # raises where a failed capture has spoilt the allocator
         except RuntimeError as error:
             raise NoGpu(
                 f"tune: the GPU is lost: {error}; what was measured is kept, start again to go on"

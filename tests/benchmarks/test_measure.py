@@ -158,7 +158,13 @@ class TestOnCuda:
         calls = []
         monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: calls.append("synchronize"))
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty_cache"))
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.modes.append)
         return calls
+
+    @pytest.fixture(autouse=True)
+    def _no_modes(self):
+        self.modes = []
 
     def test_an_error_that_leaves_the_gpu_well_frees_its_memory(self, synchronized):
         check_device("peer", RuntimeError("out of memory"), bench(device=self.CUDA))
@@ -184,6 +190,34 @@ class TestOnCuda:
         assert isinstance(rotation, Launched)
         rotation.replay()
         assert rotation.output == 7
+
+    def test_a_way_that_waits_is_not_captured(self, synchronized, monkeypatch):
+        from benchmarks.suite import measure as module
+
+        def waits():
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+        monkeypatch.setattr(Rotation, "replay", lambda self: pytest.fail("captured"))
+        assert isinstance(module._rotation([waits], bench(device=self.CUDA)), Launched)
+        assert self.modes == ["error", 0]
+
+    def test_a_way_that_fails_otherwise_is_not_launched(self, synchronized):
+        from benchmarks.suite import measure as module
+
+        with pytest.raises(NotImplementedError):
+            module._rotation([fails], bench(device=self.CUDA))
+        assert self.modes == ["error", 0]
+
+    def test_a_capture_that_spoils_the_allocator_loses_the_device(self, synchronized, monkeypatch):
+        from benchmarks.suite import measure as module
+
+        def spoilt(*_):
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+        monkeypatch.setattr(Rotation, "replay", spoilt)
+        monkeypatch.setattr(torch.cuda, "empty_cache", spoilt)
+        with pytest.raises(DeviceLost):
+            module._rotation([lambda: 7], bench(device=self.CUDA))
 
     def test_launched_makes_as_many_calls_as_a_replay(self):
         calls = []

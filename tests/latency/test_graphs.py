@@ -42,7 +42,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: "current")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: log.append(f"on {stream}"))
     return log
 
 
@@ -99,6 +100,15 @@ def test_a_graph_is_captured_once(cuda):
     rotation.replay()
     rotation.replay()
     assert cuda.count("capture") == 1
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(cuda):
+    def fails():
+        raise RuntimeError("not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Rotation([fails]).replay()
+    assert cuda[-1] == "on current"
 
 
 def test_the_clock_gives_seconds_per_call_of_the_replays_alone(cuda):

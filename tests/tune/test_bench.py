@@ -74,15 +74,16 @@ def test_a_gpu_that_is_too_old_is_told_what_is_needed(gpu):
         Bench.of_gpu()
 
 
-def test_a_lost_gpu_is_said_to_be(gpu, monkeypatch):
+@pytest.mark.parametrize("call", ["synchronize", "empty_cache"])
+def test_a_lost_gpu_is_said_to_be(gpu, monkeypatch, call):
     gpu()
     bench = Bench.of_gpu()
     bench.check_alive()
 
-    def illegal(device):
+    def illegal(*_):
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(torch.cuda, "synchronize", illegal)
+    monkeypatch.setattr(torch.cuda, call, illegal)
     with pytest.raises(NoGpu, match="the GPU is lost: an illegal memory access"):
         bench.check_alive()
 
