@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.sparse import SparseSemiStructuredTensor
 
 from lada_ops import Bsr
 from lada_ops.compress.blocks import prune_blocks
@@ -44,7 +45,7 @@ class Entry:
     def copies(self, count: int) -> list[Callable[[], Any]]:
         """The call bound to `count` copies of its operands, the first of them its own."""
         sets = [self.tensors]
-        sets += [{k: t.clone() for k, t in self.tensors.items()} for _ in range(count - 1)]
+        sets += [{k: copied(t) for k, t in self.tensors.items()} for _ in range(count - 1)]
         return [partial(self.call, **tensors) for tensors in sets]
 
     def work(self, tokens: int, output_bytes: int) -> Work:
@@ -135,6 +136,16 @@ class Operands:
         hidden = F.gelu(F.linear(x, up.double(), bias))
         bias2 = self.factors["bias2"].double()
         return finished(F.linear(hidden, down.double(), bias2), "none", **finish)
+
+
+def copied(t: Tensor) -> Tensor:
+    """`t` in memory of its own."""
+    if not isinstance(t, SparseSemiStructuredTensor):
+        return t.clone()
+    # which cannot clone itself before torch 2.12
+    names, context = t.__tensor_flatten__()
+    parts = {name: getattr(t, name).clone() for name in names}
+    return type(t).__tensor_unflatten__(parts, context, t.shape, t.stride())
 
 
 def finished(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
 from benchmarks.suite.backward import flattened, gradients, training_step
 from benchmarks.suite.cases import Case, tiny_cases
-from benchmarks.suite.problem import EPS, Operands
+from benchmarks.suite.problem import EPS, Operands, copied
 from benchmarks.suite.ways import forward, our_ways
 
 CPU = torch.device("cpu")
@@ -131,3 +132,17 @@ class TestGradients:
         want = flattened(right, scales)
         got = flattened([right[0], 2 * right[1]], scales)
         assert (got - want).norm() / want.norm() > 0.5
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of Sparse")
+def test_a_2to4_weight_is_copied_part_by_part(monkeypatch):
+    packed, meta = torch.ones(4, 4), torch.ones(4, 1, dtype=torch.int16)
+    weight = SparseSemiStructuredTensorCUTLASS(torch.Size([4, 8]), packed, meta, None, None, None)
+    # torch before 2.12 has no clone for it
+    monkeypatch.delitem(weight.SPARSE_DISPATCH, torch.ops.aten.clone, raising=False)
+    copy = copied(weight)
+    assert (type(copy), copy.shape) == (type(weight), weight.shape)
+    for name in ("packed", "meta"):
+        part, own = getattr(copy, name), getattr(weight, name)
+        assert torch.equal(part, own)
+        assert part.data_ptr() != own.data_ptr()
