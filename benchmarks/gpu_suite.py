@@ -25,6 +25,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 STAGES = ("tests", "ceilings", "kernels", "tune")
 MAX_CRASHES = 20
 CRASHED = 75  # exit status of a stage that lost its GPU, and must be started again
+OVERTIME = 45.0  # seconds past its deadline after which a stage is taken to hang
+HUNG = 124
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,12 +78,18 @@ def run_stage(stage: str, stages: Sequence[str], end: float, out: Path, dry_run:
     status = 0
     for crash in range(MAX_CRASHES):
         again = ["--after-crash"] if crash else []
-        status = subprocess.run([*command, *again], cwd=ROOT, env=environment()).returncode
+        seconds = max(0.0, deadline - time.time()) + OVERTIME
+        try:
+            done = subprocess.run([*command, *again], cwd=ROOT, env=environment(), timeout=seconds)
+            status = done.returncode
+        except subprocess.TimeoutExpired:
+            status = HUNG
         if status == 0:
             break
         print(f"== {stage}: ended with status {status}", flush=True)
-        if status != CRASHED and not list(out.glob("*/.*.running")):
-            break  # not in a row: it would end so again
+        in_a_row = stage == "kernels" and bool(list(out.glob("*/.*.running")))
+        if status == HUNG or (status != CRASHED and not in_a_row):
+            break  # it would end so again
     return status
 
 

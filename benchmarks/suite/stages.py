@@ -147,7 +147,9 @@ def small(run: Run) -> int:
 
 def tune(run: Run) -> int:
     """The tuner of the committed tables, with the time that is left."""
-    return subprocess.run(tune_command(run), cwd=ROOT, env=checks.environment()).returncode
+    seconds = max(0.0, run.budget.left()) + WORTH_STARTING
+    command, environment = tune_command(run), checks.environment()
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
 
 
 def tune_command(run: Run) -> list[str]:

@@ -85,6 +85,21 @@ class TestStages:
         statuses[0].append((1, None))
         assert self.start(tmp_path) == 1
 
+    def test_the_note_of_an_earlier_row_starts_no_other_stage_again(self, statuses, tmp_path):
+        statuses[0].append((1, tmp_path / "device" / ".suite_a.json.running"))
+        assert self.start(tmp_path, "tune", ("tune",)) == 1
+
+    def test_one_that_hangs_is_ended_and_not_started_again(self, monkeypatch, tmp_path):
+        limits = []
+
+        def hangs(command, timeout, **_):
+            limits.append(timeout)
+            raise subprocess.TimeoutExpired(command, timeout)
+
+        monkeypatch.setattr(gpu_suite.subprocess, "run", hangs)
+        assert self.start(tmp_path) == gpu_suite.HUNG
+        assert limits == [pytest.approx(100 + gpu_suite.OVERTIME, abs=1)]
+
     def test_crashes_without_end_end(self, statuses, tmp_path):
         statuses[0].extend([(gpu_suite.CRASHED, None)] * 100)
         assert self.start(tmp_path) == gpu_suite.CRASHED
