@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +58,37 @@ class Run:
 
 
 def tests(run: Run) -> int:
-    """Test files, side by side, then compute-sanitizer. What was stopped is run again next time."""
+    """Tools and test files, side by side. What was stopped is run again next time."""
     store = run.store(CHECKS)
+    cuda = run.device.type == "cuda"
 
-    def waits(key: str) -> bool:
-        return not store.done(key) or store.rows[key].get("stopped", False)
+    def sanitize(tool: str, seconds: float) -> dict[str, Any]:
+        return checks.sanitize(tool, seconds, cuda)
 
-    def one(path: str) -> dict[str, Any] | None:
-        seconds = min(checks.TEST_SECONDS, run.budget.left())
-        if seconds < WORTH_STARTING:
-            return None
+    def run_tests(path: str, seconds: float) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             return checks.run_tests(path, seconds, Path(folder) / "report.xml")
 
+    def within(limit: float, job: Callable[[str, float], dict[str, Any]], name: str):
+        seconds = min(limit, run.budget.left())
+        return None if seconds < WORTH_STARTING else job(name, seconds)
+
+    # the tools first: begun after the files, they would find no time left
+    jobs = {
+        f"compute-sanitizer {tool}": partial(within, checks.SANITIZER_SECONDS, sanitize, tool)
+        for tool in checks.TOOLS
+    } | {
+        path: partial(within, checks.TEST_SECONDS, run_tests, path)
+        for path in checks.test_files(run.dry_run)
+    }
     with ThreadPoolExecutor(checks.workers()) as pool:
-        files = [path for path in checks.test_files(run.dry_run) if waits(path)]
-        futures = {pool.submit(one, path): path for path in files}
+        futures = {
+            pool.submit(job): key
+            for key, job in jobs.items()
+            if not store.done(key) or store.rows[key].get("stopped", False)
+        }
         for future in as_completed(futures):
             _keep(store, futures[future], future.result(), _tested)
-    for tool in checks.TOOLS:
-        key = f"compute-sanitizer {tool}"
-        seconds = min(checks.SANITIZER_SECONDS, run.budget.left())
-        if waits(key) and seconds >= WORTH_STARTING:
-            cuda = run.device.type == "cuda"
-            _keep(store, key, checks.sanitize(tool, seconds, cuda), _tested)
     return 0
 
 

@@ -127,6 +127,13 @@ class TestTests:
         assert run().store(CHECKS).rows == {}
         assert "a.py: no time left" in capsys.readouterr().out
 
+    def test_tools_do_not_wait_for_the_files(self, run, files, monkeypatch):
+        begun = []
+        monkeypatch.setattr(checks, "workers", lambda: 1)
+        monkeypatch.setattr(checks, "sanitize", lambda *_: begun.append(len(files)) or {"ok": True})
+        stages.tests(run())
+        assert begun == [0, 0]
+
     def test_what_is_there_is_not_run_again(self, run, files):
         stages.tests(run())
         files.clear()
