@@ -3,8 +3,9 @@
 ``PYTHONPATH=.:kernels python benchmarks/gpu_suite.py --budget 540 --out benchmarks/results``
 
 Tests and compute-sanitizer, the device's ceilings, every kernel beside its peers, tuning. Needs no
-more than torch, triton, transformers, numpy, rich and pytest. Results go to ``OUT/<device>/suite_*.json``
-row by row, and into ``SUITE.md`` beside them; a second run goes on where the first one stopped.
+more than torch, triton, transformers, numpy, rich and pytest. Results go row by row to
+``OUT/<device>/suite_*.json``, and into ``SUITE.md`` beside them; a second run goes on where the
+first one stopped.
 
 ``--dry-run`` takes the same path without a GPU: tiny shapes, Triton's interpreter, the CPU's clock,
 results in a folder of its own, marked as such.
