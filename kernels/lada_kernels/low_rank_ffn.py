@@ -192,7 +192,7 @@ def _low_rank_ffn_sum_kernel(
     if R2B > 0:
         s2 = tl.zeros((BLOCK_M, R2B), dtype=tl.float32)
     # unrolled, so that the loads do not wait for each other
-    for _ in tl.range(0, splits, loop_unroll_factor=8):
+    for _ in tl.range(0, splits, loop_unroll_factor=6):
         s1 += tl.load(rows + tl.arange(0, R2A)[None, :])
         if R2B > 0:
             s2 += tl.load(rows + R2A + tl.arange(0, R2B)[None, :])
