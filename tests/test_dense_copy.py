@@ -20,8 +20,9 @@ ON_CPU = torch.zeros(1)
 
 
 @pytest.fixture(autouse=True)
-def _no_graph_is_captured(monkeypatch):
+def _no_graph_is_captured_and_no_user_has_tables(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(compressed_linear, "use_user_tables", lambda: None)
 
 
 @pytest.fixture
