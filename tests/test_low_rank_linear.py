@@ -33,9 +33,9 @@ class TestGroups:
         return torch.cat([u for u, _ in pairs]), torch.cat([v for _, v in pairs])
 
     def test_are_linears_side_by_side(self, pairs, joint):
-        x, bias = normal(5, 6, **FP64), normal(12, **FP64)
+        (u, v), x, bias = joint, normal(5, 6, **FP64), normal(12, **FP64)
         want = torch.cat([F.linear(F.linear(x, v), u) for u, v in pairs], -1) + bias
-        torch.testing.assert_close(low_rank_linear(x, *joint, bias, groups=3), want)
+        torch.testing.assert_close(low_rank_linear(x, u, v, bias, groups=3), want)
 
     def test_gradients(self, joint):
         tensors = [normal(5, 6, **FP64), *joint, normal(12, **FP64)]
