@@ -84,6 +84,8 @@ def test_a_body_runs_on_the_gpu_of_its_first_tensor(monkeypatch):
     "op",
     [
         low_rank_linear._op,
+        low_rank_linear.dx_op,
+        low_rank_linear.dfactors_op,
         low_rank_ffn._op,
         block_sparse_linear._op,
         block_sparse_linear.dx_op,

@@ -54,6 +54,61 @@ class TestGroups:
             low_rank_linear(x, *joint, groups=groups)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+class TestGradientOps:
+    """`torch.ops.lada.low_rank_linear_dx` and `_dfactors`, which training runs on."""
+
+    @pytest.fixture
+    def pairs(self, groups):
+        return [factors(4, 6, 2, **FP64) for _ in range(groups)]
+
+    @pytest.fixture
+    def joint(self, pairs):
+        return [torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True)]
+
+    @pytest.fixture
+    def dy(self, groups):
+        return normal(5, 4 * groups, **FP64).requires_grad_()
+
+    @pytest.fixture
+    def sides(self, groups):
+        """x, t and the gradient of t."""
+        features = 6, 2 * groups, 2 * groups
+        return [normal(5, n, **FP64).requires_grad_() for n in features]
+
+    def test_dx_is_the_way_back(self, dy, pairs, joint, groups):
+        dx, dt = torch.ops.lada.low_rank_linear_dx(dy, *joint, groups)
+        want = [part @ u for part, (u, _) in zip(dy.chunk(groups, 1), pairs, strict=True)]
+        torch.testing.assert_close(dt, torch.cat(want, 1))
+        want = sum(part @ v for part, (_, v) in zip(want, pairs, strict=True))
+        torch.testing.assert_close(dx, want)
+
+    def test_dfactors_are_sums_over_tokens(self, dy, sides, groups):
+        x, t, dt = sides
+        du, dv, dbias = torch.ops.lada.low_rank_linear_dfactors(dy, *sides, groups)
+        pairs = zip(dy.chunk(groups, 1), t.chunk(groups, 1), strict=True)
+        torch.testing.assert_close(du, torch.cat([a.T @ b for a, b in pairs]))
+        torch.testing.assert_close(dv, dt.T @ x)
+        torch.testing.assert_close(dbias, dy.sum(0))
+
+    def test_opcheck(self, dy, sides, joint, groups):
+        ops = torch.ops.lada
+        torch.library.opcheck(ops.low_rank_linear_dx.default, (dy, *joint, groups))
+        torch.library.opcheck(ops.low_rank_linear_dfactors.default, (dy, *sides, groups))
+
+    def test_gradients(self, dy, sides, joint, groups):
+        ops = torch.ops.lada
+
+        def dx(*tensors):
+            return ops.low_rank_linear_dx(*tensors, groups)
+
+        def dfactors(*tensors):
+            return ops.low_rank_linear_dfactors(*tensors, groups)
+
+        assert torch.autograd.gradcheck(dx, [dy, *joint])
+        assert torch.autograd.gradcheck(dfactors, [dy, *sides])
+
+
 class TestDense:
     """The product of the factors, which a caller may keep."""
 

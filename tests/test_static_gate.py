@@ -34,6 +34,8 @@ PORTABLE = [
     Case("block_sparse_linear", 8192, 768, 3072, "128x16-d20", "gelu", FP16),
     Case("block_sparse_linear", 8192, 768, 3072, "32x32-d20", "gelu+residual", whole_packs=False),
     Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "gelu"),
+    Case("low_rank_linear", 8192, 768, 3072, "r64", "none", gradient="x"),
+    Case("low_rank_linear", 8192, 768, 3072, "r128", "none", gradient="factors"),
     Case("block_sparse_linear", 8192, 768, 3072, "64x16-d05", "none", gradient="x"),
     Case("block_sparse_linear", 512, 768, 3072, "128x16-d05", "none", gradient="values"),
     Case("low_rank_ffn", 16, 768, 768, "r64-3072-r64", "norm"),

@@ -93,6 +93,13 @@ def default_tiles(m: int, rank: int, dtype: torch.dtype, norm: bool = False) -> 
     return TileConfig(block_m, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
 
 
+def columns_per_program(n: int, block_n: int, row_tiles: int) -> int:
+    """How many of n columns a program sweeps, whole tiles, so that there are enough programs."""
+    n_tiles = -(-n // block_n)
+    splits = min(n_tiles, -(-_MIN_PROGRAMS // row_tiles))
+    return -(-n_tiles // splits) * block_n
+
+
 @functools.lru_cache(maxsize=4096)
 def choose(
     m: int,
@@ -177,10 +184,10 @@ def _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, tiles)
     (m, k), (n, rank) = x.shape, u.shape
     y = x.new_empty(m, n)
     tiles = tiles or default_tiles(m, rank, x.dtype, norm is not None)
-    row_tiles = triton.cdiv(m, tiles.BLOCK_M)
-    n_tiles = triton.cdiv(n // groups, tiles.BLOCK_N)
-    splits = 1 if norm is not None else min(n_tiles, triton.cdiv(_MIN_PROGRAMS, row_tiles * groups))
-    n_per_program = triton.cdiv(n_tiles, splits) * tiles.BLOCK_N
+    row_tiles = -(-m // tiles.BLOCK_M)
+    n_per_program = n
+    if norm is None:
+        n_per_program = columns_per_program(n // groups, tiles.BLOCK_N, row_tiles * groups)
     rank1, rank2 = split_rank(rank)
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     constants: dict[str, Any] = {

@@ -32,7 +32,7 @@ class Case:
     whole_packs: bool = True
     """Whether block rows are sorted by load and hold whole packs; low rank ignores it."""
     gradient: str | None = None
-    """Of block-sparse linears: that of "x" or of the stored "values"; None is the forward pass."""
+    """That of "x", of the low-rank "factors" or the stored "values"; None is the forward pass."""
 
     def __str__(self) -> str:
         shape = f"{self.tokens}x{self.k}x{self.n}"
@@ -72,17 +72,22 @@ class Case:
         )
 
     def _backward(self) -> None:
-        from lada_kernels import block_sparse_linear_bwd as module
-
+        module = importlib.import_module(f"lada_kernels.{self.stem}_bwd")
         weights = self._weights()
+        dy, x = self._meta(self.tokens, self.n), self._meta(self.tokens, self.k)
+        if self.stem == "low_rank_linear":
+            if self.gradient == "x":
+                factors = weights["u"], weights["v"]
+                module.low_rank_linear_dx(dy, *factors, **self._groups, way=self.way)
+            else:
+                t = self._meta(self.tokens, len(weights["v"]))
+                module.low_rank_linear_dfactors(dy, x, t, t, **self._groups)
+            return
         indices, values = (weights["crow_indices"], weights["col_indices"]), weights["values"]
-        dy = self._meta(self.tokens, self.n)
         if self.gradient == "x":
             module.block_sparse_linear_dx(dy, *indices, values, self.k)
         else:
-            x = self._meta(self.tokens, self.k)
-            block = values.shape[1], values.shape[2]
-            module.block_sparse_linear_dvalues(dy, x, *indices, *block)
+            module.block_sparse_linear_dvalues(dy, x, *indices, *values.shape[1:])
 
     @property
     def work(self) -> Work:

@@ -12,7 +12,7 @@ import torch
 from .cases import Case
 from .gate import Limits
 from .launches import Launch, check_triton
-from .regimes import FFN, GRADIENT, REGIMES, Regime
+from .regimes import DFACTORS, DVALUES, FFN, REGIMES, Regime
 
 _EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}  # of the tuned tables
 
@@ -96,8 +96,10 @@ def design(launch: Launch) -> Limits:
     rows = tile["BLOCK_M"]  # of the left operand of the products
     if tile.get("WEIGHTS_LEFT"):
         rows = tile["BLOCK_N"]
-    elif launch.name == GRADIENT:
+    elif launch.name == DVALUES:
         rows = tile["BLOCK_K"]
+    elif launch.name == DFACTORS:
+        rows = min(tile["BLOCK_N"], tile["BLOCK_K"])
     limits = Limits(
         tensor_cores=any(kind in ("*fp16", "*bf16") for _, kind in launch.signature),
         wgmma=rows >= 64,

@@ -50,7 +50,8 @@ class Regime:
 
 LOW_RANK, LINEAR = "_low_rank_linear_fwd_kernel", "_linear_fwd_kernel"
 SPARSE, BOTH = "_block_sparse_linear_fwd_kernel", "_sparse_low_rank_linear_fwd_kernel"
-GRADIENT = "_block_sparse_linear_dvalues_kernel"
+DX, DFACTORS = "_low_rank_linear_dx_kernel", "_low_rank_linear_dfactors_kernel"
+DVALUES = "_block_sparse_linear_dvalues_kernel"
 FFN, FFN_SUM = "_low_rank_ffn_fwd_kernel", "_low_rank_ffn_sum_kernel"
 INF = float("inf")
 
@@ -198,6 +199,29 @@ REGIMES = [
         {"gelu+residual": 22},
     ),
     Regime(
+        *(DX, "low_rank_linear", (128, 8192)),
+        {"r32": (5, 1.17), "r64": (4, 0.65), "r96": (3, 0.59), "r128": (3, 0.4)},
+        {"none": 4.9},
+        way="one_launch",
+        gradient="x",
+    ),
+    Regime(
+        *(DX, "low_rank_linear", (8192,)),
+        {"r192": (2, 0.59), "r256": (2, 0.39)},
+        {"none": 12.5},
+        way="one_launch",
+        gradient="x",
+    ),
+    Regime(
+        *(DFACTORS, "low_rank_linear", (512, 8192)),
+        {
+            **{"r32": (3, 0.86), "r64": (3, 0.49), "r96": (2, 0.63), "r128": (2, 0.39)},
+            **{"r64x3": (3, 0.5)},
+        },
+        {"none": 5.2},
+        gradient="factors",
+    ),
+    Regime(
         *(SPARSE, "block_sparse_linear", (512,)),
         {
             **{"128x16-d05": (5, 1.98), "64x16-d05": (7, 2.85), "64x32-d05": (6, 1.5)},
@@ -216,7 +240,7 @@ REGIMES = [
         gradient="x",
     ),
     Regime(
-        *(GRADIENT, "block_sparse_linear", (512, 8192)),
+        *(DVALUES, "block_sparse_linear", (512, 8192)),
         {
             **{"128x16-d05": (3, 0.42), "64x16-d05": (3, 0.56), "64x32-d05": (3, 0.56)},
             **{"32x32-d05": (6, 1.4), "16x16-d05": (7, 2.5)},

@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..formats import FLOAT_DTYPES
 from ..reference import ACTIVATIONS, Norm, epilogue_ref
 from ..user_tables import use_user_tables
+
+Result = TypeVar("Result")
 
 # fp64 runs through the reference everywhere: it is for proofs, not for speed
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -90,11 +92,11 @@ def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def on_its_gpu(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:
     """`body` run with the GPU of its first argument as the current one: Triton launches there."""
 
     @functools.wraps(body)
-    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Result:
         with torch.cuda.device_of(x):
             return body(x, *args, **kwargs)
 

@@ -20,6 +20,7 @@ from .epilogue import (
     rows,
     split_norm,
 )
+from .low_rank_linear import dfactors_op, dx_op
 
 
 def low_rank_ffn(
@@ -155,17 +156,19 @@ def _backward(ctx, grad):
     dz2, d_residual, d_weight, d_shift = epilogue_backward(grad2, z2, "none", residual2, norm)
     # a view would share the memory of the incoming gradient
     d_residual = grad if norm is None else d_residual.view_as(grad)
-    dt2 = dz2 @ u2
-    dz1 = activation_backward(dt2 @ v2, z1, ctx.activation)
-    dt1 = dz1 @ u1
+    dh, dt2 = dx_op(dz2, u2, v2, 1)
+    dz1 = activation_backward(dh, z1, ctx.activation)
+    dx, dt1 = dx_op(dz1, u1, v1, 1)
+    du1, dv1, dbias1 = dfactors_op(dz1, x2, t1, dt1, 1)
+    du2, dv2, dbias2 = dfactors_op(dz2, h, t2, dt2, 1)
     return (
-        (dt1 @ v1).view_as(x),
-        dz1.T @ t1,
-        dt1.T @ x2,
-        None if bias1 is None else dz1.sum(0),
-        dz2.T @ t2,
-        dt2.T @ h,
-        None if bias2 is None else dz2.sum(0),
+        dx.view_as(x),
+        du1,
+        dv1,
+        None if bias1 is None else dbias1,
+        du2,
+        dv2,
+        None if bias2 is None else dbias2,
         None,
         d_residual if ctx.needs_input_grad[8] else None,
         d_weight,

@@ -150,13 +150,15 @@ def _backward(ctx, grad):
     dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
     # a view would share the memory of the incoming gradient
     d_residual = grad if norm is None else d_residual.view_as(grad)
-    dz_runs, u_runs, t_runs = dz.chunk(ctx.groups, 1), u.chunk(ctx.groups), t.chunk(ctx.groups, 1)
-    dt = torch.cat([a @ b for a, b in zip(dz_runs, u_runs, strict=True)], 1)
+    dx, dt = dx_op(dz, u, v, ctx.groups)
+    du = dv = dbias = None
+    if any(ctx.needs_input_grad[1:4]):
+        du, dv, dbias = dfactors_op(dz, x2, t, dt, ctx.groups)
     return (
-        (dt @ v).view_as(x),
-        torch.cat([a.T @ b for a, b in zip(dz_runs, t_runs, strict=True)]),
-        dt.T @ x2,
-        None if bias is None else dz.sum(0),
+        dx.view_as(x),
+        du,
+        dv,
+        None if bias is None else dbias,
         None,
         d_residual if ctx.needs_input_grad[5] else None,
         d_weight,
@@ -166,6 +168,97 @@ def _backward(ctx, grad):
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("lada::low_rank_linear_dx", mutates_args=())
+def dx_op(dy: Tensor, u: Tensor, v: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of x (tokens, in) and of ``t = x v^T`` (tokens, groups * rank)."""
+    return _dx(dy, u, v, groups)
+
+
+@dx_op.register_kernel("cuda")
+@on_its_gpu
+def _(dy, u, v, groups):
+    if not kernels_run("low_rank_linear", dy):
+        return _dx(dy, u, v, groups)
+    from lada_kernels.low_rank_linear_bwd import low_rank_linear_dx
+
+    return low_rank_linear_dx(rows(dy), u.contiguous(), v.contiguous(), groups)
+
+
+@dx_op.register_fake
+def _(dy, u, v, groups):
+    return dy.new_empty(dy.shape[0], v.shape[1]), dy.new_empty(dy.shape[0], v.shape[0])
+
+
+def _dx(dy, u, v, groups):
+    dt = _by_runs(dy, u, groups)
+    return dt @ v, dt
+
+
+def _dx_setup_context(ctx, inputs, output):
+    dy, u, v, ctx.groups = inputs
+    ctx.save_for_backward(dy, u, v, output[1])
+
+
+def _dx_backward(ctx, d_dx, d_dt):
+    dy, u, v, dt = ctx.saved_tensors
+    d_dt = d_dt + F.linear(d_dx, v)
+    du, dv, _ = dfactors_op(dy, d_dx, d_dt, dt, ctx.groups)
+    return grouped_linear(d_dt, u, None, ctx.groups), du, dv, None
+
+
+dx_op.register_autograd(_dx_backward, setup_context=_dx_setup_context)
+
+
+@torch.library.custom_op("lada::low_rank_linear_dfactors", mutates_args=())
+def dfactors_op(
+    dy: Tensor, x: Tensor, t: Tensor, dt: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of u (out, rank), v (groups * rank, in) and bias (out,)."""
+    return _dfactors(dy, x, t, dt, groups)
+
+
+@dfactors_op.register_kernel("cuda")
+@on_its_gpu
+def _(dy, x, t, dt, groups):
+    if not kernels_run("low_rank_linear", dy):
+        return _dfactors(dy, x, t, dt, groups)
+    from lada_kernels.low_rank_linear_bwd import low_rank_linear_dfactors
+
+    return low_rank_linear_dfactors(rows(dy), rows(x), rows(t), rows(dt), groups)
+
+
+@dfactors_op.register_fake
+def _(dy, x, t, dt, groups):
+    rank = t.shape[1] // groups
+    shapes = (dy.shape[1], rank), (t.shape[1], x.shape[1]), (dy.shape[1],)
+    return tuple(dy.new_empty(shape) for shape in shapes)
+
+
+def _dfactors(dy, x, t, dt, groups):
+    pairs = zip(dy.chunk(groups, 1), t.chunk(groups, 1), strict=True)
+    return torch.cat([a.T @ b for a, b in pairs]), dt.T @ x, dy.sum(0)
+
+
+def _dfactors_backward(ctx, d_du, d_dv, d_dbias):
+    dy, x, t, dt = ctx.saved_tensors
+    d_dy = grouped_linear(t, d_du, d_dbias, ctx.groups)
+    return d_dy, dt @ d_dv, _by_runs(dy, d_du, ctx.groups), F.linear(x, d_dv), None
+
+
+def _dfactors_setup_context(ctx, inputs, output):
+    *tensors, ctx.groups = inputs
+    ctx.save_for_backward(*tensors)
+
+
+dfactors_op.register_autograd(_dfactors_backward, setup_context=_dfactors_setup_context)
+
+
+def _by_runs(dy, u, groups):
+    """Run g of dy's columns times run g of u's rows, side by side: the way back from u."""
+    runs = zip(dy.chunk(groups, 1), u.chunk(groups), strict=True)
+    return torch.cat([a @ b for a, b in runs], 1)
 
 
 def _check(x, u, v, bias, activation, residual, norm, groups, dense):

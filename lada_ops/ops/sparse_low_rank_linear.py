@@ -10,8 +10,8 @@ from .block_sparse_linear import (
     blocks_run,
     check_bsr_operands,
     dvalues_op,
-    dx_op,
 )
+from .block_sparse_linear import dx_op as block_sparse_dx
 from .epilogue import (
     autocast,
     check_epilogue,
@@ -26,6 +26,8 @@ from .epilogue import (
     rows,
     split_norm,
 )
+from .low_rank_linear import dfactors_op
+from .low_rank_linear import dx_op as low_rank_dx
 
 
 def sparse_low_rank_linear(
@@ -166,16 +168,17 @@ def _backward(ctx, grad):
     dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
     # autograd copies the very gradient that it gave, but would keep a view of it
     d_residual = grad if norm is None else d_residual.view_as(grad)
-    dt = dz @ u
-    dx = dx_op(dz, crow, col, values, x.shape[-1])
+    dx, dt = low_rank_dx(dz, u, v, 1)
+    dx = dx + block_sparse_dx(dz, crow, col, values, x.shape[-1])
+    du, dv, dbias = dfactors_op(dz, x2, F.linear(x2, v), dt, 1)
     return (
-        (dx + dt @ v).view_as(x),
-        dz.T @ F.linear(x2, v),
-        dt.T @ x2,
+        dx.view_as(x),
+        du,
+        dv,
         None,
         None,
         dvalues_op(dz, x2, crow, col, *values.shape[1:]),
-        None if bias is None else dz.sum(0),
+        None if bias is None else dbias,
         None,
         d_residual if ctx.needs_input_grad[8] else None,
         d_weight,

@@ -60,6 +60,18 @@ def test_gradients_are_cases_too(gradient, kernel, block):
     assert f"gradient of {gradient}" in str(case)
 
 
+@pytest.mark.parametrize(
+    ("gradient", "kernel"),
+    [("x", "_low_rank_linear_dx_kernel"), ("factors", "_low_rank_linear_dfactors_kernel")],
+)
+def test_gradients_of_low_rank_are_cases_too(gradient, kernel):
+    case = Case("low_rank_linear", 512, 768, 3072, "r96", "none", gradient=gradient)
+    (launch,) = case.launches()
+    constants = dict(launch.constants)
+    assert launch.name == kernel
+    assert (constants["RANK1"], constants["RANK2"]) == (64, 32)
+
+
 def test_what_torch_does_alone_launches_nothing():
     assert kernels(Case("low_rank_linear", 8192, 768, 3072, "r256", "none")) == []
 
