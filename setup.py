@@ -1,4 +1,43 @@
-from setuptools import setup
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+NATIVE = Path("kernels/lada_kernels/cpu")
+INSTRUCTION_SETS = {  # as lada_kernels.cpu.native names them
+    "avx512bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "avx2": ["-march=x86-64-v3"],
+    "portable": [],
+}
+
+
+def native_library(instruction_set: str, flags: list[str]) -> Extension:
+    """A library with a plain C interface, loaded by ctypes; without a compiler there is none.
+
+    It is not linked with OpenMP: torch brings its own, and there must be one pool of threads.
+    """
+    return Extension(
+        f"lada_kernels.cpu._{instruction_set}",
+        sources=[str(NATIVE / "abi.cpp")],
+        depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
+        language="c++",
+        extra_compile_args=[
+            *("-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"),
+            *("-ffp-contract=fast", "-Wno-psabi", *flags),
+        ],
+        py_limited_api=True,
+        optional=True,
+    )
+
+
+def native_libraries() -> list[Extension]:
+    if not sys.platform.startswith("linux"):
+        return []
+    names = list(INSTRUCTION_SETS) if platform.machine() == "x86_64" else ["portable"]
+    return [native_library(name, INSTRUCTION_SETS[name]) for name in names]
+
 
 # `kernels/` is a source root, not a package: Hugging Face ships an import package named `kernels`
 # that transformers probes for, so ours must never be importable under that name.
@@ -6,13 +45,20 @@ setup(
     package_dir={"lada_kernels": "kernels/lada_kernels", "lada_ops": "lada_ops"},
     packages=[
         "lada_kernels",
+        "lada_kernels.cpu",
         "lada_ops",
         "lada_ops.compress",
+        "lada_ops.engine",
         "lada_ops.latency",
         "lada_ops.machine_code",
         "lada_ops.modules",
         "lada_ops.ops",
         "lada_ops.tune",
     ],
-    package_data={"lada_ops": ["py.typed"], "lada_kernels": ["py.typed", "configs/*/*.json"]},
+    package_data={
+        "lada_ops": ["py.typed"],
+        "lada_kernels": ["py.typed", "configs/*/*.json", "cpu/*.h", "cpu/*.cpp"],
+    },
+    ext_modules=native_libraries(),
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the libraries do not call Python
 )

@@ -7,6 +7,7 @@ Importing this package also registers its checkpoints with transformers, so that
 from .budget import plan
 from .calibrate import input_grams
 from .counts import Counts
+from .engine.optimize import optimize
 from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import keep_dense
@@ -42,6 +43,7 @@ __all__ = [
     "keep_dense",
     "low_rank_ffn",
     "low_rank_linear",
+    "optimize",
     "plan",
     "restore",
     "sparse_low_rank_linear",

@@ -1,0 +1,59 @@
+// Elementwise functions of fp32 vectors. NaN stays NaN throughout.
+#pragma once
+#include "vec.h"
+
+namespace {
+
+enum Activation { NONE, RELU, GELU, GELU_TANH, SILU, TANH };  // as lada_kernels.cpu.native has them
+
+template <int N> inline vec polynomial(const float (&c)[N], vec x) {
+    vec p = splat(c[N - 1]);
+#pragma GCC unroll 16
+    for (int i = N - 2; i >= 0; i--) p = p * x + c[i];
+    return p;
+}
+
+inline vec clamp(vec x, float low, float high) {
+    x = select(x < splat(low), splat(low), x);
+    return select(x > splat(high), splat(high), x);
+}
+
+// 2^n e^r with r within ln(2) / 2 of 0, there by its Taylor series: 2 units in the last place.
+inline vec exp(vec x) {
+    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
+    constexpr float TAYLOR[] = {1.0f, 1.0f, 1 / 2.0f, 1 / 6.0f, 1 / 24.0f, 1 / 120.0f, 1 / 720.0f};
+    x = clamp(x, -87.0f, 88.0f);
+    vec shifted = x * 1.44269504f + ROUND;
+    vec n = shifted - ROUND;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln(2) in two parts
+    return (vec)((ivec)polynomial(TAYLOR, r) + ((ivec)shifted << 23));
+}
+
+// erf(x / sqrt(2)), an odd rational function fitted so that gelu is right to 1e-6.
+inline vec erf_sqrt_half(vec x) {
+    constexpr float END = 5.3f;  // from here on it is 1 to a rounding
+    constexpr float P[] = {0.79788423f,    0.067793541f,   0.0093754511f,
+                           0.00034073426f, 1.2936340e-05f, 4.6774591e-08f};
+    constexpr float Q[] = {1.0f,           0.25163144f,    0.028691588f,
+                           0.0018924876f,  7.4699397e-05f, 1.2246446e-06f};
+    vec s = x * x;
+    vec inside = x * polynomial(P, s) / polynomial(Q, s);
+    return select(x > splat(END), splat(1.0f), select(x < splat(-END), splat(-1.0f), inside));
+}
+
+inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+inline vec tanh(vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+
+inline vec activate(vec x, Activation activation) {
+    switch (activation) {
+    case RELU: return select(x < vec{}, vec{}, x);
+    case GELU: return 0.5f * x * (1.0f + erf_sqrt_half(x));
+    case GELU_TANH: return x * sigmoid(1.5957691f * (x + 0.044715f * x * x * x));
+    case SILU: return x * sigmoid(x);
+    case TANH: return tanh(x);
+    default: return x;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,94 @@
+"""A whole BERT encoder in one native call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native
+from .packed import PackedLinear
+
+Norm = tuple[Tensor, Tensor, float]
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """``x = LN(x + out(attention(qkv(x))))``, then ``x = LN(x + down(act(up(x))))``.
+
+    qkv holds the columns of queries, keys and values one behind the other. Norms: weight and bias
+    (features,), fp32 and contiguous, and eps.
+    """
+
+    qkv: PackedLinear
+    out: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
+    attention_norm: Norm
+    output_norm: Norm
+    activation: str
+
+    def struct(self) -> native.Layer:
+        return native.Layer(
+            self.qkv.struct(),
+            self.out.struct(),
+            self.up.struct(self.activation),
+            self.down.struct(),
+            native.norm_struct(self.attention_norm),
+            native.norm_struct(self.output_norm),
+        )
+
+
+class PackedEncoder:
+    """Layers of one size, with `heads` heads each; scale multiplies the scores."""
+
+    def __init__(self, layers: Sequence[PackedLayer], heads: int, scale: float) -> None:
+        self.layers = tuple(layers)
+        self.heads, self.scale = heads, scale
+        self._structs: Any = None
+
+    @property
+    def features(self) -> int:
+        return self.layers[0].out.out_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0].out.dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_structs": None}  # a copy has tensors of its own
+
+    def run_(
+        self,
+        x: Tensor,
+        starts: Tensor,
+        layers: slice = slice(None),
+        library: ctypes.CDLL | None = None,
+    ) -> Tensor:
+        """x (tokens, features) becomes the output of the given layers, in place; returns it.
+
+        Operands are checked by the caller: on the CPU and contiguous, x of the packed dtype, starts
+        (sequences + 1,) int64: sequence i has the rows from starts[i] to starts[i + 1].
+
+        Raises MemoryError where there is no memory for intermediate results.
+        """
+        if self._structs is None:
+            self._structs = (native.Layer * len(self.layers))(*(x.struct() for x in self.layers))
+        begin, end, _ = layers.indices(len(self.layers))
+        first = ctypes.pointer(self._structs[begin])
+        encoder = native.Encoder(first, end - begin, self.heads, self.features, self.scale)
+        failed = (library or native.library()).lada_encoder(
+            native.DTYPES[self.dtype],
+            ctypes.byref(encoder),
+            starts.data_ptr(),
+            len(starts) - 1,
+            x.data_ptr(),
+            native.threads(),
+        )
+        if failed:
+            raise MemoryError(f"encoder: no memory for {len(x)} tokens")
+        return x

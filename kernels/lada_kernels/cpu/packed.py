@@ -1,0 +1,265 @@
+"""Weights in the order in which the native kernels meet them, and back.
+
+Columns of the output are stripes of 16 or 32; of each, the runs of rows that hold weights lie one
+behind the other, in units of 32 bits: one fp32 or two bf16 (see `linear.h`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import native
+
+TERMS = {torch.float32: 1, torch.bfloat16: 2}
+"""Elements in a unit."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a linear multiplies x by, ``u @ v + sparse`` (out, in); either part may be missing.
+
+    u (out, rank), v (rank, in). sparse (out, in) is given dense; mask (out / block_rows,
+    in / block_cols) says which of its blocks are stored, all of it if None.
+    """
+
+    out_features: int
+    in_features: int
+    u: Tensor | None = None
+    v: Tensor | None = None
+    sparse: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a block; a weight without blocks is one."""
+        if self.mask is None:
+            return self.out_features, self.in_features
+        return self.out_features // self.mask.shape[0], self.in_features // self.mask.shape[1]
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """The arrays of a `native.Stripes`: weights (units, width) int32, offsets and runs."""
+
+    weights: Tensor
+    first: Tensor
+    runs: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def width(self) -> int:
+        return self.weights.shape[1]
+
+    def struct(self) -> native.Stripes:
+        tensors = self.weights, self.first, self.runs, self.starts, self.lengths
+        return native.Stripes(*(t.data_ptr() for t in tensors), len(self), self.width)
+
+    def part(self, begin: int, end: int, moved_from: int, moved_by: int) -> Stripes:
+        """Some of the stripes, over the same weights; units from `moved_from` on move."""
+        starts = torch.where(self.starts < moved_from, self.starts, self.starts + moved_by)
+        ends = slice(begin, end + 1)
+        return Stripes(self.weights, self.first[ends], self.runs[ends], starts.int(), self.lengths)
+
+    def rows(self, units: int, dtype: torch.dtype) -> Tensor:
+        """The dense matrix (stripes * width, units * terms), 0 outside the runs."""
+        terms = TERMS[dtype]
+        dense = torch.zeros(len(self), units, self.width, terms, dtype=dtype)
+        for stripe in range(len(self)):
+            unit = int(self.first[stripe])
+            for run in range(int(self.runs[stripe]), int(self.runs[stripe + 1])):
+                start, length = int(self.starts[run]), int(self.lengths[run])
+                weights = self.weights[unit : unit + length].view(dtype)
+                dense[stripe, start : start + length] = weights.view(length, self.width, terms)
+                unit += length
+        return dense.transpose(1, 2).reshape(len(self) * self.width, units * terms)
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """One or several weights side by side that share x, and their bias, ready for the kernels.
+
+    ranks and columns: of each weight, 0 where it has no u and v. bias: fp32, padded to whole
+    stripes, or None. dtype: of weights, x and y.
+    """
+
+    down: Stripes
+    up: Stripes
+    bias: Tensor | None
+    in_features: int
+    columns: tuple[int, ...]
+    ranks: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def out_features(self) -> int:
+        return sum(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights and their indices."""
+        stripes = self.down, self.up
+        tensors = [t for s in stripes for t in (s.weights, s.first, s.runs, s.starts, s.lengths)]
+        return sum(t.nbytes for t in tensors)
+
+    def struct(self, activation: str = "none") -> native.Linear:
+        """What the library takes. It points into the tensors, which must outlive it."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        code = native.ACTIVATIONS[activation]
+        structs = self.down.struct(), self.up.struct()
+        return native.Linear(*structs, bias, self.in_features, self.out_features, code)
+
+    def part(self, i: int) -> PackedLinear:
+        """The weight `i` alone, over the same memory."""
+        up_begin, up_end = _range_of(self.columns, i, self.up.width)
+        down_begin, down_end = _range_of(self.ranks, i, self.down.width)
+        rank_units = down_begin * self.down.width // TERMS[self.dtype]
+        rows = slice(up_begin * self.up.width, up_end * self.up.width)
+        bias = None if self.bias is None else self.bias[rows]
+        return PackedLinear(
+            self.down.part(down_begin, down_end, self._x_units, 0),
+            self.up.part(up_begin, up_end, self._x_units, -rank_units),
+            bias,
+            self.in_features,
+            self.columns[i : i + 1],
+            self.ranks[i : i + 1],
+            self.dtype,
+        )
+
+    def unpacked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """u (out, rank), v (rank, in) and the sparse part, dense, (out, in), of a single weight."""
+        (rank,), out, terms = self.ranks, self.out_features, TERMS[self.dtype]
+        units = self._x_units + len(self.down) * self.down.width // terms
+        up = self.up.rows(units, self.dtype)[:out]
+        x_terms = self._x_units * terms
+        v = self.down.rows(self._x_units, self.dtype)[:rank, : self.in_features]
+        return up[:, x_terms : x_terms + rank], v, up[:, : self.in_features]
+
+    @property
+    def _x_units(self) -> int:
+        return -(-self.in_features // TERMS[self.dtype])
+
+
+def stripe_width(weights: Sequence[Weight]) -> int:
+    """Columns of a stripe: 32, or 16 where block rows would share stripes of 32."""
+    return 32 if all(w.mask is None or w.block[0] % 32 == 0 for w in weights) else 16
+
+
+def pack(
+    weights: Sequence[Weight], biases: Sequence[Tensor | None], dtype: torch.dtype
+) -> PackedLinear:
+    """`weights` side by side: their outputs are the columns of one.
+
+    All have the same in_features; the out_features of all but the last are multiples of
+    `stripe_width`.
+    """
+    width, terms = stripe_width(weights), TERMS[dtype]
+    ranks = [0 if w.v is None else len(w.v) for w in weights]
+    # narrow stripes are a little slower, but less than what they would have to be padded by
+    rank_width = 16 if any(0 < rank % 32 <= 16 for rank in ranks) else 32
+    in_features = weights[0].in_features
+    first_rank = x_units = -(-in_features // terms)
+    downs, ups, columns = [], [], []
+    for weight, bias in zip(weights, biases, strict=True):
+        rows, masks = _up(weight, width, terms)
+        places = torch.arange(masks.shape[1])
+        places[x_units:] += first_rank - x_units
+        ups += _packed_rows(rows.to(dtype), masks, places, width)
+        if weight.v is not None:
+            down = _padded(weight.v, rank_width, terms)
+            masks = torch.ones(len(down) // rank_width, x_units, dtype=torch.bool)
+            downs += _packed_rows(down.to(dtype), masks, places[:x_units], rank_width)
+            first_rank += len(down) // terms
+        column = torch.zeros(len(rows))
+        if bias is not None:
+            column[: weight.out_features] = bias
+        columns.append(column)
+    return PackedLinear(
+        _joined(downs, rank_width),
+        _joined(ups, width),
+        None if all(bias is None for bias in biases) else torch.cat(columns),
+        in_features,
+        tuple(w.out_features for w in weights),
+        tuple(ranks),
+        dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Stripe:
+    weights: Tensor  # (units, width) int32
+    starts: Tensor
+    lengths: Tensor
+
+
+def _up(weight: Weight, width: int, terms: int) -> tuple[Tensor, Tensor]:
+    """``[sparse | u]`` in whole stripes and units, and which units each stripe stores."""
+    out, x_units = weight.out_features, -(-weight.in_features // terms)
+    sparse = weight.sparse
+    if sparse is None:
+        sparse = torch.zeros(out, weight.in_features)
+    rows = _padded(sparse, width, terms)
+    stripes = len(rows) // width
+    if weight.mask is None:
+        masks = torch.full((stripes, x_units), weight.sparse is not None)
+    else:
+        elements = weight.mask.repeat_interleave(weight.block[0], 0)
+        elements = elements.repeat_interleave(weight.block[1], 1)
+        cells = _padded(elements, width, terms).view(stripes, width, x_units, terms)
+        masks = cells.any(3).any(1)
+    if weight.u is None:
+        return rows, masks
+    u = _padded(weight.u, width, terms)
+    whole = torch.ones(stripes, u.shape[1] // terms, dtype=torch.bool)
+    return torch.cat([rows.to(u.dtype), u], 1), torch.cat([masks, whole], 1)
+
+
+def _packed_rows(rows: Tensor, masks: Tensor, places: Tensor, width: int) -> list[_Stripe]:
+    """The units of each stripe that `masks` (stripes, units) names; places: of units in a panel."""
+    terms = rows.shape[1] // masks.shape[1]
+    stripes = rows.view(len(masks), width, -1, terms).transpose(1, 2)
+    packed = []
+    for stripe, mask in zip(stripes, masks, strict=True):
+        weights = stripe[mask].view(torch.int32).view(-1, width)
+        met = places[mask]
+        begins = torch.ones(len(met), dtype=torch.bool)
+        begins[1:] = met[1:] != met[:-1] + 1
+        first = begins.nonzero()[:, 0]
+        lengths = torch.diff(first, append=torch.tensor([len(met)]))
+        packed.append(_Stripe(weights, met[first].int(), lengths.int()))
+    return packed
+
+
+def _joined(stripes: Sequence[_Stripe], width: int) -> Stripes:
+    none = torch.empty(0, dtype=torch.int32)
+    every = [_Stripe(none.view(0, width), none, none), *stripes]
+    units = torch.tensor([len(s.weights) for s in every])
+    runs = torch.tensor([len(s.starts) for s in every])
+    return Stripes(
+        torch.cat([s.weights for s in every]),
+        units.cumsum(0),
+        runs.cumsum(0).int(),
+        torch.cat([s.starts for s in every]),
+        torch.cat([s.lengths for s in every]),
+    )
+
+
+def _range_of(sizes: Sequence[int], i: int, width: int) -> tuple[int, int]:
+    """The stripes of part i, of parts that have `sizes` columns each."""
+    counts = [-(-size // width) for size in sizes[: i + 1]]
+    return sum(counts[:-1]), sum(counts)
+
+
+def _padded(t: Tensor, width: int, terms: int) -> Tensor:
+    """`t` with zeros up to whole stripes of rows and units of columns."""
+    rows, columns = -(-t.shape[0] // width) * width, -(-t.shape[1] // terms) * terms
+    padded = t.new_zeros(rows, columns)
+    padded[: t.shape[0], : t.shape[1]] = t
+    return padded

@@ -1,0 +1,139 @@
+// One vector of the machine, by the compiler's own vector types: the same source becomes AVX-512,
+// AVX2 or whatever else the target has. Everything is internal to its translation unit, since one
+// library per instruction set is built from it.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+template <class V> inline V load(const void* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V> inline void store(void* p, V v) { memcpy(p, &v, sizeof v); }
+
+inline vec splat(float f) { return f - vec{}; }
+
+inline vec select(ivec mask, vec yes, vec no) {
+    return (vec)((mask & (ivec)yes) | (~mask & (ivec)no));
+}
+
+inline vec max(vec a, vec b) { return select(a > b, a, b); }
+
+inline vec min(vec a, vec b) { return select(a < b, a, b); }
+
+inline float sum(vec v) {
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += v[i];
+    return s;
+}
+
+inline float largest(vec v) {
+    float m = v[0];
+    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+// Elements in memory: fp32, or bf16, rounded to nearest even.
+
+inline float widen(float f) { return f; }
+
+inline float widen(bf16 h) {
+    uint32_t bits = (uint32_t)h.bits << 16;
+    return load<float>(&bits);
+}
+
+inline void narrow(float f, float* p) { *p = f; }
+
+inline void narrow(float f, bf16* p) {
+    uint32_t bits = load<uint32_t>(&f);
+    bool nan = f != f;  // whose carry would make it infinite
+    p->bits = nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+inline vec load_wide(const float* p) { return load<vec>(p); }
+
+inline vec load_wide(const bf16* p) {
+    return (vec)(__builtin_convertvector(load<hvec>(p), uvec) << 16);
+}
+
+inline void store_narrow(float* p, vec v) { store(p, v); }
+
+inline void store_narrow(bf16* p, vec v) {
+#if defined(__AVX512BF16__)
+    store(p, _mm512_cvtneps_pbh((__m512)v));
+#else
+    uvec bits = (uvec)v;
+    uvec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    uvec nan = (uvec)(v != v);
+    store(p, __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), hvec));
+#endif
+}
+
+// The first n of a vector's elements, the others 0.
+template <class T> inline vec load_first(const T* p, int64_t n) {
+    if (n >= LANES) return load_wide(p);
+    vec v = {};
+    for (int i = 0; i < n; i++) v[i] = widen(p[i]);
+    return v;
+}
+
+template <class T> inline void store_first(T* p, vec v, int64_t n) {
+    if (n >= LANES) return store_narrow(p, v);
+    for (int i = 0; i < n; i++) narrow(v[i], p + i);
+}
+
+// Products. Operands come in units of 32 bits: one fp32, or a pair of bf16.
+template <class T> struct Unit;
+
+template <> struct Unit<float> {
+    static constexpr int TERMS = 1;
+    static vec multiply_add(uint32_t x, uvec w, vec acc) {
+        return acc + splat(load<float>(&x)) * (vec)w;
+    }
+    // Units of a row, and of the next one where a unit holds two.
+    static uvec zip(vec row, vec) { return (uvec)row; }
+};
+
+template <> struct Unit<bf16> {
+    static constexpr int TERMS = 2;
+    static vec multiply_add(uint32_t x, uvec w, vec acc) {
+#if defined(__AVX512BF16__)
+        return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x), (__m512bh)w);
+#else
+        uint32_t low = x << 16, high = x & 0xffff0000;
+        acc += splat(load<float>(&low)) * (vec)(w << 16);
+        return acc + splat(load<float>(&high)) * (vec)(w & 0xffff0000);
+#endif
+    }
+    static uvec zip(vec row, vec next) { return (uvec)row >> 16 | (uvec)next; }
+};
+
+template <class T> constexpr int64_t units(int64_t terms) {
+    return (terms + Unit<T>::TERMS - 1) / Unit<T>::TERMS;
+}
+
+}  // namespace

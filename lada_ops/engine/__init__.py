@@ -1,0 +1,1 @@
+"""Whole encoders on the CPU, in few native calls."""

@@ -1,0 +1,98 @@
+"""Whether a weight is faster multiplied out on this CPU: measured where in doubt, remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..environment import device_slug
+from ..modules.packed_linear import Source, pack_linears
+from ..user_tables import user_folder
+
+TOKENS = (16, 128, 512)
+_ROUNDS = 7
+_CLEAR = 0.5  # of the dense weight's bytes: what stores less was never seen slower
+_logger = logging.getLogger("lada_ops")
+
+
+def dense_is_faster(sources: Sequence[Source], dtype: torch.dtype) -> bool:
+    """Whether linears that share x are faster multiplied out, over the token counts in `TOKENS`.
+
+    Measured side by side where they store more than half of the dense weights; the ratio is
+    remembered in the user's cache folder, by CPU, instruction set, threads, dtype and weights.
+    """
+    if all(isinstance(s, nn.Linear) for s in sources):
+        return False
+    dense_values = sum(s.in_features * s.out_features for s in sources)
+    stored = sum(p.numel() for s in sources for n, p in s.named_parameters() if n != "bias")
+    if stored <= _CLEAR * dense_values:
+        return False
+    path, key = user_folder().parent / f"cpu-{device_slug('cpu')}.json", _key(sources, dtype)
+    known = _read(path)
+    if key not in known:
+        known = _read(path) | {key: _measured_ratio(sources, dtype)}
+        _write(path, known)
+    return known[key] < 1
+
+
+def _measured_ratio(sources: Sequence[Source], dtype: torch.dtype) -> float:
+    """Time of dense over time of compressed, the geometric mean over `TOKENS`."""
+    from lada_kernels.cpu.linear import packed_linear_fwd
+
+    candidates = [pack_linears(sources, dtype, dense) for dense in (True, False)]
+    ratios = []
+    for tokens in TOKENS:
+        x = torch.randn(tokens, sources[0].in_features).to(dtype)
+        for _ in range(_ROUNDS):
+            times = []
+            for packed in candidates:
+                start = time.perf_counter()
+                packed_linear_fwd(packed, x)
+                times.append(time.perf_counter() - start)
+            ratios.append((tokens, times[0] / times[1]))
+    medians = [statistics.median(r for t, r in ratios if t == tokens) for tokens in TOKENS]
+    return math.prod(medians) ** (1 / len(medians))
+
+
+def _key(sources: Sequence[Source], dtype: torch.dtype) -> str:
+    from lada_kernels.cpu import native
+
+    best = native.best()
+    weights = [
+        f"{s.out_features}x{s.in_features} "
+        + ("dense" if isinstance(s, nn.Linear) else s._table_names()[1])
+        for s in sources
+    ]
+    name = "none" if best is None else best[0]
+    return ", ".join([name, f"{native.threads()} threads", str(dtype), *weights])
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        known = json.loads(path.read_text())
+        return {str(key): float(ratio) for key, ratio in known.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _logger.warning("%s is ignored and written anew: %s", path, error)
+        return {}
+
+
+def _write(path: Path, known: dict[str, float]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(known, file, indent=1, sort_keys=True)
+        os.replace(file.name, path)
+    except OSError as error:
+        _logger.warning("cannot remember what was measured: %s", error)

@@ -1,0 +1,144 @@
+"""`PackedLinear`: a linear of an optimized model, its weight in the order of the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..formats import Bsr, LowRank
+from ..ops.epilogue import needs_grad
+from .compressed_linear import CompressedLinear
+
+if TYPE_CHECKING:
+    from lada_kernels.cpu import packed as native
+
+
+Source: TypeAlias = nn.Linear | CompressedLinear
+
+_WEIGHTS = {"weight", "u", "v", "values"}
+
+
+class PackedLinear(nn.Module):
+    """``act(x W^T + bias)`` on the CPU, for inference: stands in for `source`.
+
+    x (..., in) is computed in the packed dtype and comes back in its own. The weights of `source`
+    live on in packed form alone; `state_dict` has them under their names, as rounded to the packed
+    dtype.
+
+    dense: whether it was packed multiplied out, which does not give its factors back; then they are
+    kept beside it.
+
+    Raises RuntimeError on loading a state dict: that is for the model before it is optimized; where
+    x does not fit, see `check_inference`.
+    """
+
+    def __init__(self, source: Source, packed: native.PackedLinear, dense: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = source.in_features, source.out_features
+        self.activation = source.activation if isinstance(source, CompressedLinear) else "none"
+        self.packed = packed
+        self.source_repr = f"{source}, dense" if dense else repr(source)
+        self._kept: dict[str, Tensor] = {}
+        self._packed_weights: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        for name, tensor in source.state_dict().items():
+            if name in _WEIGHTS and not (dense and isinstance(source, CompressedLinear)):
+                self._packed_weights[name] = tensor.shape, tensor.dtype
+            else:
+                self._kept[name] = tensor.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        from lada_kernels.cpu.linear import packed_linear_fwd
+
+        check_inference("PackedLinear", x, self.in_features)
+        rows = x.detach().reshape(-1, self.in_features).to(self.packed.dtype)
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        y = packed_linear_fwd(self.packed, rows, activation=self.activation)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _unpacked(self) -> dict[str, Tensor]:
+        u, v, sparse = self.packed.unpacked()
+        found = {"u": u, "v": v, "weight": sparse}
+        if "values" in self._packed_weights:
+            shape, _ = self._packed_weights["values"]
+            found["values"] = _blocks(sparse, self._kept, shape)
+        return {name: found[name].to(dtype) for name, (_, dtype) in self._packed_weights.items()}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        for name, tensor in (self._unpacked() | self._kept).items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        raise RuntimeError(
+            f"PackedLinear: cannot load {prefix}*: the model was optimized for inference; "
+            "load its weights first, then call lada_ops.optimize"
+        )
+
+    def extra_repr(self) -> str:
+        dtype = str(self.packed.dtype).removeprefix("torch.")
+        return f"{self.source_repr}, packed={dtype}"
+
+
+def _blocks(sparse: Tensor, indices: dict[str, Tensor], shape: torch.Size) -> Tensor:
+    _, rows, cols = shape
+    blocks = sparse.view(len(sparse) // rows, rows, -1, cols).transpose(1, 2)
+    crow, col = indices["crow_indices"].long(), indices["col_indices"].long()
+    row = torch.repeat_interleave(torch.arange(len(crow) - 1), crow.diff())
+    return blocks[row, col]
+
+
+def check_inference(name: str, x: Tensor, features: int) -> None:
+    """Raise unless the native kernels can take x (..., features)."""
+    if x.shape[-1:] != (features,):
+        raise ValueError(f"{name}: x {tuple(x.shape)}; expected (..., {features})")
+    if not x.is_cpu or not x.is_floating_point():
+        raise TypeError(
+            f"{name}: x is {x.dtype} on {x.device}; expected a floating dtype on the CPU, "
+            "which the model was optimized for"
+        )
+    if needs_grad(x):
+        raise RuntimeError(
+            f"{name}: x records gradients; expected torch.no_grad(), since the model was optimized "
+            "for inference"
+        )
+
+
+def pack_linears(
+    sources: Sequence[Source], dtype: torch.dtype, dense: bool = False
+) -> native.PackedLinear:
+    """The weights of linears that share x, side by side; multiplied out if `dense`."""
+    from lada_kernels.cpu.packed import pack
+
+    biases = [None if s.bias is None else s.bias.detach() for s in sources]
+    return pack([weight_of(s, dense) for s in sources], biases, dtype)
+
+
+@torch.no_grad()
+def weight_of(source: Source, dense: bool = False) -> native.Weight:
+    """What a linear multiplies by, as the packing takes it."""
+    from lada_kernels.cpu.packed import Weight
+
+    size = source.out_features, source.in_features
+    if isinstance(source, nn.Linear):
+        return Weight(*size, sparse=source.weight.detach())
+    weight = source.format
+    if dense:
+        return Weight(*size, sparse=weight.to_dense())
+    if isinstance(weight, LowRank):
+        return Weight(*size, u=weight.u, v=weight.v)
+    if isinstance(weight, Bsr):
+        return Weight(*size, sparse=weight.to_dense(), mask=block_mask(weight))
+    low_rank, bsr = weight.low_rank, weight.bsr
+    return Weight(*size, low_rank.u, low_rank.v, bsr.to_dense(), block_mask(bsr))
+
+
+def block_mask(bsr: Bsr) -> Tensor:
+    """Which blocks of the grid are stored, (out / block_rows, in / block_cols)."""
+    counts = bsr.crow_indices.long().diff()
+    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    mask = torch.zeros(bsr.grid, dtype=torch.bool)
+    mask[rows, bsr.col_indices.long()] = True
+    return mask
