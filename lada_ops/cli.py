@@ -107,6 +107,7 @@ def bench(
 
         import torch
 
+        from .engine.optimize import fast_dtypes, optimize
         from .folder import load_model
         from .latency import collect, compare_models
         from .plots import plot_speedups
@@ -140,10 +141,16 @@ def bench(
         for shape, size in sizes.items():
             ids = torch.randint(1, vocabulary, size, generator=generator).to(model.device)
             batches[shape] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        comparisons = compare_models(
-            dense, {"compressed": model}, batches, rounds=rounds, threads=threads
+        compressed, references = {"compressed": model}, {}
+        if model.device.type == "cpu" and model.dtype == torch.float32:
+            for dtype in fast_dtypes():
+                name = f"optimized, {str(dtype).removeprefix('torch.')}"
+                compressed[name] = optimize(copy.deepcopy(model), dtype)
+                references[name] = model
+        timed = compare_models(
+            dense, compressed, batches, references=references, rounds=rounds, threads=threads
         )
-        results = collect(comparisons.values())
+        results = collect(timed.values())
         _print(results, as_json, tables.latency)
         if plot is not None:
             plot_speedups(results, plot, Path(folder).resolve().name)
@@ -154,15 +161,17 @@ def info(
     folder: Annotated[str, typer.Argument(help="The compressed model.")],
     as_json: Json = False,
 ) -> None:
-    """Show what each layer of a compressed model is, what it costs, and what it lost."""
+    """Show what each layer of a compressed model is, costs, lost, and how this CPU would run it."""
     with _errors():
-        from .folder import load_config
+        from .engine.optimize import optimize, paths
+        from .folder import load_config, load_model
         from .pretrained import compression_of
 
         found = compression_of(load_config(folder))
         if found is None:
             raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
-        _print(found[1].to_dict(), as_json, tables.report)
+        model = optimize(load_model(folder, "cpu").float())
+        _print(found[1].to_dict() | {"cpu_paths": paths(model)}, as_json, tables.report)
 
 
 @app.command(

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .budget import plan
 from .calibrate import input_grams
 from .encoders import encoder_linears
+from .engine.optimize import fast_dtypes, optimize
 from .folder import check_target, load_model, save_model, staged_folder
 from .latency import collect, compare_models, write_json
 from .plans import METHODS
@@ -93,18 +94,30 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     calibration = token_batches(tokenizer, texts.calibration)
     embeddings = embed(dense, tokenizer, texts.held_out)
     rows = {"dense": _quality("dense", dense, embeddings, embeddings, texts)}
-    models: dict[str, PreTrainedModel] = {}
+    # each model as it is served, and as it was before it was made ready for that
+    served: dict[str, PreTrainedModel] = {}
+    loaded: dict[str, PreTrainedModel] = {}
+    dtypes = fast_dtypes() if dense.device.type == "cpu" else ()
+
+    def serve(name: str, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> None:
+        served[name] = optimize(copy.deepcopy(model), dtype) if dtypes else model
+        loaded[name] = model
+        got = embed(served[name], tokenizer, texts.held_out)
+        rows[name] = _quality(name, model, got, embeddings, texts)
+
     grams = input_grams(dense, calibration, quiet=quiet)
     with staged_folder(out, overwrite) as stage:
+        if dtypes:
+            serve("dense, optimized", dense)
         for ratio in RATIOS:
             for method in METHODS:
                 name = _name(method, ratio)
                 model = copy.deepcopy(dense)
                 compress(model, plan(model, ratio, method, calibration=grams), grams, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
-                models[name] = _saved_and_loaded(model, source, folder, calibration[0])
-                got = embed(models[name], tokenizer, texts.held_out)
-                rows[name] = _quality(name, models[name], got, embeddings, texts)
+                serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
+                if ratio == RATIOS[-1] and torch.bfloat16 in dtypes:
+                    serve(f"{name} bf16", loaded[name], torch.bfloat16)
         batches = {
             f"{batch}x{length}": _batch(tokenizer, texts.held_out, batch, length, dense.device)
             for batch, length in BUCKETS
@@ -114,7 +127,9 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
             "text": texts.source,
             "calibration_tokens": sum(int(b["attention_mask"].sum()) for b in calibration),
             "models": list(rows.values()),
-            **collect(compare_models(dense, models, batches, quiet=quiet).values()),
+            **collect(
+                compare_models(dense, served, batches, references=loaded, quiet=quiet).values()
+            ),
         }
         write_json(stage / "results.json", results)
         plot_speedups(results, stage / "speedups.png", _title(results))

@@ -17,6 +17,7 @@ from .formats import Bsr, Format, LowRank, check_finite
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import CompressedLinear
 from .modules.low_rank_linear import LowRankLinear
+from .modules.packed_linear import PackedLinear
 from .modules.sparse_low_rank_linear import SparseLowRankLinear
 from .plans import CompressionPlan, LayerPlan
 from .pretrained import compression_of, forget_compression, record_compression
@@ -77,10 +78,15 @@ def restore(model: nn.Module) -> list[str]:
     The weights are the compressed ones multiplied out: what compression took away stays away.
     Returns the names of the modules replaced.
 
-    Raises ValueError, the model unchanged, on a module with an activation: no linear has one.
+    Raises ValueError, the model unchanged, on a module with an activation: no linear has one; and
+    on a model that was optimized.
     """
     linears: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            raise ValueError(
+                f"restore: {name} is packed by lada_ops.optimize; expected the model before that"
+            )
         if not isinstance(module, CompressedLinear):
             continue
         if module.activation != "none":

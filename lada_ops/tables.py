@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ def report(report: Mapping[str, Any]) -> Group:
             "" if error is None else f"{error:.3f}",
             f"{layer['dense']['stored_bytes'] / layer['compressed']['stored_bytes']:.2f}",
         )
+    paths = Counter(report.get("cpu_paths", {}).values())
+    if paths:
+        lines = [f"{count} linears: {path}" for path, count in paths.items()]
+        table.caption = "On this CPU, after lada_ops.optimize: " + "; ".join(lines)
     columns = ("encoder's linears", "dense", "compressed", "ratio")
     sums = _table("", columns, "in the dtype that was compressed")
     for key, label, unit in (

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lada_ops import CompressionPlan, LayerPlan, compress, plan, swap
+from lada_ops import CompressionPlan, LayerPlan, compress, optimize, plan, restore, swap
+from lada_ops.engine.optimize import fast_dtypes
 from tests.test_swap import CALIBRATION, QUERY, Snapshot, fail_on_call, make_plan
 from tests.tiny_encoders import batch, tiny_bert
 
@@ -181,3 +182,13 @@ def test_refuses_a_model_that_another_method_quantized():
     model.config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(ValueError, match="BertModel is quantized by 'gptq'; expected a dense"):
         compress(model, made, quiet=True)
+
+
+def test_restore_refuses_an_optimized_model():
+    if not fast_dtypes():
+        pytest.skip("no native library was built")
+    model = tiny_bert()
+    compress(model, make_plan(model), quiet=True)
+    optimize(model)
+    with pytest.raises(ValueError, match=r"restore: .* is packed by lada_ops.optimize; expected"):
+        restore(model)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,7 @@ class EncoderForward:
         )
         if looked_at or _hooked(self._within):
             # its own loop over the layers, which are native too
-            forward = cast(Any, type(self.module)).forward
-            return forward(self.module, hidden_states, attention_mask, **others)
+            return _own_forward(self.module)(hidden_states, attention_mask, **others)
         y = encode(self.encoder, hidden_states, attention_mask)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
 
@@ -54,13 +53,12 @@ class LayerForward:
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **others: Any
     ):
         if _asked(self.config, others, "output_attentions") or _hooked(self._within):
-            forward = cast(Any, type(self.layer)).forward
-            return forward(self.layer, hidden_states, attention_mask, *args, **others)
+            return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
         one = slice(self.index, self.index + 1)
         return encode(self.encoder, hidden_states, attention_mask, one)
 
 
-@torch.compiler.disable
+@torch.compiler.disable(recursive=True)
 def encode(
     encoder: PackedEncoder,
     x: Tensor,
@@ -106,6 +104,10 @@ def visible_positions(mask: Tensor, batch: int, length: int) -> Tensor:
             f"{length}) or ({batch}, {length})"
         )
     return whole.expand(batch, length)
+
+
+def _own_forward(module: nn.Module) -> Callable[..., Any]:
+    return type(module).forward.__get__(module)
 
 
 def _asked(config: Any, arguments: dict[str, Any], name: str) -> bool:

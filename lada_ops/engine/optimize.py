@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
 
 DTYPES = (torch.float32, torch.bfloat16)
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def optimize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """Make `model` ready for inference on the CPU, in place; returns it.
 
     Its encoder runs in one native call without padding: compressed and dense linears from packed
@@ -71,6 +72,19 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     for encoder, engine in zip(encoders, engines, strict=True):
         _take_over(encoder, *engine)
     return model.eval().requires_grad_(False)
+
+
+def fast_dtypes() -> tuple[torch.dtype, ...]:
+    """Those in which `optimize` makes models faster here; none without the native library.
+
+    bfloat16 runs everywhere, but on instructions of its own on some CPUs alone.
+    """
+    from lada_kernels.cpu import native
+
+    best = native.best()
+    if best is None:
+        return ()
+    return DTYPES if best[0] == "avx512bf16" else DTYPES[:1]
 
 
 def paths(model: nn.Module) -> dict[str, str]:

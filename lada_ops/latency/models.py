@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules.packed_linear import PackedLinear
 from ..progress import progress_bar
 from ..swap import restore
-from .candidate import Candidate
+from .candidate import TOLERANCES, Candidate
 from .compare import compare
 from .result import Comparison
 
@@ -24,6 +25,7 @@ def compare_models(
     compressed: Mapping[str, nn.Module],
     batches: Mapping[str, Mapping[str, Any]],
     *,
+    references: Mapping[str, nn.Module] | None = None,
     rounds: int = 7,
     warmup: int = 1,
     threads: int | None = None,
@@ -39,10 +41,13 @@ def compare_models(
     compressed: name -> model; any may be changed already by other means, as long as
         `lada_ops.restore` finds its compressed linears.
     batches: label (such as ``"8x128"``) -> the inputs, on the models' device.
+    references: name -> the model as it was before `lada_ops.optimize`, which must give what the
+        optimized one does; for each that was optimized.
     rounds, warmup, threads, quiet: see `compare`. tolerance: see `Candidate`.
 
     Raises WrongOutput where an output is wrong; ValueError on a model in training mode, one named
-    "dense", or no batches; TypeError on an output without tensors.
+    "dense", an optimized one without its reference, or no batches; TypeError on an output without
+    tensors.
     """
     if BASELINE in compressed:
         raise ValueError(f"compare_models: a compressed model is named {BASELINE!r}; rename it")
@@ -52,7 +57,12 @@ def compare_models(
     for name, model in models.items():
         if model.training:
             raise ValueError(f"compare_models: {name!r} is in training mode; call .eval() first")
-    expected = _references(models, batches, quiet)
+        if _packed_dtypes(model) and name not in (references or {}):
+            raise ValueError(
+                f"compare_models: {name!r} was optimized; expected the model before that in "
+                "references"
+            )
+    expected = _references(models | dict(references or {}), batches, quiet)
     return {
         label: compare(
             [
@@ -60,7 +70,7 @@ def compare_models(
                     name,
                     partial(model, **inputs),
                     expected[name, label],
-                    tolerance,
+                    tolerance or _tolerance(model),
                     partial(read_output, attention_mask=inputs.get("attention_mask")),
                 )
                 for name, model in models.items()
@@ -95,6 +105,16 @@ def read_output(output: Any, attention_mask: Tensor | None = None) -> Tensor:
     if attention_mask is not None and output.shape[:2] == attention_mask.shape:
         return output[attention_mask != 0]
     return output
+
+
+def _packed_dtypes(model: nn.Module) -> set[torch.dtype]:
+    """What the linears of an optimized model compute in; none where it was not optimized."""
+    return {m.packed.dtype for m in model.modules() if isinstance(m, PackedLinear)}
+
+
+def _tolerance(model: nn.Module) -> float | None:
+    """That of what it computes in, which its outputs do not show."""
+    return max((TOLERANCES[dtype] for dtype in _packed_dtypes(model)), default=None)
 
 
 @torch.no_grad()

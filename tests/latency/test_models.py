@@ -7,9 +7,11 @@ from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, TokenClassifierOutput
 
 import lada_ops
+from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.latency import WrongOutput, compare_models
 from lada_ops.latency.models import read_output
 
+native_only = pytest.mark.skipif(not fast_dtypes(), reason="no native library was built")
 CONFIG = BertConfig(
     hidden_size=128,
     intermediate_size=256,
@@ -73,6 +75,30 @@ def test_half_precision_is_held_to_fp32(dense, compressed, batches):
     found = compare_models(dense, half, batches, rounds=1, quiet=True)["3x5"]
     assert (found["dense"].dtype, found["low_rank"].dtype) == ("float32", "bfloat16")
     assert found["low_rank"].error > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_optimized_model_is_held_to_what_it_was(dense, compressed, batches, dtype):
+    optimized = lada_ops.optimize(copy.deepcopy(compressed["low_rank"]), dtype)
+    found = compare_models(
+        *(dense, {"fast": optimized}, batches),
+        **{"references": {"fast": compressed["low_rank"]}, "rounds": 1, "quiet": True},
+    )
+    assert [t.name for t in found["3x5"].timings] == ["dense", "fast"]
+
+
+def test_an_optimized_model_that_says_something_else_is_refused(dense, compressed, batches):
+    optimized = lada_ops.optimize(copy.deepcopy(compressed["low_rank"]))
+    other = {"fast": compressed["block_sparse"]}
+    with pytest.raises(WrongOutput, match="'fast'"):
+        compare_models(dense, {"fast": optimized}, batches, references=other, rounds=1, quiet=True)
+
+
+@native_only
+def test_an_optimized_model_needs_its_reference(dense, compressed, batches):
+    optimized = lada_ops.optimize(compressed["low_rank"])
+    with pytest.raises(ValueError, match="'fast' was optimized; expected .* references"):
+        compare_models(dense, {"fast": optimized}, batches, rounds=1, quiet=True)
 
 
 def test_a_module_that_computes_something_else_is_refused(dense, compressed, batches):
