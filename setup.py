@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 NATIVE = Path("kernels/lada_kernels/cpu")
 INSTRUCTION_SETS = {  # as lada_kernels.cpu.native names them
-    "avx512bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+    "avx512bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
     "avx2": ["-march=x86-64-v3"],
     "portable": [],

@@ -15,10 +15,9 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
 import lada_ops
-from benchmarks.shapes import DEVICE, DTYPE, MODEL_RATIOS, ModelCase, random_format
+from benchmarks.shapes import DEVICE, DTYPE, MODEL_RATIOS, ModelCase, fill_with_noise
 from lada_ops.latency import compare_models
 from lada_ops.plans import METHODS
-from lada_ops.swap import to_module
 
 CONFIGS = {
     "bert_base": BertConfig(),
@@ -52,14 +51,6 @@ def dense_and_compressed(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
                 lada_ops.compress(model, plan)
             compressed[f"{method} {ratio:g}x"] = model
     return dense, compressed
-
-
-def fill_with_noise(model: nn.Module, plan: lada_ops.CompressionPlan) -> None:
-    """Swap in modules as `compress` would, with random weights instead of fitted ones."""
-    for name, layer in plan.layers.items():
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        model.set_submodule(name, to_module(random_format(layer), linear))
 
 
 def test_bert(model_case: ModelCase, report):

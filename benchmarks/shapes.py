@@ -19,7 +19,8 @@ from lada_ops import Bsr, LowRank, SparseLowRank
 from lada_ops.compress.blocks import prune_blocks
 from lada_ops.formats import Format
 from lada_ops.latency import Candidate
-from lada_ops.plans import LayerPlan, Method
+from lada_ops.plans import CompressionPlan, LayerPlan, Method
+from lada_ops.swap import to_module
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -135,6 +136,14 @@ def random_format(plan: LayerPlan) -> Format:
         return bsr
     assert plan.rank is not None
     return SparseLowRank(LowRank(normal(out, plan.rank), normal(plan.rank, cols)), bsr)
+
+
+def fill_with_noise(model: nn.Module, plan: CompressionPlan) -> None:
+    """Swap in modules as `compress` would, with random weights instead of fitted ones."""
+    for name, layer in plan.layers.items():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        model.set_submodule(name, to_module(random_format(layer), linear))
 
 
 def linear_candidates(

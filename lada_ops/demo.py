@@ -116,8 +116,9 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
                 compress(model, plan(model, ratio, method, calibration=grams), grams, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
-                if ratio == RATIOS[-1] and torch.bfloat16 in dtypes:
-                    serve(f"{name} bf16", loaded[name], torch.bfloat16)
+                for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():
+                    short = str(dtype).removeprefix("torch.").replace("bfloat", "bf")
+                    serve(f"{name} {short}", loaded[name], dtype)
         batches = {
             f"{batch}x{length}": _batch(tokenizer, texts.held_out, batch, length, dense.device)
             for batch, length in BUCKETS

@@ -26,7 +26,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("dtypes", [(), DTYPES[:1], DTYPES], ids=["none", "fp32", "bf16"])
+@pytest.mark.parametrize("dtypes", [(), DTYPES[:1], DTYPES], ids=["none", "fp32", "all"])
 def test_demo_does_the_whole_job(small, dtypes, monkeypatch):
     monkeypatch.setattr(demo, "fast_dtypes", lambda: dtypes)
     results = demo.run_demo(small / "out", small / "stsb", quiet=True)
@@ -34,7 +34,8 @@ def test_demo_does_the_whole_job(small, dtypes, monkeypatch):
     if torch.float32 in dtypes:
         names.insert(1, "dense, optimized")
     if torch.bfloat16 in dtypes:
-        names[2:] = [served for name in names[2:] for served in (name, f"{name} bf16")]
+        kinds = ("", " bf16", " int8")
+        names[2:] = [f"{name}{kind}" for name in names[2:] for kind in kinds]
     assert [row["name"] for row in results["models"]] == names
     assert json.loads((small / "out" / "results.json").read_text()) == results
     assert (small / "out" / "speedups.png").read_bytes().startswith(b"\x89PNG")

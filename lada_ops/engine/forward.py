@@ -79,11 +79,11 @@ def encode(
     rows = x.detach().reshape(batch * length, features)
     if visible is None or bool(visible.all()):
         starts = torch.arange(batch + 1) * length
-        y = encoder.run_(rows.to(encoder.dtype, copy=True), starts, layers)
+        y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
         return y.to(x.dtype).view(batch, length, features)
     index = visible.flatten().nonzero()[:, 0]
     starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
-    y = encoder.run_(rows[index].to(encoder.dtype), starts, layers)
+    y = encoder.run_(rows[index].to(encoder.io_dtype), starts, layers)
     return x.new_zeros(rows.shape).index_copy_(0, index, y.to(x.dtype)).view(x.shape)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lada_kernels.cpu import packed
     from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -34,7 +34,9 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     and load before. Without the native library (see the README) it is left as it is, with one
     warning.
 
-    dtype: what the encoder computes in, float32 or bfloat16; inputs and outputs keep their own.
+    dtype: what the encoder computes in, float32 or bfloat16; or int8 for its weights, with a scale
+        for each output, and for each token's inputs, scaled as they come, the rest in float32.
+        Inputs and outputs of the model keep their own.
 
     Raises TypeError or ValueError, the model unchanged, on a model that is not in fp32 on the CPU,
     on another dtype, and where no compressed linear or known encoder is found.
@@ -77,7 +79,7 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
 def fast_dtypes() -> tuple[torch.dtype, ...]:
     """Those in which `optimize` makes models faster here; none without the native library.
 
-    bfloat16 runs everywhere, but on instructions of its own on some CPUs alone.
+    The others run everywhere, but on instructions of their own on some CPUs alone.
     """
     from lada_kernels.cpu import native
 

@@ -54,7 +54,7 @@ class PackedLinear(nn.Module):
         from lada_kernels.cpu.linear import packed_linear_fwd
 
         check_inference("PackedLinear", x, self.in_features)
-        rows = x.detach().reshape(-1, self.in_features).to(self.packed.dtype)
+        rows = x.detach().reshape(-1, self.in_features).to(self.packed.io_dtype)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         y = packed_linear_fwd(self.packed, rows, activation=self.activation)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)

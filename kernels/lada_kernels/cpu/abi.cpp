@@ -50,16 +50,16 @@ int encoder(const Encoder* e, const int64_t* starts, int64_t sequences, void* x,
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// 0, or 1 where memory ran out. dtype: 0 is fp32, 1 is bf16.
+// 0, or 1 where memory ran out. dtype: 0 is fp32, 1 bf16, 2 int8 weights with x and y in fp32.
 EXPORT int lada_linear(int dtype, const Linear* l, const Norm* norm, const void* x,
                        int64_t x_stride, int64_t rows, const void* residual,
                        int64_t residual_stride, void* y, int64_t y_stride, int threads) {
-    const auto run = dtype == 0 ? linear<float> : linear<bf16>;
+    const auto run = dtype == 0 ? linear<float> : dtype == 1 ? linear<bf16> : linear<quantized>;
     return run(l, norm, x, x_stride, rows, residual, residual_stride, y, y_stride, threads);
 }
 
 EXPORT int lada_encoder(int dtype, const Encoder* e, const int64_t* starts, int64_t sequences,
                         void* x, int threads) {
-    const auto run = dtype == 0 ? encoder<float> : encoder<bf16>;
+    const auto run = dtype == 0 ? encoder<float> : dtype == 1 ? encoder<bf16> : encoder<quantized>;
     return run(e, starts, sequences, x, threads);
 }

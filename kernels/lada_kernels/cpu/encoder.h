@@ -23,6 +23,15 @@ struct Encoder {
 
 namespace {
 
+// What attention computes in: its operands change from call to call, and are not quantized.
+template <class T> struct Attended {
+    typedef T Type;
+};
+
+template <> struct Attended<quantized> {
+    typedef float Type;
+};
+
 // Intermediate results, of which a thread that works alone has the rows from its own first one on.
 template <class T> struct EncoderScratch {
     T* qkv;       // (tokens, 3 * features)
@@ -45,7 +54,7 @@ template <class T> struct EncoderScratch {
         between = c.take<T>(rows * features);
         hidden = c.take<T>(rows * hidden_features);
         Carver counter{nullptr};
-        AttentionScratch<T>(counter, longest, features / e.heads);
+        AttentionScratch<typename Attended<T>::Type>(counter, longest, features / e.heads);
         attention_bytes = counter.bytes;
         attention = c.take<char>(threads * attention_bytes);
     }
@@ -70,10 +79,11 @@ void attend_all(const Encoder& e, const int64_t* starts, int64_t sequences,
         const int64_t first = starts[task / e.heads], column = task % e.heads * width;
         const int64_t length = starts[task / e.heads + 1] - first;
         Carver c{s.attention + omp_get_thread_num() * s.attention_bytes};
-        const T* q = s.qkv + first * stride + column;
+        typedef typename Attended<T>::Type A;
+        const A* q = (const A*)s.qkv + first * stride + column;
         attend(q, q + e.features, q + 2 * e.features, stride, length, width, e.scale,
-               s.attended + first * e.features + column, e.features,
-               AttentionScratch<T>(c, length, width));
+               (A*)s.attended + first * e.features + column, e.features,
+               AttentionScratch<A>(c, length, width));
     }
 }
 

@@ -57,7 +57,13 @@ class PackedEncoder:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return self.layers[0].out.dtype
+
+    @property
+    def io_dtype(self) -> torch.dtype:
+        """Of x."""
+        return self.layers[0].out.io_dtype
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_structs": None}  # a copy has tensors of its own
@@ -71,7 +77,7 @@ class PackedEncoder:
     ) -> Tensor:
         """x (tokens, features) becomes the output of the given layers, in place; returns it.
 
-        Operands are checked by the caller: on the CPU and contiguous, x of the packed dtype, starts
+        Operands are checked by the caller: on the CPU and contiguous, x of io_dtype, starts
         (sequences + 1,) int64: sequence i has the rows from starts[i] to starts[i + 1].
 
         Raises MemoryError where there is no memory for intermediate results.

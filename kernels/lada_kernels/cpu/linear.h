@@ -17,6 +17,8 @@ struct Stripes {
     const int32_t* runs;      // (stripes + 1,): the first run of each
     const int32_t* starts;    // (runs,): the first unit of x that a run meets
     const int32_t* lengths;   // (runs,): in units
+    const float* scales;      // int8: (stripes, 2, width), of weights that meet x, and x v^T
+    const int32_t* offsets;   // int8: likewise, 128 times the sum of such weights
     int32_t count;
     int32_t width;            // 16 or 32
 };
@@ -47,8 +49,10 @@ constexpr int ROWS = 4;
 #endif
 constexpr int MAX_WIDTH = 32;  // of a stripe
 
+inline int64_t ranks(const Linear& l) { return (int64_t)l.down.count * l.down.width; }
+
 template <class T> int64_t panel_units(const Linear& l) {
-    return units<T>(l.in_features) + (int64_t)l.down.count * l.down.width / Unit<T>::TERMS;
+    return units<T>(l.in_features) + ranks(l) / Unit<T>::TERMS;
 }
 
 // Runs of one stripe, and its weights.
@@ -66,12 +70,12 @@ inline Stripe stripe_of(const Stripes& s, int i) {
             s.width};
 }
 
-// Eight rows of sums, `stride` apart: a panel times a stripe.
-template <class T, int VECS>
-void multiply(Stripe s, const uint32_t* panel, float* sums, int64_t stride) {
+// A panel times a stripe; `finish` gets each vector of sums with its row and first column.
+template <class T, int VECS, class Finish>
+inline void for_each_sum(Stripe s, const uint32_t* panel, Finish finish) {
     for (int column = 0; column < s.width; column += VECS * LANES) {
         for (int row = 0; row < PANEL; row += ROWS) {
-            vec acc[ROWS][VECS] = {};
+            typename Unit<T>::Sum acc[ROWS][VECS] = {};
             const uint32_t* w = s.weights + column;
             for (int32_t run = 0; run < s.runs; run++) {
                 const uint32_t* x = panel + (int64_t)s.starts[run] * PANEL + row;
@@ -92,19 +96,32 @@ void multiply(Stripe s, const uint32_t* panel, float* sums, int64_t stride) {
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; r++) {
 #pragma GCC unroll 2
-                for (int v = 0; v < VECS; v++)
-                    store(sums + (row + r) * stride + column + v * LANES, acc[r][v]);
+                for (int v = 0; v < VECS; v++) finish(row + r, column + v * LANES, acc[r][v]);
             }
         }
     }
 }
 
-template <class T>
-inline void multiply(Stripe s, const uint32_t* panel, float* sums, int64_t stride) {
+template <class T, class Finish>
+inline void for_each_sum(Stripe s, const uint32_t* panel, Finish finish) {
     if (s.width >= 2 * LANES)
-        multiply<T, 2>(s, panel, sums, stride);
+        for_each_sum<T, 2>(s, panel, finish);
     else
-        multiply<T, 1>(s, panel, sums, stride);
+        for_each_sum<T, 1>(s, panel, finish);
+}
+
+// Eight rows of sums, `stride` apart: a panel times a stripe.
+template <class T> void multiply(Stripe s, const uint32_t* panel, float* sums, int64_t stride) {
+    for_each_sum<T>(s, panel, [=](int row, int column, vec sum) {
+        store(sums + row * stride + column, sum);
+    });
+}
+
+// A panel of x; x v^T, once each of its stripes was reduced; and the output's columns of a stripe.
+
+template <class T>
+void pack_x(const Linear& l, const T* x, int64_t stride, int64_t rows, uint32_t* panel) {
+    pack_panel(x, stride, rows, l.in_features, panel);
 }
 
 // A stripe of x v^T, rounded, to where the panel holds it.
@@ -116,6 +133,13 @@ template <class T> void reduce(const Linear& l, int stripe, uint32_t* panel) {
     for (int i = 0; i < PANEL * width; i += LANES) store_narrow(rounded + i, load<vec>(sums + i));
     const int64_t unit = units<T>(l.in_features) + (int64_t)stripe * width / Unit<T>::TERMS;
     pack_panel(rounded, width, PANEL, width, panel + unit * PANEL);
+}
+
+template <class T> void finish_reduction(const Linear&, uint32_t*) {}
+
+template <class T>
+void multiply_up(const Linear& l, int stripe, const uint32_t* panel, float* sums) {
+    multiply<T>(stripe_of(l.up, stripe), panel, sums, l.up.width);
 }
 
 // Where finished rows go: y itself, or fp32 sums that are normalised once a row is whole.
@@ -130,7 +154,7 @@ template <class T, class Y> struct Output {
 template <class T, class Y>
 void expand(const Linear& l, int stripe, const uint32_t* panel, int64_t rows, Output<T, Y> out) {
     float sums[PANEL * MAX_WIDTH];
-    multiply<T>(stripe_of(l.up, stripe), panel, sums, l.up.width);
+    multiply_up<T>(l, stripe, panel, sums);
     for (int64_t row = 0; row < rows; row++) {
         for (int column = 0; column < l.up.width; column += LANES) {
             const int64_t n = (int64_t)stripe * l.up.width + column, left = l.out_features - n;

@@ -20,7 +20,7 @@ def packed_linear_fwd(
 ) -> torch.Tensor:
     """(M, out_features), contiguous, in x's dtype.
 
-    Operands are checked by the caller: on the CPU, x and residual of the packed dtype, each row
+    Operands are checked by the caller: on the CPU, x and residual of `packed.io_dtype`, each row
     contiguous.
 
     Args:

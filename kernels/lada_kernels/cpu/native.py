@@ -19,14 +19,15 @@ import torch
 _AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 INSTRUCTION_SETS = {
-    "avx512bf16": _AVX512 | {"avx512_bf16"},
+    "avx512bf16": _AVX512 | {"avx512_bf16", "avx512_vnni"},
     "avx512": _AVX512,
     "avx2": _AVX2,
     "portable": set(),
 }
 """Best first."""
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""Of weights; int8 ones take x and give y in fp32."""
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5}
 
 
@@ -37,6 +38,8 @@ class Stripes(Structure):
         ("runs", c_void_p),
         ("starts", c_void_p),
         ("lengths", c_void_p),
+        ("scales", c_void_p),
+        ("offsets", c_void_p),
         ("count", c_int32),
         ("width", c_int32),
     ]

@@ -1,20 +1,20 @@
 """Weights in the order in which the native kernels meet them, and back.
 
 Columns of the output are stripes of 16 or 32; of each, the runs of rows that hold weights lie one
-behind the other, in units of 32 bits: one fp32 or two bf16 (see `linear.h`).
+behind the other, in units of 32 bits: one fp32, two bf16 or four int8 (see `linear.h`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from . import native
 
-TERMS = {torch.float32: 1, torch.bfloat16: 2}
+TERMS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 """Elements in a unit."""
 
 
@@ -43,13 +43,19 @@ class Weight:
 
 @dataclass(frozen=True)
 class Stripes:
-    """The arrays of a `native.Stripes`: weights (units, width) int32, offsets and runs."""
+    """The arrays of a `native.Stripes`: weights (units, width) int32, where they are, and runs.
+
+    int8: scales (stripes, 2, width) fp32, of the columns for x and for x v^T, and offsets
+    (stripes, 2, width) int32; empty for other dtypes.
+    """
 
     weights: Tensor
     first: Tensor
     runs: Tensor
     starts: Tensor
     lengths: Tensor
+    scales: Tensor
+    offsets: Tensor
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -59,17 +65,23 @@ class Stripes:
         return self.weights.shape[1]
 
     def struct(self) -> native.Stripes:
-        tensors = self.weights, self.first, self.runs, self.starts, self.lengths
-        return native.Stripes(*(t.data_ptr() for t in tensors), len(self), self.width)
+        return native.Stripes(*(t.data_ptr() for t in self.tensors), len(self), self.width)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     def part(self, begin: int, end: int, moved_from: int, moved_by: int) -> Stripes:
         """Some of the stripes, over the same weights; units from `moved_from` on move."""
         starts = torch.where(self.starts < moved_from, self.starts, self.starts + moved_by)
-        ends = slice(begin, end + 1)
-        return Stripes(self.weights, self.first[ends], self.runs[ends], starts.int(), self.lengths)
+        ends, own = slice(begin, end + 1), slice(begin, end)
+        return Stripes(
+            *(self.weights, self.first[ends], self.runs[ends], starts.int(), self.lengths),
+            *(self.scales[own], self.offsets[own]),
+        )
 
     def rows(self, units: int, dtype: torch.dtype) -> Tensor:
-        """The dense matrix (stripes * width, units * terms), 0 outside the runs."""
+        """The dense matrix (stripes * width, units * terms), 0 outside the runs; not scaled."""
         terms = TERMS[dtype]
         dense = torch.zeros(len(self), units, self.width, terms, dtype=dtype)
         for stripe in range(len(self)):
@@ -87,7 +99,7 @@ class PackedLinear:
     """One or several weights side by side that share x, and their bias, ready for the kernels.
 
     ranks and columns: of each weight, 0 where it has no u and v. bias: fp32, padded to whole
-    stripes, or None. dtype: of weights, x and y.
+    stripes, or None. dtype: of the weights, and of x and y unless it is int8.
     """
 
     down: Stripes
@@ -105,9 +117,7 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Of the weights and their indices."""
-        stripes = self.down, self.up
-        tensors = [t for s in stripes for t in (s.weights, s.first, s.runs, s.starts, s.lengths)]
-        return sum(t.nbytes for t in tensors)
+        return sum(t.nbytes for stripes in (self.down, self.up) for t in stripes.tensors)
 
     def struct(self, activation: str = "none") -> native.Linear:
         """What the library takes. It points into the tensors, which must outlive it."""
@@ -133,6 +143,11 @@ class PackedLinear:
             self.dtype,
         )
 
+    @property
+    def io_dtype(self) -> torch.dtype:
+        """Of x and y."""
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
+
     def unpacked(self) -> tuple[Tensor, Tensor, Tensor]:
         """u (out, rank), v (rank, in) and the sparse part, dense, (out, in), of a single weight."""
         (rank,), out, terms = self.ranks, self.out_features, TERMS[self.dtype]
@@ -140,7 +155,13 @@ class PackedLinear:
         up = self.up.rows(units, self.dtype)[:out]
         x_terms = self._x_units * terms
         v = self.down.rows(self._x_units, self.dtype)[:rank, : self.in_features]
-        return up[:, x_terms : x_terms + rank], v, up[:, : self.in_features]
+        u, sparse = up[:, x_terms : x_terms + rank], up[:, : self.in_features]
+        if self.dtype == torch.int8:
+            scales = self.up.scales.transpose(0, 1).flatten(1)[:, :out, None]
+            if rank:
+                v = v * self.down.scales[:, 0].flatten()[:rank, None]
+            sparse, u = sparse * scales[0], u * scales[1]
+        return u, v, sparse
 
     @property
     def _x_units(self) -> int:
@@ -157,6 +178,8 @@ def pack(
 ) -> PackedLinear:
     """`weights` side by side: their outputs are the columns of one.
 
+    int8: quantized symmetrically, with a scale for each column of the output and row of v.
+
     All have the same in_features; the out_features of all but the last are multiples of
     `stripe_width`.
     """
@@ -171,11 +194,11 @@ def pack(
         rows, masks = _up(weight, width, terms)
         places = torch.arange(masks.shape[1])
         places[x_units:] += first_rank - x_units
-        ups += _packed_rows(rows.to(dtype), masks, places, width)
+        ups += _packed_rows(rows, masks, places, width, dtype, x_units)
         if weight.v is not None:
             down = _padded(weight.v, rank_width, terms)
             masks = torch.ones(len(down) // rank_width, x_units, dtype=torch.bool)
-            downs += _packed_rows(down.to(dtype), masks, places[:x_units], rank_width)
+            downs += _packed_rows(down, masks, places[:x_units], rank_width, dtype, x_units)
             first_rank += len(down) // terms
         column = torch.zeros(len(rows))
         if bias is not None:
@@ -197,6 +220,8 @@ class _Stripe:
     weights: Tensor  # (units, width) int32
     starts: Tensor
     lengths: Tensor
+    scales: Tensor  # (2, width), or empty
+    offsets: Tensor
 
 
 def _up(weight: Weight, width: int, terms: int) -> tuple[Tensor, Tensor]:
@@ -221,25 +246,50 @@ def _up(weight: Weight, width: int, terms: int) -> tuple[Tensor, Tensor]:
     return torch.cat([rows.to(u.dtype), u], 1), torch.cat([masks, whole], 1)
 
 
-def _packed_rows(rows: Tensor, masks: Tensor, places: Tensor, width: int) -> list[_Stripe]:
-    """The units of each stripe that `masks` (stripes, units) names; places: of units in a panel."""
-    terms = rows.shape[1] // masks.shape[1]
-    stripes = rows.view(len(masks), width, -1, terms).transpose(1, 2)
+def _packed_rows(
+    rows: Tensor, masks: Tensor, places: Tensor, width: int, dtype: torch.dtype, x_units: int
+) -> list[_Stripe]:
+    """The units of each stripe that `masks` (stripes, units) names.
+
+    places: of units in a panel, of which the first x_units are of x.
+    """
+    terms = TERMS[dtype]
+    scales = offsets = rows.new_empty(len(masks), 0)
+    if dtype == torch.int8:
+        rows, scales, offsets = _quantized(rows, x_units * terms, width)
+    stripes = rows.to(dtype).view(len(masks), width, -1, terms).transpose(1, 2)
     packed = []
-    for stripe, mask in zip(stripes, masks, strict=True):
+    for i, (stripe, mask) in enumerate(zip(stripes, masks, strict=True)):
         weights = stripe[mask].view(torch.int32).view(-1, width)
-        met = places[mask]
+        met = mask.nonzero()[:, 0]
         begins = torch.ones(len(met), dtype=torch.bool)
-        begins[1:] = met[1:] != met[:-1] + 1
+        begins[1:] = (met[1:] != met[:-1] + 1) | (met[1:] == x_units)  # no run meets both parts
         first = begins.nonzero()[:, 0]
         lengths = torch.diff(first, append=torch.tensor([len(met)]))
-        packed.append(_Stripe(weights, met[first].int(), lengths.int()))
+        starts = places[met[first]].int()
+        packed.append(_Stripe(weights, starts, lengths.int(), scales[i], offsets[i]))
     return packed
+
+
+def _quantized(rows: Tensor, x_terms: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole numbers up to 127, and by stripe their scales and 128 times their sums."""
+    scales, sums, whole = [], [], []
+    for part in (rows[:, :x_terms], rows[:, x_terms:]):
+        top = part.abs().amax(1) if part.shape[1] else part.new_zeros(len(rows))
+        scale = torch.where(top > 0, top / 127, 1.0)
+        whole.append((part / scale[:, None]).round())
+        scales.append(scale)
+        sums.append(128 * whole[-1].sum(1))
+
+    def by_stripe(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts).view(2, -1, width).transpose(0, 1).contiguous()
+
+    return torch.cat(whole, 1), by_stripe(scales), by_stripe(sums).int()
 
 
 def _joined(stripes: Sequence[_Stripe], width: int) -> Stripes:
     none = torch.empty(0, dtype=torch.int32)
-    every = [_Stripe(none.view(0, width), none, none), *stripes]
+    every = [_Stripe(none.view(0, width), none, none, none, none), *stripes]
     units = torch.tensor([len(s.weights) for s in every])
     runs = torch.tensor([len(s.starts) for s in every])
     return Stripes(
@@ -248,6 +298,8 @@ def _joined(stripes: Sequence[_Stripe], width: int) -> Stripes:
         runs.cumsum(0).int(),
         torch.cat([s.starts for s in every]),
         torch.cat([s.lengths for s in every]),
+        torch.stack([s.scales for s in stripes]) if stripes else none,
+        torch.stack([s.offsets for s in stripes]) if stripes else none,
     )
 
 

@@ -7,7 +7,9 @@
 #pragma once
 #include <omp.h>
 
-#include "linear.h"
+#include <type_traits>
+
+#include "quantized.h"
 #include "memory.h"
 
 namespace {
@@ -64,8 +66,7 @@ inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
 
 template <class T> void pack(const Step<T>& step, int64_t i, int64_t rows, const Scratch& s) {
     const int64_t row = i * PANEL, left = rows - row < PANEL ? rows - row : PANEL;
-    pack_panel(step.x + row * step.x_stride, step.x_stride, left, step.linear.in_features,
-               s.panel(i));
+    pack_x(step.linear, step.x + row * step.x_stride, step.x_stride, left, s.panel(i));
 }
 
 template <class T>
@@ -93,6 +94,7 @@ template <class T> void run_alone(const Step<T>& step, int64_t rows, const Scrat
     for (int64_t i = 0; i < panels; i++) pack(step, i, rows, s);
     for (int stripe = 0; stripe < step.linear.down.count; stripe++)
         for (int64_t i = 0; i < panels; i++) reduce<T>(step.linear, stripe, s.panel(i));
+    for (int64_t i = 0; i < panels; i++) finish_reduction<T>(step.linear, s.panel(i));
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
         for (int64_t i = 0; i < panels; i++) expand(step, stripe, i, rows, s);
     if (step.norm)
@@ -107,6 +109,10 @@ template <class T> void run_together(const Step<T>& step, int64_t rows, const Sc
 #pragma omp for schedule(dynamic)
     for (int stripe = 0; stripe < step.linear.down.count; stripe++)
         for (int64_t i = 0; i < panels; i++) reduce<T>(step.linear, stripe, s.panel(i));
+    if (std::is_same<T, quantized>() && step.linear.down.count) {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < panels; i++) finish_reduction<T>(step.linear, s.panel(i));
+    }
 #pragma omp for schedule(dynamic)
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
         for (int64_t i = 0; i < panels; i++) expand(step, stripe, i, rows, s);

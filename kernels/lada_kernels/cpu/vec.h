@@ -27,6 +27,11 @@ struct bf16 {
     uint16_t bits;
 };
 
+// An fp32 that products meet as an int8, see quantized.h.
+struct quantized {
+    float value;
+};
+
 template <class V> inline V load(const void* p) {
     V v;
     memcpy(&v, p, sizeof v);
@@ -66,7 +71,11 @@ inline float widen(bf16 h) {
     return load<float>(&bits);
 }
 
+inline float widen(quantized q) { return q.value; }
+
 inline void narrow(float f, float* p) { *p = f; }
+
+inline void narrow(float f, quantized* p) { p->value = f; }
 
 inline void narrow(float f, bf16* p) {
     uint32_t bits = load<uint32_t>(&f);
@@ -76,11 +85,15 @@ inline void narrow(float f, bf16* p) {
 
 inline vec load_wide(const float* p) { return load<vec>(p); }
 
+inline vec load_wide(const quantized* p) { return load<vec>(p); }
+
 inline vec load_wide(const bf16* p) {
     return (vec)(__builtin_convertvector(load<hvec>(p), uvec) << 16);
 }
 
 inline void store_narrow(float* p, vec v) { store(p, v); }
+
+inline void store_narrow(quantized* p, vec v) { store(p, v); }
 
 inline void store_narrow(bf16* p, vec v) {
 #if defined(__AVX512BF16__)
@@ -106,10 +119,11 @@ template <class T> inline void store_first(T* p, vec v, int64_t n) {
     for (int i = 0; i < n; i++) narrow(v[i], p + i);
 }
 
-// Products. Operands come in units of 32 bits: one fp32, or a pair of bf16.
+// Products. Operands come in units of 32 bits: one fp32, two bf16 or four int8.
 template <class T> struct Unit;
 
 template <> struct Unit<float> {
+    typedef vec Sum;
     static constexpr int TERMS = 1;
     static vec multiply_add(uint32_t x, uvec w, vec acc) {
         return acc + splat(load<float>(&x)) * (vec)w;
@@ -119,6 +133,7 @@ template <> struct Unit<float> {
 };
 
 template <> struct Unit<bf16> {
+    typedef vec Sum;
     static constexpr int TERMS = 2;
     static vec multiply_add(uint32_t x, uvec w, vec acc) {
 #if defined(__AVX512BF16__)
@@ -130,6 +145,21 @@ template <> struct Unit<bf16> {
 #endif
     }
     static uvec zip(vec row, vec next) { return (uvec)row >> 16 | (uvec)next; }
+};
+
+template <> struct Unit<quantized> {
+    typedef ivec Sum;
+    static constexpr int TERMS = 4;
+    // Bytes of x without sign, those of w with.
+    static ivec multiply_add(uint32_t x, uvec w, ivec acc) {
+#if defined(__AVX512VNNI__)
+        return (ivec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(x), (__m512i)w);
+#else
+        for (int byte = 0; byte < 4; byte++)
+            acc += (int32_t)(x >> 8 * byte & 255) * ((ivec)(w << (24 - 8 * byte)) >> 24);
+        return acc;
+#endif
+    }
 };
 
 template <class T> constexpr int64_t units(int64_t terms) {

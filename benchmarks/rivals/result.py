@@ -1,0 +1,164 @@
+"""Result files, one per model and number of threads, and the tables made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks import readme
+from benchmarks.suite.rows import newest
+from benchmarks.suite.store import Store
+from lada_ops.environment import environment
+
+from .contestants import CONTESTANTS, Contestant
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("onnxruntime", "onnx", "onnxscript", "openvino")
+
+
+class Results:
+    """The rows of one model and number of threads; each is on disk as soon as it is put.
+
+    A row is one contestant on one shape. It is measured again in another environment, and ours
+    also when our source has changed.
+    """
+
+    def __init__(self, folder: Path, model: str, threads: int) -> None:
+        self.path = folder / f"rivals_{model}_{threads}t.json"
+        where = {**environment(), "torch_threads": threads, **_versions()}
+        self._shared = {"model": model, "threads": threads}
+        self._source = source()
+        self._store = Store(self.path, where)
+
+    def done(self, contestant: Contestant, shape: str) -> bool:
+        """Whether there is a time for it, or for ours, one of the source as it is now."""
+        key = _key(contestant, shape)
+        row = self._store.rows.get(key, {})
+        fresh = not contestant.ours or row.get("source") == self._source
+        return self._store.done(key) and fresh and "not_measured" not in row
+
+    def put(self, contestant: Contestant, shape: str, row: Mapping[str, Any]) -> None:
+        """Keep a row that `benchmarks.rivals.race.race` made."""
+        told = {
+            **self._shared,
+            "contestant": contestant.name,
+            "precision": contestant.precision,
+            "method": contestant.method,
+            "ratio": contestant.ratio,
+            "shape": shape,
+            **row,
+        }
+        if contestant.ours:
+            told["source"] = self._source
+        self._store.put(_key(contestant, shape), told)
+
+
+def markdown(path: Path) -> str:
+    """A result file as a Markdown table: contestants by shapes, times as fast as eager.
+
+    Below it, who was not measured, and why.
+    """
+    header, rows = cells(path)
+    notes = [f"Not measured: {', '.join(names)}: {why}" for why, names in missing(path).items()]
+    return "\n".join([readme.table(header, rows), *(f"{note}\n" for note in notes)])
+
+
+def terminal(path: Path) -> Group:
+    """The same for a terminal."""
+    header, rows = cells(path)
+    table = Table(
+        title=f"{path.stem}: times as fast as eager",
+        caption="cosine: of the worst row to eager fp32 with the same weights, over all shapes",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for index, column in enumerate(header):
+        table.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    notes = (f"not measured: {', '.join(names)}: {why}" for why, names in missing(path).items())
+    return Group(table, *(Text(note) for note in notes))
+
+
+def cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the newest environment: contestant, least cosine, a ratio per shape.
+
+    A dash stands where there is no time, and `missing` says why.
+    """
+    rows = _rows(path)
+    shapes = sorted({row["shape"] for row in rows}, key=_size)
+    lines = []
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        timed = {
+            row["shape"]: row
+            for row in rows
+            if row["contestant"] == name and "not_measured" not in row
+        }
+        cosines = [row["cosine_min"] for row in timed.values()]
+        ratios = [
+            f"{timed[shape]['speedup_median']:.2f}" if shape in timed else "-" for shape in shapes
+        ]
+        lines.append([name, _cosine(min(cosines)) if cosines else "-", *ratios])
+    return ["", "cosine", *shapes], lines
+
+
+def missing(path: Path) -> dict[str, list[str]]:
+    """Why not -> which contestants were not measured, in the newest environment."""
+    found: dict[str, list[str]] = {}
+    for row in _rows(path):
+        if "not_measured" in row:
+            names = found.setdefault(row["not_measured"], [])
+            if row["contestant"] not in names:
+                names.append(row["contestant"])
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of the newest environment, contestants in their usual order."""
+    places = {contestant.name: place for place, contestant in enumerate(CONTESTANTS)}
+    rows = newest(path)[1].values()
+    return sorted(rows, key=lambda row: places.get(row["contestant"], len(places)))
+
+
+def _cosine(value: float) -> str:
+    # cut, not rounded: 1.0000 is said only of what is, but for the last digits of fp32
+    return f"{int(value * 1e4 + 1e-3) / 1e4:.4f}"
+
+
+def _size(shape: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in shape.split("x"))
+
+
+def _key(contestant: Contestant, shape: str) -> str:
+    return f"{contestant.name}, {shape}"
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def source() -> str:
+    """A hash of all that makes ours what it is: Python and C++."""
+    files = [
+        path
+        for folder in (ROOT / "lada_ops", ROOT / "kernels")
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".py", ".cpp", ".h", ".hpp", ".inc")
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
