@@ -32,7 +32,7 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	$(MAKE) readme
 
 readme: $(SET_UP)  ## write the README's tables from the committed results
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python -m benchmarks.readme
 
 # torch is pinned by constraints.txt: without the pin, pip may fetch a build of several gigabytes
 $(SET_UP): setup.py pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""The README's results, written from the committed result files: ``python benchmarks/readme.py``.
+"""The README's results, written from the committed result files: ``python -m benchmarks.readme``.
 
 No figure of the README is typed by hand, and a test holds the README against these files.
 """
@@ -54,7 +54,33 @@ dense.**
 **A BERT-base** on the same machine, its weights random: speed only.
 
 {speed_table(bert["comparisons"], "bert_base ")}
+{rivals_section(folder)}"""
+
+
+def rivals_section(folder: Path) -> str:
+    """Our engine beside other runtimes, as far as it was measured."""
+    from benchmarks.rivals.result import markdown
+
+    titles = {
+        "rivals_bert_base_1t": "BERT-base (random weights: speed only), 1 thread",
+        "rivals_bert_base_2t": "BERT-base, 2 threads",
+        "rivals_bert_large_1t": "BERT-large (random weights), 1 thread",
+        "rivals_bert_large_2t": "BERT-large, 2 threads",
+        "rivals_minilm_1t": "The real MiniLM, 1 thread",
+        "rivals_minilm_2t": "The real MiniLM, 2 threads",
+    }
+    tables = [
+        f"<details><summary>{title}</summary>\n\n{markdown(folder / f'{name}.json')}\n</details>\n"
+        for name, title in titles.items()
+        if (folder / f"{name}.json").exists()
+    ]
+    if not tables:
+        return ""
+    intro = """**Beside other runtimes** on the same machine: whole encoders, each in a process of \
+its own, interleaved; times as fast as eager fp32. Those with a ratio run the same compressed \
+weights. Cosine is that of the worst token to eager fp32 with the same weights.
 """
+    return "\n".join([intro, *tables])
 
 
 def quality_table(demo: Mapping[str, Any]) -> str:
