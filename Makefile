@@ -2,9 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 SET_UP := .venv/.set-up
 TRITONS := 3.6.0 3.9.0
+NATIVE := $(wildcard kernels/lada_kernels/cpu/*.h kernels/lada_kernels/cpu/*.cpp)
+SANITIZED := build/sanitized
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.environment import device_slug; print(device_slug())' 2>/dev/null)
 
-.PHONY: demo test test-triton $(TRITONS:%=test-triton-%) lint results readme clean
+.PHONY: demo test test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
 
 demo: $(SET_UP)  ## the main job on a real model; DATA=path/to/stsb for a true score
 	$(BIN)/lada demo $(if $(DATA),--data $(DATA))
@@ -17,6 +20,11 @@ test-triton: $(TRITONS:%=test-triton-%)  ## kernels and machine code under other
 $(TRITONS:%=test-triton-%): test-triton-%: .venv/triton-%/.set-up
 	PYTHONPATH=.venv/triton-$* $(BIN)/python -m pytest -q -p no:cacheprovider \
 		tests/kernels tests/machine_code tests/test_static_gate.py
+
+test-sanitized: $(SANITIZED)/.built  ## the native kernels under AddressSanitizer and UBSan
+	LADA_SANITIZED=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest -q -p no:cacheprovider tests/native
 
 lint: $(SET_UP)
 	$(BIN)/ruff check
@@ -35,7 +43,7 @@ readme: $(SET_UP)  ## write the README's tables from the committed results
 	$(BIN)/python -m benchmarks.readme
 
 # torch is pinned by constraints.txt: without the pin, pip may fetch a build of several gigabytes
-$(SET_UP): setup.py pyproject.toml constraints.txt
+$(SET_UP): setup.py pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -43,6 +51,11 @@ $(SET_UP): setup.py pyproject.toml constraints.txt
 # the interpreter of Triton 3.6 cannot loop with numpy 2.4
 .venv/triton-%/.set-up: $(SET_UP)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) triton==$* numpy==2.3.5
+	touch $@
+
+$(SANITIZED)/.built: $(SET_UP)
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q \
+		build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	touch $@
 
 clean:

@@ -52,7 +52,7 @@ def _measured_ratio(sources: Sequence[Source], dtype: torch.dtype) -> float:
     candidates = [pack_linears(sources, dtype, dense) for dense in (True, False)]
     ratios = []
     for tokens in TOKENS:
-        x = torch.randn(tokens, sources[0].in_features).to(dtype)
+        x = torch.randn(tokens, sources[0].in_features).to(candidates[0].io_dtype)
         for _ in range(_ROUNDS):
             times = []
             for packed in candidates:
@@ -68,13 +68,8 @@ def _key(sources: Sequence[Source], dtype: torch.dtype) -> str:
     from lada_kernels.cpu import native
 
     best = native.best()
-    weights = [
-        f"{s.out_features}x{s.in_features} "
-        + ("dense" if isinstance(s, nn.Linear) else s._table_names()[1])
-        for s in sources
-    ]
     name = "none" if best is None else best[0]
-    return ", ".join([name, f"{native.threads()} threads", str(dtype), *weights])
+    return ", ".join([name, f"{native.threads()} threads", str(dtype), *map(repr, sources)])
 
 
 def _read(path: Path) -> dict[str, float]:

@@ -30,6 +30,7 @@ class EncoderForward:
         self._within = [inner for layer in layers for inner in layer.modules()]
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any):
+        _check_mode(self.module)
         looked_at = any(
             _asked(self.config, others, f"output_{what}")
             for what in ("hidden_states", "attentions")
@@ -52,6 +53,7 @@ class LayerForward:
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **others: Any
     ):
+        _check_mode(self.layer)
         if _asked(self.config, others, "output_attentions") or _hooked(self._within):
             return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
         one = slice(self.index, self.index + 1)
@@ -104,6 +106,14 @@ def visible_positions(mask: Tensor, batch: int, length: int) -> Tensor:
             f"{length}) or ({batch}, {length})"
         )
     return whole.expand(batch, length)
+
+
+def _check_mode(module: nn.Module) -> None:
+    if module.training:  # dropout would be left out in silence
+        raise RuntimeError(
+            f"{type(module).__name__}: in training mode; expected model.eval(), since the model "
+            "was optimized for inference"
+        )
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

@@ -38,13 +38,16 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         for each output, and for each token's inputs, scaled as they come, the rest in float32.
         Inputs and outputs of the model keep their own.
 
-    Raises TypeError or ValueError, the model unchanged, on a model that is not in fp32 on the CPU,
-    on another dtype, and where no compressed linear or known encoder is found.
+    Raises TypeError or ValueError, the model unchanged, on a model that is not in fp32 on the CPU
+    or was optimized already, on another dtype, and where no compressed linear or known encoder is
+    found.
     """
     from lada_kernels.cpu import native
 
     if dtype not in DTYPES:
         raise ValueError(f"optimize: dtype {dtype}; expected one of {DTYPES}")
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ValueError("optimize: the model was optimized already; expected the one before that")
     for name, tensor in model.named_parameters():
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
             raise TypeError(

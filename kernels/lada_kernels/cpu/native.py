@@ -26,6 +26,9 @@ INSTRUCTION_SETS = {
 }
 """Best first."""
 
+FOLDER = Path(__file__).parent
+"""Where the builds are."""
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Of weights; int8 ones take x and give y in fp32."""
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5}
@@ -83,7 +86,7 @@ class Encoder(Structure):
 
 def library_path(instruction_set: str) -> Path | None:
     """The file of one build, or None where it was not built."""
-    found = sorted(Path(__file__).parent.glob(f"_{instruction_set}.*so"))
+    found = sorted(FOLDER.glob(f"_{instruction_set}.*so"))
     return found[0] if found else None
 
 

@@ -1,0 +1,59 @@
+import pytest
+from torch import nn
+
+from lada_ops.engine.layers import FoundEncoder, find_encoders
+from tests.tiny_encoders import tiny_bert, with_head
+
+
+def only(model):
+    (found,) = find_encoders(model).values()
+    return found
+
+
+def test_an_encoder_is_found_wherever_it_is():
+    model = with_head("bert")
+    assert list(find_encoders(model)) == ["bert.encoder"]
+    found = only(model)
+    assert isinstance(found, FoundEncoder)
+    assert found.module is model.bert.encoder
+    assert (len(found.layers), found.activation) == (2, "gelu")
+
+
+@pytest.mark.parametrize(
+    ("hugging_face", "ours"),
+    [("gelu", "gelu"), ("gelu_new", "gelu_tanh"), ("relu", "relu"), ("silu", "silu")],
+)
+def test_activations_by_their_names(hugging_face, ours):
+    found = only(tiny_bert(hidden_act=hugging_face))
+    assert isinstance(found, FoundEncoder)
+    assert found.activation == ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_act": "gelu_fast"}, "activation 'gelu_fast' is not known"),
+        ({"is_decoder": True}, "it is a decoder"),
+        ({"hidden_size": 48}, "layer 0 has features that are no multiple of 32"),
+    ],
+)
+def test_encoders_that_do_not_fit_come_with_the_reason(changes, reason):
+    assert reason in str(only(tiny_bert(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "reason"),
+    [
+        ("output.dense", nn.Identity(), "layer 1 has a Identity"),
+        ("output.LayerNorm", nn.RMSNorm(32), "layer 1 has a RMSNorm"),
+    ],
+)
+def test_layers_that_were_changed_do_not_fit(name, module, reason):
+    model = tiny_bert()
+    model.encoder.layer[1].set_submodule(name, module)
+    assert only(model) == reason
+
+
+@pytest.mark.parametrize("name", ["mpnet", "deberta", "deberta-v2"])
+def test_layers_of_other_kinds_are_not_known(name):
+    assert "are not known" in str(only(with_head(name)))
