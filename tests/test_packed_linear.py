@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
@@ -52,6 +53,45 @@ def test_the_activation_comes_along():
     source = SOURCES["low rank"](activation="gelu")
     x = torch.randn(7, 48)
     torch.testing.assert_close(packed(source)(x), source(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_residual_comes_after_the_activation():
+    source = SOURCES["low rank"](activation="gelu")
+    x, residual = torch.randn(2, 3, 48), torch.randn(2, 3, 64)
+    torch.testing.assert_close(
+        packed(source)(x, residual), source(x, residual), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("residual", "error", "message"),
+    [
+        (torch.randn(1, 64), ValueError, r"residual \(1, 64\); expected \(7, 64\)"),
+        (torch.randn(7, 64).half(), TypeError, "residual is torch.float16 on cpu; expected"),
+    ],
+    ids=["shape", "dtype"],
+)
+def test_a_residual_that_does_not_fit_is_refused(residual, error, message):
+    with pytest.raises(error, match=f"PackedLinear: {message}"):
+        packed(SOURCES["low rank"]())(torch.randn(7, 48), residual)
+
+
+def test_loading_a_state_dict_is_refused():
+    linear = packed(SOURCES["dense"]())
+    with pytest.raises(RuntimeError, match="PackedLinear: cannot load .* load its weights first"):
+        linear.load_state_dict(linear.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", list(SOURCES))
+def test_multiplied_out_it_says_the_same_and_keeps_its_factors(kind):
+    source = SOURCES[kind]()
+    x = torch.randn(7, 48)
+    linear = PackedLinear(source, pack_linears([source], torch.bfloat16, True), True)
+    assert F.cosine_similarity(linear(x), source(x)).min() > 0.999
+    if kind != "dense":  # rounding is for what is packed
+        torch.testing.assert_close(linear.state_dict(), dict(source.state_dict()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

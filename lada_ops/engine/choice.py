@@ -86,8 +86,9 @@ def _read(path: Path) -> dict[str, float]:
 def _write(path: Path, known: dict[str, float]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(known, file, indent=1, sort_keys=True)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            file.write_text(json.dumps(known, indent=1, sort_keys=True))
+            os.replace(file, path)
     except OSError as error:
         _logger.warning("cannot remember what was measured: %s", error)

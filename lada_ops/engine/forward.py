@@ -30,7 +30,7 @@ class EncoderForward:
         self._within = [inner for layer in layers for inner in layer.modules()]
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any):
-        _check_mode(self.module)
+        _check_mode(self.module, self._within)
         looked_at = any(
             _asked(self.config, others, f"output_{what}")
             for what in ("hidden_states", "attentions")
@@ -53,7 +53,7 @@ class LayerForward:
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **others: Any
     ):
-        _check_mode(self.layer)
+        _check_mode(self.layer, self._within)
         if _asked(self.config, others, "output_attentions") or _hooked(self._within):
             return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
         one = slice(self.index, self.index + 1)
@@ -72,10 +72,15 @@ def encode(
     attention_mask: what transformers makes of a padding mask, (batch or 1, 1, length or 1, length),
     bool or added to the scores; or (batch, length). None hides nothing.
 
-    Raises ValueError on a mask that hides other positions from one query than from another, and
-    where `check_inference` does.
+    Raises ValueError on a mask that hides other positions from one query than from another,
+    TypeError on one that is no tensor, and where `check_inference` does.
     """
     check_inference("encoder", x, encoder.features)
+    if not isinstance(attention_mask, Tensor | None):
+        raise TypeError(
+            f"encoder: attention_mask is a {type(attention_mask).__name__}; expected a tensor, as "
+            "attn_implementation='sdpa' gives"
+        )
     batch, length, features = x.shape
     visible = None if attention_mask is None else visible_positions(attention_mask, batch, length)
     rows = x.detach().reshape(batch * length, features)
@@ -108,8 +113,9 @@ def visible_positions(mask: Tensor, batch: int, length: int) -> Tensor:
     return whole.expand(batch, length)
 
 
-def _check_mode(module: nn.Module) -> None:
-    if module.training:  # dropout would be left out in silence
+def _check_mode(module: nn.Module, within: Sequence[nn.Module]) -> None:
+    if module.training or any(inner.training for inner in within):
+        # dropout would be left out in silence
         raise RuntimeError(
             f"{type(module).__name__}: in training mode; expected model.eval(), since the model "
             "was optimized for inference"

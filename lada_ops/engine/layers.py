@@ -86,6 +86,8 @@ def find_encoders(model: nn.Module) -> dict[str, FoundEncoder | str]:
 
 def _examined(module: nn.Module, layers: list[nn.Module], config: Any) -> FoundEncoder | str:
     kind = type(layers[0]).__name__
+    if not type(layers[0]).__module__.startswith("transformers.models."):
+        return f"layers of {kind} are not those of transformers"
     names = LAYERS.get(kind)
     if names is None:
         return f"layers of {kind} are not known; known are {', '.join(LAYERS)}"
@@ -102,15 +104,23 @@ def _examined(module: nn.Module, layers: list[nn.Module], config: Any) -> FoundE
 
 def _unfit(layers: list[nn.Module], names: LayerNames) -> str | None:
     for i, layer in enumerate(layers):
-        for linear in (layer.get_submodule(name) for name in names.linears):
+        if type(layer) is not type(layers[0]):
+            return f"layer {i} is a {type(layer).__name__}"
+        within = dict(layer.named_modules())
+        for name in (*names.linears, names.attention_norm, names.output_norm):
+            if name not in within:
+                return f"layer {i} has no {name}"
+        for linear in (within[name] for name in names.linears):
             if type(linear) is not nn.Linear and not isinstance(linear, CompressedLinear):
                 return f"layer {i} has a {type(linear).__name__}"
             if isinstance(linear, CompressedLinear) and linear.activation != "none":
                 return f"layer {i} has a linear with an activation"
-        features: Any = layer.get_submodule(names.out).out_features
+        features: Any = within[names.out].out_features
         if features % MAX_STRIPE:
             return f"layer {i} has features that are no multiple of {MAX_STRIPE}"
-        for norm in (names.attention_norm, names.output_norm):
-            if type(layer.get_submodule(norm)) is not nn.LayerNorm:
-                return f"layer {i} has a {type(layer.get_submodule(norm)).__name__}"
+        for norm in (within[names.attention_norm], within[names.output_norm]):
+            if not isinstance(norm, nn.LayerNorm):
+                return f"layer {i} has a {type(norm).__name__}"
+            if norm.weight is None or norm.bias is None:
+                return f"layer {i} has a LayerNorm without weight or bias"
     return None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.compressed_linear import CompressedLinear
-from ..modules.packed_linear import PackedLinear, pack_linears
+from ..modules.low_rank_ffn import LowRankFFN
+from ..modules.packed_linear import PackedLinear, pack_linears, refuse_loading
 from .choice import dense_is_faster
 from .forward import EncoderForward, LayerForward
 from .layers import FoundEncoder, find_encoders
@@ -54,17 +55,22 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
                 f"optimize: {name} is {tensor.dtype} on {tensor.device}; expected a model in "
                 "torch.float32 on the CPU"
             )
-    encoders = [e for e in find_encoders(model).values() if isinstance(e, FoundEncoder)]
+    found = find_encoders(model)
+    encoders = [e for e in found.values() if isinstance(e, FoundEncoder)]
     inside = {id(m) for e in encoders for layer in e.layers for m in layer.modules()}
+    for module in model.modules():
+        if isinstance(module, LowRankFFN):  # computes with the tensors of its linears
+            inside |= {id(child) for child in module.children()}
     alone = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, CompressedLinear) and id(module) not in inside
+        if name and isinstance(module, CompressedLinear) and id(module) not in inside
     }
     if not encoders and not alone:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
         raise ValueError(
             f"optimize: nothing to optimize in {type(model).__name__}; expected an encoder of a "
-            "known kind, or linears compressed by lada_ops.compress"
+            "known kind, or compressed linears, within it" + (f" ({reasons})" if reasons else "")
         )
     if native.best() is None:
         return model.eval()
@@ -76,6 +82,11 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         model.set_submodule(name, linear)
     for encoder, engine in zip(encoders, engines, strict=True):
         _take_over(encoder, *engine)
+    for module in model.modules():  # also those that would load something before a packed linear
+        if any(
+            isinstance(inner, PackedLinear) for inner in module.modules() if inner is not module
+        ):
+            module.register_load_state_dict_pre_hook(refuse_loading)
     return model.eval().requires_grad_(False)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..formats import Bsr, LowRank
-from ..ops.epilogue import needs_grad
+from ..ops.epilogue import check_epilogue, needs_grad
 from .compressed_linear import CompressedLinear
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = source.in_features, source.out_features
         self.activation = source.activation if isinstance(source, CompressedLinear) else "none"
         self.packed = packed
+        self.register_load_state_dict_pre_hook(refuse_loading)
         self.source_repr = f"{source}, dense" if dense else repr(source)
         self._kept: dict[str, Tensor] = {}
         self._packed_weights: dict[str, tuple[torch.Size, torch.dtype]] = {}
@@ -49,15 +50,17 @@ class PackedLinear(nn.Module):
             else:
                 self._kept[name] = tensor.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (..., in), residual (..., out) -> (..., out)."""
         from lada_kernels.cpu.linear import packed_linear_fwd
 
         check_inference("PackedLinear", x, self.in_features)
+        check_epilogue("PackedLinear", x, self.out_features, None, self.activation, residual)
         rows = x.detach().reshape(-1, self.in_features).to(self.packed.io_dtype)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         y = packed_linear_fwd(self.packed, rows, activation=self.activation)
-        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        return y if residual is None else y + residual
 
     def _unpacked(self) -> dict[str, Tensor]:
         u, v, sparse = self.packed.unpacked()
@@ -71,15 +74,17 @@ class PackedLinear(nn.Module):
         for name, tensor in (self._unpacked() | self._kept).items():
             destination[prefix + name] = tensor
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        raise RuntimeError(
-            f"PackedLinear: cannot load {prefix}*: the model was optimized for inference; "
-            "load its weights first, then call lada_ops.optimize"
-        )
-
     def extra_repr(self) -> str:
         dtype = str(self.packed.dtype).removeprefix("torch.")
         return f"{self.source_repr}, packed={dtype}"
+
+
+def refuse_loading(module: nn.Module, *arguments: Any) -> None:
+    """A hook that forbids to load a state dict; arguments are those of such hooks."""
+    raise RuntimeError(
+        f"{type(module).__name__}: cannot load a state dict: the model was optimized for "
+        "inference; load its weights first, then call lada_ops.optimize"
+    )
 
 
 def _blocks(sparse: Tensor, indices: dict[str, Tensor], shape: torch.Size) -> Tensor:

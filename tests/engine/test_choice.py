@@ -98,6 +98,17 @@ def test_a_folder_that_cannot_be_written_is_no_error(measured, cache_folder, cap
     assert "cannot remember what was measured" in caplog.text
 
 
+def test_a_folder_in_the_place_of_the_file_is_no_error(measured, cache_folder, caplog):
+    dense_is_faster([in_doubt()], FP32)
+    (file,) = cache_folder.glob("cpu-*.json")
+    file.unlink()
+    file.mkdir()
+    with caplog.at_level(logging.WARNING, "lada_ops"):
+        assert not dense_is_faster([in_doubt()], FP32)
+    assert "cannot remember what was measured" in caplog.text
+    assert list(cache_folder.iterdir()) == [file]
+
+
 def test_it_measures_a_ratio():
     assert 0 < choice._measured_ratio([in_doubt()], FP32) < 100
 

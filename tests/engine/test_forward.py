@@ -1,9 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-import lada_ops
 from lada_ops import optimize
 from lada_ops.engine.forward import visible_positions
+from tests.engine.models import compress, compressed
 from tests.tiny_encoders import tiny_bert
 
 EACH = ["sdpa", "eager"]
@@ -29,12 +31,8 @@ MASKS = {
 @pytest.fixture(params=EACH)
 def pair(request):
     """A compressed model, and what `optimize` makes of the same one."""
-    made = []
-    for _ in range(2):
-        model = tiny_bert(attn_implementation=request.param)
-        lada_ops.compress(model, lada_ops.plan(model, 2, "low_rank"), quiet=True)
-        made.append(model)
-    return made[0], optimize(made[1])
+    before, after = (compress(tiny_bert(attn_implementation=request.param)) for _ in range(2))
+    return before, optimize(after)
 
 
 def assert_equal_where_seen(got, want, mask):
@@ -57,6 +55,27 @@ def test_a_row_that_is_hidden_altogether_leaves_the_others(pair):
     before, after = (model(input_ids=ids(), attention_mask=mask)[0] for model in pair)
     assert_equal_where_seen(after, before, mask)
     assert not after[1].any()
+
+
+@torch.no_grad()
+def test_a_batch_that_is_hidden_altogether_comes_out_as_zeros(pair):
+    assert not pair[1](input_ids=ids(), attention_mask=torch.zeros(3, 9))[0].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(3, 1, 1, 9), (3, 1, 9, 9)], ids=str)
+def test_a_mask_in_the_form_of_the_scores(shape):
+    mask = MASKS["right"]
+    whole = mask.bool()[:, None, None].expand(shape)
+    model = compress(tiny_bert())
+    want = model(input_ids=ids(), attention_mask=whole)[0]
+    got = optimize(model)(input_ids=ids(), attention_mask=whole)[0]
+    assert_equal_where_seen(got, want, mask)
+
+
+@torch.no_grad()
+def test_no_sentence_at_all(pair):  # transformers itself refuses
+    assert pair[1](input_ids=ids(0))[0].shape == (0, 9, 32)
 
 
 @torch.no_grad()
@@ -88,16 +107,32 @@ def test_hidden_states(pair, by_config):
 
 
 @torch.no_grad()
-def test_attention_weights():
-    models = []
-    for _ in range(2):
-        model = tiny_bert(attn_implementation="eager")
-        lada_ops.compress(model, lada_ops.plan(model, 2, "low_rank"), quiet=True)
-        models.append(model)
-    optimize(models[1])
-    before, after = (model(input_ids=ids(), output_attentions=True).attentions for model in models)
-    assert len(after) == 2
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("by_config", [False, True], ids=["argument", "config"])
+def test_attention_weights(name, by_config):
+    models = compressed(name), optimize(compressed(name))
+    arguments = {} if by_config else {"output_attentions": True}
+    found = []
+    for model in models:
+        model.set_attn_implementation("eager")
+        model.config.output_attentions = by_config
+        found.append(model(input_ids=ids(), **arguments).attentions)
+    assert len(found[1]) == 2
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_weights_and_hidden_states_one_after_the_other():
+    model = optimize(compress(tiny_bert(attn_implementation="eager")))
+    arguments = {"input_ids": ids(), "attention_mask": MASKS["right"]}
+    states, attentions = {"output_hidden_states": True}, {"output_attentions": True}
+    want = model(**arguments, **states).hidden_states, model(**arguments, **attentions).attentions
+    both = model(**arguments, **states, **attentions)
+    assert_equal_where_seen(both.hidden_states[1], want[0][1], MASKS["right"])
+    torch.testing.assert_close(both.attentions, want[1], rtol=1e-4, atol=1e-5)
+    again = model(**arguments, **states)
+    assert again.get("attentions") is None
+    torch.testing.assert_close(again.hidden_states, want[0], rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -138,10 +173,72 @@ def test_inputs_that_record_gradients_are_refused(pair):
         pair[1](inputs_embeds=embeddings)
 
 
-def test_training_is_refused(pair):
-    pair[1].train()
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_mode_of_autograd(pair, mode):
+    with torch.no_grad():
+        want = pair[0](input_ids=ids())[0]
+    with mode():
+        got = pair[1](input_ids=ids())[0]
+    assert not got.requires_grad
+    torch.testing.assert_close(got.clone(), want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_autocast_does_not_touch_it(pair):
+    want = pair[1](input_ids=ids())[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pair[1](input_ids=ids())[0].equal(want)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_threads_change_nothing(threads, dtype):
+    model = optimize(compress(tiny_bert()), dtype)
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(model(input_ids=ids(20), attention_mask=ids(20) > 20)[0])
+    assert found[1].equal(found[0])
+
+
+def test_calls_at_once_do_not_meet(threads):
+    threads(2)
+    model = optimize(compress(tiny_bert()))
+    batches = [ids(rows) for rows in (2, 3, 7, 20)]
+    want = [model(input_ids=batch)[0] for batch in batches]
+
+    def call(i):
+        return model(input_ids=batches[i % 4])[0].equal(want[i % 4])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(100)))
+
+
+@pytest.mark.parametrize("where", ["", "encoder", "encoder.layer.1.output.dropout"])
+def test_training_is_refused(pair, where):
+    pair[1].get_submodule(where).train()
     with pytest.raises(RuntimeError, match=r"in training mode; .* optimized for inference"):
         pair[1](input_ids=ids())
+
+
+def test_a_layer_in_training_is_refused(pair):
+    layer = pair[1].encoder.layer[0].train()
+    with pytest.raises(RuntimeError, match=r"BertLayer: in training mode"):
+        layer(torch.randn(3, 9, 32))
+
+
+@torch.no_grad()
+def test_a_mask_that_is_no_tensor_is_refused():
+    model = optimize(tiny_bert(attn_implementation="flex_attention"))
+    with pytest.raises(TypeError, match="attention_mask is a BlockMask; expected a tensor"):
+        model(input_ids=ids(), attention_mask=MASKS["right"])
 
 
 def test_a_causal_mask_is_refused(pair):

@@ -1,6 +1,7 @@
 import pytest
 from torch import nn
 
+from lada_ops import LowRankLinear
 from lada_ops.engine.layers import FoundEncoder, find_encoders
 from tests.tiny_encoders import tiny_bert, with_head
 
@@ -45,7 +46,18 @@ def test_encoders_that_do_not_fit_come_with_the_reason(changes, reason):
     ("name", "module", "reason"),
     [
         ("output.dense", nn.Identity(), "layer 1 has a Identity"),
+        ("output", nn.Identity(), "layer 1 has no output.dense"),
         ("output.LayerNorm", nn.RMSNorm(32), "layer 1 has a RMSNorm"),
+        (
+            "output.LayerNorm",
+            nn.LayerNorm(32, bias=False),
+            "layer 1 has a LayerNorm without weight or bias",
+        ),
+        (
+            "output.dense",
+            LowRankLinear(64, 32, 4, activation="relu"),
+            "layer 1 has a linear with an activation",
+        ),
     ],
 )
 def test_layers_that_were_changed_do_not_fit(name, module, reason):
@@ -57,3 +69,24 @@ def test_layers_that_were_changed_do_not_fit(name, module, reason):
 @pytest.mark.parametrize("name", ["mpnet", "deberta", "deberta-v2"])
 def test_layers_of_other_kinds_are_not_known(name):
     assert "are not known" in str(only(with_head(name)))
+
+
+def test_layers_of_two_kinds_do_not_fit():
+    model = tiny_bert()
+    model.encoder.layer[1] = nn.Identity()
+    assert only(model) == "layer 1 is a Identity"
+
+
+def test_a_layer_of_another_library_is_not_known_by_its_name():
+    class BertLayer(nn.Identity):
+        pass
+
+    model = tiny_bert()
+    model.encoder.layer[0] = BertLayer()
+    assert only(model) == "layers of BertLayer are not those of transformers"
+
+
+def test_no_encoder_is_found_in_an_empty_one():
+    model = tiny_bert()
+    model.encoder.layer = nn.ModuleList()
+    assert find_encoders(model) == {}

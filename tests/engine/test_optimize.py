@@ -1,41 +1,21 @@
 import copy
-import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
 
-import lada_ops
 from lada_kernels.cpu import native
-from lada_ops import LowRankLinear, optimize
+from lada_ops import LowRankFFN, LowRankLinear, optimize
 from lada_ops.engine.optimize import paths
 from lada_ops.modules.packed_linear import PackedLinear
-from lada_ops.plans import METHODS, Method
-from tests.tiny_encoders import batch, outputs, tiny_bert, with_head
+from lada_ops.plans import METHODS
+from tests.engine.models import KNOWN, UNKNOWN, compress, compressed, dense, seen
+from tests.tiny_encoders import batch, outputs, tiny_bert
 
-KNOWN = ["bert", "roberta", "electra", "distilbert"]
-UNKNOWN = ["mpnet", "modernbert", "albert", "deberta", "deberta-v2"]
 COSINE = {torch.float32: 1 - 1e-6, torch.bfloat16: 0.999, torch.int8: 0.98}
-
-
-def compress(model, method: Method = "low_rank"):
-    lada_ops.compress(
-        model, lada_ops.plan(model, 2, method, block=(16, 16), rank_multiple=2), quiet=True
-    )
-    return model
-
-
-def compressed(name, method: Method = "low_rank"):
-    return compress(with_head(name), method)
-
-
-def seen(output):
-    """What is said of tokens, of those that are no padding."""
-    mask = batch()["attention_mask"].bool()
-    return output[mask] if output.shape[:2] == mask.shape else output
 
 
 @pytest.fixture
@@ -46,7 +26,7 @@ def bert():
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize("name", KNOWN)
 def test_model_says_what_it_said(name, method):
-    model = with_head(name) if method is None else compressed(name, method)
+    model = dense(name) if method is None else compressed(name, method)
     want = seen(outputs(model))
     torch.testing.assert_close(seen(outputs(optimize(model))), want, rtol=1e-4, atol=1e-5)
 
@@ -58,6 +38,39 @@ def test_linears_of_other_encoders_run_one_by_one(name):
     optimize(model)
     torch.testing.assert_close(outputs(model), want, rtol=1e-4, atol=1e-5)
     assert all("native linear" in path for path in paths(model).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", KNOWN)
+def test_hidden_states_of_every_kind(name):
+    model = compressed(name)
+    want = model(**batch(), output_hidden_states=True).hidden_states
+    got = optimize(model)(**batch(), output_hidden_states=True).hidden_states
+    for after, before in zip(got, want, strict=True):
+        torch.testing.assert_close(seen(after), seen(before), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_any_heads(heads):
+    model = tiny_bert(hidden_size=96, num_attention_heads=heads)
+    want = seen(outputs(model))
+    torch.testing.assert_close(seen(outputs(optimize(model))), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_act": "gelu_fast"}, {"hidden_size": 48}, {"is_decoder": True, "use_cache": False}],
+    ids=str,
+)
+def test_encoders_that_do_not_fit_run_their_linears_one_by_one(changes):
+    model = compress(tiny_bert(**changes), layers="intermediate")
+    want = outputs(model)
+    torch.testing.assert_close(outputs(optimize(model)), want, rtol=1e-4, atol=1e-5)
+    layer = model.encoder.layer[0]
+    assert type(layer.intermediate.dense) is PackedLinear
+    assert type(layer.output.dense) is nn.Linear
+    assert "no native encoder: " in paths(model)["encoder.layer.0.intermediate.dense"]
 
 
 @pytest.mark.parametrize("dtype", COSINE, ids=str)
@@ -74,67 +87,39 @@ def test_returns_the_model_ready_to_serve(bert):
     assert not any(parameter.requires_grad for parameter in bert.parameters())
 
 
-def test_memory_is_that_of_the_compressed_weights():
-    model = tiny_bert(hidden_size=128, intermediate_size=512)
-    lada_ops.compress(model, lada_ops.plan(model, 4, "low_rank"), quiet=True)
-    stored = sum(m.counts().stored_bytes for m in model.modules() if isinstance(m, LowRankLinear))
-    optimize(model)
-    packed = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for m in model.modules()
-        if isinstance(m, PackedLinear)
-        for t in (m.packed.down.weights, m.packed.up.weights)
-    }
-    assert sum(packed.values()) < 1.35 * stored  # ranks are padded to multiples of 16
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_state_dict_is_as_before(method):
-    model = compressed("bert", method)
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    after = optimize(model).state_dict()
-    assert after.keys() == before.keys()
-    for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_saved_and_loaded_it_is_the_compressed_model(method, tmp_path):
-    model = compress(tiny_bert(), method)
-    want = outputs(model)
-    optimize(model).save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
-
-
-def test_loading_weights_into_it_is_refused(bert):
-    state = bert.state_dict()
-    optimize(bert)
-    with pytest.raises(RuntimeError, match=r"optimized for inference; load its weights first"):
-        bert.load_state_dict(state)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_say_the_same(bert, copied):
-    want = outputs(optimize(bert))
-    other = copied(bert)
-    del bert
-    torch.testing.assert_close(outputs(other), want, rtol=0, atol=0)
-
-
 def test_compiled_it_says_the_same(bert):
     want = outputs(optimize(bert))
     compiled: Any = torch.compile(bert, backend="aot_eager")
     torch.testing.assert_close(outputs(compiled), want)
 
 
-def test_without_the_library_the_model_stays(bert, monkeypatch):
-    want = outputs(bert)
-    monkeypatch.setattr(native, "best", lambda: None)
-    before = [id(module) for module in bert.modules()]
-    optimize(bert)
-    assert [id(module) for module in bert.modules()] == before
-    torch.testing.assert_close(outputs(bert), want, rtol=0, atol=0)
+class TestWithoutTheLibrary:
+    @pytest.fixture(autouse=True)
+    def _missing(self, monkeypatch):
+        def fail(name):
+            raise OSError("it was not built")
+
+        monkeypatch.setattr(native, "load", fail)
+        native.best.cache_clear()
+        yield
+        native.best.cache_clear()
+
+    @pytest.mark.filterwarnings("ignore:lada_kernels")
+    def test_the_model_stays(self, bert):
+        want = outputs(bert)
+        before = [id(module) for module in bert.modules()]
+        assert optimize(bert.train()) is bert
+        assert [id(module) for module in bert.modules()] == before
+        torch.testing.assert_close(outputs(bert), want, rtol=0, atol=0)
+
+    def test_one_warning_says_why(self, bert):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                optimize(bert)
+        (warning,) = caught
+        assert "no native CPU kernels" in str(warning.message)
+        assert "it was not built" in str(warning.message)
 
 
 class TestRefuses:
@@ -152,6 +137,11 @@ class TestRefuses:
         with pytest.raises(TypeError, match=r"is torch.float16 on cpu; expected .*float32"):
             optimize(bert.half())
 
+    def test_one_weight_in_half_precision(self, bert):
+        bert.embeddings.bfloat16()
+        with pytest.raises(TypeError, match=r"embeddings.* is torch.bfloat16 on cpu; expected"):
+            optimize(bert)
+
     def test_a_model_elsewhere(self, bert):
         with pytest.raises(TypeError, match="on meta; expected"):
             optimize(copy.deepcopy(bert).to("meta"))
@@ -159,6 +149,14 @@ class TestRefuses:
     def test_a_model_without_an_encoder(self):
         with pytest.raises(ValueError, match="nothing to optimize in Sequential"):
             optimize(nn.Sequential(nn.Linear(3, 4)))
+
+    def test_a_linear_that_nothing_holds(self):
+        with pytest.raises(ValueError, match="nothing to optimize in LowRankLinear"):
+            optimize(LowRankLinear(32, 32, 4))
+
+    def test_a_dense_model_of_another_kind_with_the_reason(self):
+        with pytest.raises(ValueError, match=r"within it \(encoder: activation 'gelu_fast' is not"):
+            optimize(tiny_bert(hidden_act="gelu_fast"))
 
 
 def test_a_second_time_is_refused(bert):
@@ -193,3 +191,21 @@ def test_alone_standing_modules_are_packed_too():
     optimize(model)
     assert [type(module) for module in model] == [PackedLinear, nn.Linear]
     torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_feed_forward_that_is_one_op_stays():
+    model = nn.Sequential(LowRankFFN(32, 64, 32, 4, 4), LowRankLinear(32, 32, 4))
+    x = torch.randn(5, 32)
+    want = model(x)
+    torch.testing.assert_close(optimize(model)(x), want, rtol=1e-4, atol=1e-5)
+    assert isinstance(model[0].up, LowRankLinear)
+    assert isinstance(model[1], PackedLinear)
+
+
+def test_two_encoders_in_one_model():
+    pair = compress(tiny_bert()), dense("distilbert")
+    want = [outputs(model) for model in pair]
+    optimize(nn.ModuleList(pair))
+    for model, before in zip(pair, want, strict=True):
+        torch.testing.assert_close(seen(outputs(model)), seen(before), rtol=1e-4, atol=1e-5)

@@ -26,7 +26,8 @@ inline vec exp(vec x) {
     vec shifted = x * 1.44269504f + ROUND;
     vec n = shifted - ROUND;
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln(2) in two parts
-    return (vec)((ivec)polynomial(TAYLOR, r) + ((ivec)shifted << 23));
+    // of a NaN, the shift leaves bits that may turn it into a number
+    return (vec)((ivec)polynomial(TAYLOR, r) + ((ivec)shifted << 23)) + x * 0.0f;
 }
 
 // erf(x / sqrt(2)), an odd rational function fitted so that gelu is right to 1e-6.
@@ -41,7 +42,10 @@ inline vec erf_sqrt_half(vec x) {
     return select(x > splat(END), splat(1.0f), select(x < splat(-END), splat(-1.0f), inside));
 }
 
-inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
+// 0 from where `exp` ends, for it may be what a huge x is multiplied by.
+inline vec sigmoid(vec x) {
+    return select(x < splat(-88.0f), vec{}, 1.0f / (1.0f + exp(-x)));
+}
 
 inline vec tanh(vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 

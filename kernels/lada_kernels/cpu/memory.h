@@ -26,10 +26,10 @@ class Arena {
 
     // Null where there is not enough memory.
     char* at_least(int64_t bytes) {
-        if (bytes > size) {
+        if (!data || bytes > size) {
             free(data);
-            size = bytes;
-            data = (char*)aligned_alloc(64, (bytes + 63) / 64 * 64);
+            size = bytes / 64 * 64 + 64;  // never 0, of which there may be none
+            data = (char*)aligned_alloc(64, size);
             if (!data) size = 0;
         }
         return data;

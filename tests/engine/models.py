@@ -1,0 +1,44 @@
+"""Tiny models of every architecture, compressed, and what they say."""
+
+from typing import Any
+
+import torch
+import transformers as hf
+
+import lada_ops
+from lada_ops.plans import Method
+from tests.tiny_encoders import ARCHITECTURES, batch, with_head
+
+KNOWN = ["bert", "tokens", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"]
+UNKNOWN = ["mpnet", "modernbert", "albert", "deberta", "deberta-v2"]
+_LIKE: dict[str, Any] = {  # name -> whose config, and the classes
+    "tokens": ("bert", hf.BertConfig, hf.BertForTokenClassification),
+    "xlm-roberta": ("roberta", hf.XLMRobertaConfig, hf.XLMRobertaForMaskedLM),
+    "camembert": ("roberta", hf.CamembertConfig, hf.CamembertForMaskedLM),
+}
+
+
+def dense(name: str) -> Any:
+    """A model of that architecture with a head, in eval mode; the same weights every time."""
+    if name not in _LIKE:
+        return with_head(name)
+    like, config, head = _LIKE[name]
+    sizes = ARCHITECTURES[like][0].to_diff_dict()
+    torch.manual_seed(0)
+    return head(config(**{k: v for k, v in sizes.items() if k != "model_type"})).eval()
+
+
+def compress(model: Any, method: Method = "low_rank", layers: str | None = None) -> Any:
+    plan = lada_ops.plan(model, 2, method, block=(16, 16), rank_multiple=2, layers=layers)
+    lada_ops.compress(model, plan, quiet=True)
+    return model
+
+
+def compressed(name: str, method: Method = "low_rank") -> Any:
+    return compress(dense(name), method)
+
+
+def seen(output: torch.Tensor) -> torch.Tensor:
+    """What is said of tokens in `batch()`, of those that are no padding."""
+    mask = batch()["attention_mask"].bool()
+    return output[mask] if output.shape[:2] == mask.shape else output

@@ -1,0 +1,164 @@
+"""What an optimized model keeps, saves and loads."""
+
+import copy
+import gc
+import pickle
+import types
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+import lada_ops
+from lada_ops import LowRankLinear, optimize
+from lada_ops.modules.packed_linear import PackedLinear
+from lada_ops.plans import METHODS
+from lada_ops.pretrained import compression_of
+from tests.engine.models import compress, compressed
+from tests.tiny_encoders import outputs, tiny_bert
+
+SKIPPED = type, types.ModuleType, types.FunctionType, types.CodeType
+
+
+@pytest.fixture
+def bert():
+    return compress(tiny_bert())
+
+
+def reachable_bytes(root):
+    """Of all tensors that `root` keeps alive, each storage once."""
+    storages, met, todo = {}, set(), [root]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in met or isinstance(thing, SKIPPED):
+            continue
+        met.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        todo += gc.get_referents(thing)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_memory_is_that_of_the_weights_before(method):
+    model = tiny_bert(hidden_size=128, intermediate_size=512)
+    if method is not None:
+        lada_ops.compress(model, lada_ops.plan(model, 4, method, block=(32, 16)), quiet=True)
+    before = reachable_bytes(model)
+    padding = sum(  # ranks are multiples of 16, and the rest of them lies in both factors
+        4 * (-m.rank % 16) * (m.in_features + m.out_features)
+        for m in model.modules()
+        if hasattr(m, "rank")
+    )
+    assert reachable_bytes(optimize(model)) < 1.1 * before + padding
+
+
+def test_queries_keys_and_values_share_their_weights(bert):
+    attention = optimize(bert).encoder.layer[0].attention.self
+    weights = {
+        part.packed.up.weights.data_ptr()
+        for part in (attention.query, attention.key, attention.value)
+    }
+    assert weights == {bert.encoder.forward.encoder.layers[0].qkv.up.weights.data_ptr()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_state_dict_is_as_before(method):
+    model = compressed("bert", method)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    after = optimize(model).state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_and_loaded_it_is_the_compressed_model(method, tmp_path):
+    model = compress(tiny_bert(), method)
+    want = outputs(model)
+    optimize(model).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
+
+
+def test_saved_it_records_how_it_was_compressed(bert, tmp_path):
+    want = compression_of(bert)
+    optimize(bert).save_pretrained(tmp_path)
+    assert want is not None
+    assert compression_of(AutoModel.from_pretrained(tmp_path)) == want
+
+
+def test_saved_in_bf16_its_linears_are_as_rounded(bert, tmp_path):
+    linear = bert.encoder.layer[0].output.dense
+    u, bias = linear.u.detach().bfloat16().float(), linear.bias.detach().clone()
+    optimize(bert, torch.bfloat16).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).encoder.layer[0].output.dense
+    assert isinstance(loaded, LowRankLinear)
+    torch.testing.assert_close((loaded.u, loaded.bias), (u, bias), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["", "encoder", "encoder.layer.0.attention.self.query"])
+def test_loading_weights_is_refused_before_anything_changed(bert, name):
+    before = {name: t.clone() for name, t in bert.state_dict().items()}
+    module = optimize(bert).get_submodule(name)
+    other = {name: t + 1 for name, t in module.state_dict().items()}
+    with pytest.raises(RuntimeError, match="optimized for inference; load its weights first"):
+        module.load_state_dict(other)
+    torch.testing.assert_close(bert.state_dict(), before, rtol=0, atol=0)
+
+
+def test_what_holds_no_packed_linear_can_be_loaded(bert):
+    embeddings = optimize(bert).embeddings
+    other = {name: t + 1 for name, t in embeddings.state_dict().items()}
+    embeddings.load_state_dict(other)
+    torch.testing.assert_close(embeddings.state_dict(), other, rtol=0, atol=0)
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_say_the_same(bert, copied):
+    want = outputs(optimize(bert))
+    other = copied(bert)
+    del bert
+    torch.testing.assert_close(outputs(other), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_share_nothing_and_take_no_more(bert, copied):
+    other = copied(optimize(bert))
+    one, two = reachable_bytes(bert), reachable_bytes(other)
+    assert two < 1.05 * one  # pickled, the biases that are views of another are no longer
+    assert reachable_bytes([bert, other]) == one + two
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_refuse_to_load_too(bert, copied):
+    other = copied(optimize(bert))
+    before = other.embeddings.word_embeddings.weight.clone()
+    state = {name: t + 1 for name, t in other.state_dict().items()}
+    with pytest.raises(RuntimeError, match="optimized for inference"):
+        other.load_state_dict(state)
+    assert other.embeddings.word_embeddings.weight.equal(before)
+
+
+def test_a_mixed_model_keeps_what_is_dense_dense(tmp_path):
+    model = compress(tiny_bert(), layers=r"(key|intermediate\.dense)$")
+    want = outputs(model)
+    torch.testing.assert_close(outputs(optimize(model))[:, 0], want[:, 0], rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    attention = loaded.encoder.layer[1].attention.self
+    assert (type(attention.key), type(attention.query)) == (LowRankLinear, nn.Linear)
+    torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
+
+
+def test_nothing_of_the_linears_before_stays(bert):
+    optimize(bert)
+    kept = {type(m) for m in bert.encoder.modules()} & {nn.Linear, LowRankLinear}
+    assert not kept
+    assert any(isinstance(m, PackedLinear) for m in bert.encoder.modules())
