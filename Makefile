@@ -5,6 +5,7 @@ TRITONS := 3.6.0 3.9.0
 NATIVE := $(wildcard kernels/lada_kernels/cpu/*.h kernels/lada_kernels/cpu/*.cpp)
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CHECKED := -O1 -g -Wall -Wextra -Werror
 RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.environment import device_slug; print(device_slug())' 2>/dev/null)
 
 .PHONY: demo test test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
@@ -24,7 +25,7 @@ $(TRITONS:%=test-triton-%): test-triton-%: .venv/triton-%/.set-up
 test-sanitized: $(SANITIZED)/.built  ## the native kernels under AddressSanitizer and UBSan
 	LADA_SANITIZED=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -q -p no:cacheprovider tests/native
+		$(BIN)/python -m pytest -q -p no:cacheprovider --capture=sys tests/native
 
 lint: $(SET_UP)
 	$(BIN)/ruff check
@@ -54,7 +55,7 @@ $(SET_UP): setup.py pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 $(SANITIZED)/.built: $(SET_UP)
-	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q \
+	LADA_NATIVE_FLAGS="$(SANITIZE) $(CHECKED)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q \
 		build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	touch $@
 

@@ -1,3 +1,4 @@
+import os
 import platform
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def native_library(instruction_set: str, flags: list[str]) -> Extension:
         extra_compile_args=[
             *("-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"),
             *("-ffp-contract=fast", "-Wno-psabi", *flags),
+            *os.environ.get("LADA_NATIVE_FLAGS", "").split(),
         ],
         py_limited_api=True,
         optional=True,

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from lada_kernels.cpu import linear
 from lada_ops import BlockSparseLinear, LowRankLinear, optimize
 from lada_ops.engine import choice
 from lada_ops.engine.choice import dense_is_faster
+from lada_ops.engine.optimize import DTYPES
 from lada_ops.modules.packed_linear import PackedLinear
 
 FP32 = torch.float32
@@ -109,8 +111,16 @@ def test_a_folder_in_the_place_of_the_file_is_no_error(measured, cache_folder, c
     assert list(cache_folder.iterdir()) == [file]
 
 
-def test_it_measures_a_ratio():
-    assert 0 < choice._measured_ratio([in_doubt()], FP32) < 100
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_measures_a_ratio(monkeypatch, dtype):
+    run = linear.packed_linear_fwd
+
+    def checked(packed, x):
+        assert x.dtype == packed.io_dtype  # the kernel would read past the end of another
+        return run(packed, x)
+
+    monkeypatch.setattr(linear, "packed_linear_fwd", checked)
+    assert 0 < choice._measured_ratio([in_doubt()], dtype) < 100
 
 
 def test_what_is_faster_dense_runs_dense_and_keeps_its_factors(measured):
