@@ -47,8 +47,8 @@ def device_section(folder: Path) -> str:
 {where["torch_threads"]} threads, {dtype}, torch {where["torch"]}. Cosine is that of sentence \
 embeddings to the dense model's, Spearman's correlation that on the dev set of {demo["text"]}; \
 calibrated on {demo["calibration_tokens"]:,} tokens of its training set. The last columns are \
-times as fast as dense, by batch x length: medians of ratios within a round. **Bold: slower than \
-dense.**
+times as fast as dense in eager mode, by batch x length: medians of ratios within a round; on a \
+CPU compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
 
 {quality_table(demo)}
 **A BERT-base** on the same machine, its weights random: speed only.

@@ -15,12 +15,14 @@ def plot_speedups(results: Mapping[str, Any], path: str | Path, title: str) -> N
 
     Raises ImportError where matplotlib is not installed (``pip install lada-ops[bench]``).
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 
     comparisons = results["comparisons"]
     baseline = comparisons[0]["baseline"]
     names = [t["name"] for t in comparisons[0]["timings"] if t["name"] != baseline]
-    figure = Figure(figsize=(max(7.0, 0.35 * len(names) * len(comparisons) + 3), 4), dpi=150)
+    size = max(7.0, min(0.35 * len(names) * len(comparisons) + 3, 15.0))
+    figure = Figure(figsize=(size, 4), dpi=150)
     axes = figure.add_subplot()
     width = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -31,7 +33,8 @@ def plot_speedups(results: Mapping[str, Any], path: str | Path, title: str) -> N
             [t["speedup_q75"] - t["speedup_median"] for t in timings],
         ]
         places = [group + width * (index - (len(names) - 1) / 2) for group in range(len(timings))]
-        bars = axes.bar(places, medians, width, yerr=spread, error_kw={"lw": 0.7}, label=name)
+        style = {"color": colormaps["tab20"](index), "error_kw": {"lw": 0.7}}
+        bars = axes.bar(places, medians, width, yerr=spread, label=name, **style)
         axes.bar_label(bars, fmt="%.1f", fontsize=6, padding=2)
     axes.axhline(1, color="black", lw=1, label=f"{baseline} = 1")
     axes.set_xticks(range(len(comparisons)), [c["label"] for c in comparisons])
