@@ -29,7 +29,8 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     weights, attention, GELU, residual and LayerNorm. Of encoders of unknown kinds the compressed
     linears run natively one by one; `paths` tells which is which. Outside the model looks as
     before: inputs, outputs, hidden states, attention weights, `state_dict` and `save_pretrained`;
-    positions that the attention mask hides come out as 0.
+    positions that the attention mask hides come out as 0, unless attention weights are asked for
+    or hooks wait inside the layers, which are then computed by their own submodules.
 
     The model is put in eval mode and frozen, and its weights are kept in packed form alone: train
     and load before. Without the native library (see the README) it is left as it is, with one

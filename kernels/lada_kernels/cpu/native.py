@@ -147,8 +147,8 @@ def best() -> tuple[str, ctypes.CDLL] | None:
             reasons.append(str(error))
     warnings.warn(
         "lada_kernels: no native CPU kernels, layers run in plain torch and are slower. "
-        "They are built at installation where there is a C++ compiler (GCC 12 or newer, or "
-        f"Clang) on Linux: {'; '.join(reasons)}",
+        "They are built at installation where GCC 12 or newer is there on Linux: "
+        f"{'; '.join(reasons)}",
         stacklevel=2,
     )
     return None
