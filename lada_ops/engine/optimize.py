@@ -26,11 +26,13 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """Make `model` ready for inference on the CPU, in place; returns it.
 
     Its encoder runs in one native call without padding: compressed and dense linears from packed
-    weights, attention, GELU, residual and LayerNorm. Of encoders of unknown kinds the compressed
-    linears run natively one by one; `paths` tells which is which. Outside the model looks as
-    before: inputs, outputs, hidden states, attention weights, `state_dict` and `save_pretrained`;
-    positions that the attention mask hides come out as 0, unless attention weights are asked for
-    or hooks wait inside the layers, which are then computed by their own submodules.
+    weights, attention, GELU, residual and LayerNorm. Of encoders of unknown kinds, and of those
+    that compute something else than their class and config say (each layer is tried on a few
+    tokens), the compressed linears run natively one by one; `paths` tells which is which. Outside
+    the model looks as before: inputs, outputs, hidden states, attention weights, `state_dict` and
+    `save_pretrained`; positions that the attention mask hides come out as 0, unless attention
+    weights are asked for or hooks wait inside the layers, which are then computed by their own
+    submodules.
 
     The model is put in eval mode and frozen, and its weights are kept in packed form alone: train
     and load before. Without the native library (see the README) it is left as it is, with one

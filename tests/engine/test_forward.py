@@ -2,6 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lada_ops import optimize
 from lada_ops.engine.forward import visible_positions
@@ -272,3 +273,24 @@ class TestVisiblePositions:
     def test_another_shape_is_refused(self, shape):
         with pytest.raises(ValueError, match=r"attention_mask .*; expected \(2, 1, 3, 3\)"):
             visible_positions(torch.ones(shape), 2, 3)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_in_the_workers_of_a_data_loader(start):
+    model = optimize(compress(tiny_bert()))
+    model(input_ids=ids(64, 16))  # by all threads, which a forked process lacks
+    embed = Embed(model)
+    want = embed(list(ids()))
+    loader = DataLoader(
+        list(ids()), 2, collate_fn=embed, num_workers=2, multiprocessing_context=start, timeout=60
+    )
+    torch.testing.assert_close(torch.cat(list(loader)), want, rtol=1e-5, atol=1e-6)
+
+
+class Embed:
+    def __init__(self, model):
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, rows):
+        return self.model(input_ids=torch.stack(rows))[0]

@@ -1,8 +1,10 @@
 import pytest
+import torch
 from torch import nn
 
 from lada_ops import LowRankLinear
 from lada_ops.engine.layers import FoundEncoder, find_encoders
+from tests.engine.models import compress
 from tests.tiny_encoders import tiny_bert, with_head
 
 
@@ -54,6 +56,11 @@ def test_encoders_that_do_not_fit_come_with_the_reason(changes, reason):
             "layer 1 has a LayerNorm without weight or bias",
         ),
         (
+            "intermediate.intermediate_act_fn",
+            nn.ReLU(),
+            "layer 1 computes something else than a BertLayer of its config does",
+        ),
+        (
             "output.dense",
             LowRankLinear(64, 32, 4, activation="relu"),
             "layer 1 has a linear with an activation",
@@ -66,7 +73,48 @@ def test_layers_that_were_changed_do_not_fit(name, module, reason):
     assert only(model) == reason
 
 
-@pytest.mark.parametrize("name", ["mpnet", "deberta", "deberta-v2"])
+def test_attention_that_was_changed_does_not_fit():
+    model = tiny_bert()
+    model.encoder.layer[0].attention.self.is_causal = True
+    assert only(model) == "layer 0 computes something else than a BertLayer of its config does"
+
+
+def test_a_layer_that_fails_does_not_fit():
+    model = tiny_bert(attn_implementation="eager")
+    model.encoder.layer[1].attention.self.scaling = "none"
+    assert "layer 1 cannot be tried: " in str(only(model))
+
+
+def test_forwards_that_were_replaced_do_not_fit():
+    model = tiny_bert()
+    dense = model.encoder.layer[1].output.dense
+    dense.forward = dense.forward
+    assert only(model) == "layer 1 has another forward in output.dense"
+    model.encoder.forward = model.encoder.forward
+    assert only(model) == "its forward was replaced"
+
+
+@pytest.mark.parametrize("make", [tiny_bert, lambda: compress(tiny_bert())])
+def test_layers_are_tried_unseen(make):
+    model = make().train()
+    called = []
+    for module in model.modules():
+        module.register_forward_hook(lambda *seen: called.append(seen))
+    before = torch.get_rng_state()
+    assert isinstance(only(model), FoundEncoder)
+    assert not called
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_that_are_not_finite_fit():
+    model = tiny_bert()
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight.fill_(torch.nan)
+    assert isinstance(only(model), FoundEncoder)
+
+
+@pytest.mark.parametrize("name", ["mpnet", "deberta", "deberta-v2", "modernbert", "albert"])
 def test_layers_of_other_kinds_are_not_known(name):
     assert "are not known" in str(only(with_head(name)))
 

@@ -203,6 +203,18 @@ def test_a_feed_forward_that_is_one_op_stays():
     assert isinstance(model[1], PackedLinear)
 
 
+@torch.no_grad()
+def test_an_encoder_that_was_changed_keeps_what_it_says():
+    model = compress(tiny_bert())
+    model.encoder.layer[1].intermediate.intermediate_act_fn = nn.ReLU()
+    want = outputs(model)
+    torch.testing.assert_close(outputs(optimize(model)), want, rtol=1e-4, atol=1e-5)
+    assert set(paths(model).values()) == {
+        "native linear, float32; no native encoder: layer 1 computes something else than a "
+        "BertLayer of its config does"
+    }
+
+
 def test_two_encoders_in_one_model():
     pair = compress(tiny_bert()), dense("distilbert")
     want = [outputs(model) for model in pair]
