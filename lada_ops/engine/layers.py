@@ -107,8 +107,8 @@ def layer_ref(
         module: Any = layer.get_submodule(name)
         return F.layer_norm(x, x.shape[-1:], module.weight, module.bias, module.eps)
 
-    qkv = (linear(name, x).unflatten(-1, (heads, -1)).transpose(1, 2) for name in names.qkv)
-    attended = F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)
+    q, k, v = (linear(name, x).unflatten(-1, (heads, -1)).transpose(1, 2) for name in names.qkv)
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     a = norm(names.attention_norm, x + linear(names.out, attended))
     up = ACTIVATIONS[activation](linear(names.up, a))
     return norm(names.output_norm, a + linear(names.down, up))

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -280,9 +281,10 @@ def test_in_the_workers_of_a_data_loader(start):
     model = optimize(compress(tiny_bert()))
     model(input_ids=ids(64, 16))  # by all threads, which a forked process lacks
     embed = Embed(model)
-    want = embed(list(ids()))
+    rows: Any = list(ids())
+    want = embed(rows)
     loader = DataLoader(
-        list(ids()), 2, collate_fn=embed, num_workers=2, multiprocessing_context=start, timeout=60
+        rows, 2, collate_fn=embed, num_workers=2, multiprocessing_context=start, timeout=60
     )
     torch.testing.assert_close(torch.cat(list(loader)), want, rtol=1e-5, atol=1e-6)
 
