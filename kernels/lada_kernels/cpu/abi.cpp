@@ -1,33 +1,51 @@
 // What is called from Python. Operands are checked there; nothing here keeps a pointer.
-#include <utility>
-
 #include "encoder.h"
 
 namespace {
 
 thread_local Arena arena;
 
+template <class T> struct LinearScratch {
+    int64_t stride;
+    T* x;  // (rows, stride)
+    Scratch<T> linear;
+
+    LinearScratch(Carver& c, const Linear& l, int64_t rows, int64_t normed)
+        : stride(row_stride<T>(l.in_features, ranks(l))), x(c.take<T>(rows * stride)),
+          linear(c, rows, l.in_features, ranks(l), normed) {}
+};
+
 template <class T>
-int linear(const Linear* l, const Norm* norm, const void* x, int64_t x_stride, int64_t rows,
-           const void* residual, int64_t residual_stride, void* y, int64_t y_stride, int threads) {
-    const int64_t sums = norm->weight ? l->out_features : 0;
-    const auto carve = [&](Carver c) {
-        Scratch s(c, scratch_rows(rows, threads), panel_units<T>(*l), sums);
-        return std::pair{s, c.bytes};
+int linear(const Linear* l, const Norm* norm, const void* x_data, int64_t x_stride, int64_t rows,
+           const void* residual_data, int64_t residual_stride, void* y, int64_t y_stride,
+           int threads) {
+    const int64_t normed = norm->weight ? l->out_features : 0, in = l->in_features;
+    Carver counter{nullptr};
+    LinearScratch<T>(counter, *l, scratch_rows(rows, threads), normed);
+    Carver c{arena.at_least(counter.bytes)};
+    if (!c.next) return 1;
+    const LinearScratch<T> s(c, *l, scratch_rows(rows, threads), normed);
+    const T *x = (const T*)x_data, *residual = (const T*)residual_data;
+    const auto step = [&](T* copied, int64_t row) {
+        return Step<T>{*l, copied, s.stride, (T*)y + row * y_stride, y_stride,
+                       residual ? residual + row * residual_stride : nullptr, residual_stride,
+                       norm->weight ? norm : nullptr};
     };
-    char* memory = arena.at_least(carve({nullptr}).second);
-    if (!memory) return 1;
-    const Scratch s = carve({memory}).first;
-    const Step<T> step{*l, (const T*)x, x_stride, (T*)y, y_stride, (const T*)residual,
-                       residual_stride, norm->weight ? norm : nullptr};
 #pragma omp parallel num_threads(threads)
     if (alone(rows, threads)) {
-        const Scratch own = s.from(omp_get_thread_num() * BLOCK);
+        const int64_t own = omp_get_thread_num() * BLOCK;
+        T* copied = s.x + own * s.stride;
 #pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < rows; first += BLOCK)
-            run_alone(from_row(step, first), rows - first < BLOCK ? rows - first : BLOCK, own);
+        for (int64_t first = 0; first < rows; first += BLOCK) {
+            const int64_t count = rows - first < BLOCK ? rows - first : BLOCK;
+            copy_rows(x + first * x_stride, x_stride, count, in, copied, s.stride);
+            run_alone(step(copied, first), count, s.linear.from(own));
+        }
     } else {
-        run_together(step, rows, s);
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++)
+            copy_rows(x + row * x_stride, x_stride, 1, in, s.x + row * s.stride, s.stride);
+        run_together(step(s.x, 0), rows, s.linear);
     }
     return 0;
 }
@@ -37,12 +55,13 @@ int encoder(const Encoder* e, const int64_t* starts, int64_t sequences, void* x,
     int64_t longest = 0;
     for (int64_t i = 0; i < sequences; i++)
         if (starts[i + 1] - starts[i] > longest) longest = starts[i + 1] - starts[i];
+    const Most most(*e);
     Carver counter{nullptr};
-    EncoderScratch<T>(counter, *e, starts[sequences], longest, threads);
+    EncoderScratch<T>(counter, *e, most, starts[sequences], longest, threads);
     Carver c{arena.at_least(counter.bytes)};
     if (!c.next) return 1;
-    encode(*e, starts, sequences, (T*)x, threads,
-           EncoderScratch<T>(c, *e, starts[sequences], longest, threads));
+    const EncoderScratch<T> s(c, *e, most, starts[sequences], longest, threads);
+    encode(*e, starts, sequences, (T*)x, threads, s);
     return 0;
 }
 

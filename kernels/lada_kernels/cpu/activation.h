@@ -14,8 +14,8 @@ template <int N> inline vec polynomial(const float (&c)[N], vec x) {
 }
 
 inline vec clamp(vec x, float low, float high) {
-    x = select(x < splat(low), splat(low), x);
-    return select(x > splat(high), splat(high), x);
+    x = x < low ? splat(low) : x;
+    return x > high ? splat(high) : x;
 }
 
 // 2^n e^r with r within ln(2) / 2 of 0, there by its Taylor series: 2 units in the last place.
@@ -39,19 +39,19 @@ inline vec erf_sqrt_half(vec x) {
                            0.0018924876f,  7.4699397e-05f, 1.2246446e-06f};
     vec s = x * x;
     vec inside = x * polynomial(P, s) / polynomial(Q, s);
-    return select(x > splat(END), splat(1.0f), select(x < splat(-END), splat(-1.0f), inside));
+    return x > END ? splat(1.0f) : x < -END ? splat(-1.0f) : inside;
 }
 
 // 0 from where `exp` ends, for it may be what a huge x is multiplied by.
 inline vec sigmoid(vec x) {
-    return select(x < splat(-88.0f), vec{}, 1.0f / (1.0f + exp(-x)));
+    return x < -88.0f ? vec{} : 1.0f / (1.0f + exp(-x));
 }
 
 inline vec tanh(vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
 inline vec activate(vec x, Activation activation) {
     switch (activation) {
-    case RELU: return select(x < vec{}, vec{}, x);
+    case RELU: return x < 0.0f ? vec{} : x;
     case GELU: return 0.5f * x * (1.0f + erf_sqrt_half(x));
     case GELU_TANH: return x * sigmoid(1.5957691f * (x + 0.044715f * x * x * x));
     case SILU: return x * sigmoid(x);

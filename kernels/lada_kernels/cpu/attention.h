@@ -14,7 +14,7 @@ inline int64_t stripes_of(int64_t columns) { return (columns + KEYS - 1) / KEYS;
 template <class T> struct AttentionScratch {
     uint32_t* keys;     // (stripes of keys, units of features, 32)
     uint32_t* values;   // (stripes of features, units of keys, 32)
-    uint32_t* panel;    // of queries, then of probabilities
+    T* queries;         // (8, features, in whole units)
     float* scores;      // (8, keys)
     T* probabilities;   // (8, keys)
 
@@ -22,11 +22,47 @@ template <class T> struct AttentionScratch {
         const int64_t keys_padded = stripes_of(length) * KEYS;
         keys = c.take<uint32_t>(keys_padded * units<T>(features));
         values = c.take<uint32_t>(stripes_of(features) * KEYS * units<T>(length));
-        panel = c.take<uint32_t>(PANEL * (keys_padded + features));
-        scores = c.take<float>(PANEL * keys_padded);
-        probabilities = c.take<T>(PANEL * keys_padded);
+        queries = c.take<T>(TILE * units<T>(features) * Unit<T>::TERMS);
+        scores = c.take<float>(TILE * keys_padded);
+        probabilities = c.take<T>(TILE * keys_padded);
     }
 };
+
+typedef uint32_t octet __attribute__((vector_size(32)));
+
+// After three perfect shuffles of rows (i, i + 4), row and column have changed places.
+inline void transpose(octet (&r)[TILE]) {
+    for (int round = 0; round < 3; round++) {
+        octet t[TILE];
+        for (int i = 0; i < 4; i++) {
+            t[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        for (int i = 0; i < TILE; i++) r[i] = t[i];
+    }
+}
+
+// Up to 8 rows of k as columns of a stripe, unit by unit; rows that are not there are 0.
+template <class T>
+void pack_keys(const T* k, int64_t stride, int64_t rows, int64_t features, uint32_t* stripe) {
+    constexpr int TERMS = Unit<T>::TERMS;
+    const int64_t whole = features / TERMS;
+    int64_t unit = 0;
+    for (; unit + TILE <= whole; unit += TILE) {
+        octet r[TILE] = {};
+        for (int64_t i = 0; i < rows; i++) r[i] = load<octet>(k + i * stride + unit * TERMS);
+        transpose(r);
+        for (int i = 0; i < TILE; i++) store(stripe + (unit + i) * KEYS, r[i]);
+    }
+    for (; unit < units<T>(features); unit++) {
+        const int64_t bytes = (unit < whole ? TERMS : features - whole * TERMS) * sizeof(T);
+        for (int64_t i = 0; i < TILE; i++) {
+            uint32_t value = 0;
+            if (i < rows) memcpy(&value, k + i * stride + unit * TERMS, bytes);
+            stripe[unit * KEYS + i] = value;
+        }
+    }
+}
 
 // Up to 32 columns of v, its rows in units: what multiplies a panel of probabilities.
 template <class T>
@@ -42,9 +78,9 @@ void pack_values(const T* v, int64_t stride, int64_t length, int64_t columns, ui
 
 // Rows of scores to e^(score - largest), and the inverse of their sums. Keys past the end get 0.
 template <class T>
-void softmax(float* scores, int64_t length, float scale, T* out, float (&inverse)[PANEL]) {
+void softmax(float* scores, int64_t length, float scale, T* out, float (&inverse)[TILE]) {
     const int64_t padded = stripes_of(length) * KEYS;
-    for (int r = 0; r < PANEL; r++, scores += padded, out += padded) {
+    for (int r = 0; r < TILE; r++, scores += padded, out += padded) {
         for (int64_t i = length; i < padded; i++) scores[i] = -__builtin_inff();
         vec top = splat(-__builtin_inff()), total = {};
         for (int64_t i = 0; i < padded; i += LANES) top = max(load<vec>(scores + i), top);
@@ -59,34 +95,36 @@ void softmax(float* scores, int64_t length, float scale, T* out, float (&inverse
 }
 
 // q, k, v, y: (length, features), rows `stride` and `y_stride` elements apart.
-template <class T>
+template <class T, class Y>
 void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, int64_t features,
-            float scale, T* y, int64_t y_stride, AttentionScratch<T> s) {
+            float scale, Y* y, int64_t y_stride, AttentionScratch<T> s) {
     const int64_t key_units = units<T>(length), feature_units = units<T>(features);
-    for (int64_t key = 0; key < stripes_of(length) * KEYS; key += PANEL) {
+    const int64_t padded = stripes_of(length) * KEYS;
+    for (int64_t key = 0; key < padded; key += TILE) {
         const int64_t left = length - key;
-        const int64_t rows = left < 0 ? 0 : left < PANEL ? left : PANEL;
+        const int64_t rows = left < 0 ? 0 : left < TILE ? left : TILE;
         uint32_t* stripe = s.keys + key / KEYS * KEYS * feature_units;
-        pack_panel(k + key * stride, stride, rows, features, stripe + key % KEYS, KEYS);
+        pack_keys(k + key * stride, stride, rows, features, stripe + key % KEYS);
     }
     for (int64_t j = 0; j < features; j += KEYS)
         pack_values(v + j, stride, length, features - j, s.values + j * key_units);
 
     const int32_t start = 0, whole_keys = feature_units, whole_values = key_units;
-    for (int64_t query = 0; query < length; query += PANEL) {
-        const int64_t rows = length - query < PANEL ? length - query : PANEL;
-        pack_panel(q + query * stride, stride, rows, features, s.panel);
-        const int64_t padded = stripes_of(length) * KEYS;
+    const Rows<T> queries{(uint32_t*)s.queries, feature_units};
+    const Rows<T> probabilities{(uint32_t*)s.probabilities, padded / Unit<T>::TERMS};
+    for (int64_t query = 0; query < length; query += TILE) {
+        const int64_t rows = length - query < TILE ? length - query : TILE;
+        copy_rows(q + query * stride, stride, rows, features, s.queries,
+                  feature_units * Unit<T>::TERMS);
         for (int64_t key = 0; key < length; key += KEYS)
-            multiply<T>({s.keys + key * feature_units, &start, &whole_keys, 1, KEYS}, s.panel,
+            multiply<T>({s.keys + key * feature_units, &start, &whole_keys, 1, KEYS}, queries,
                         s.scores + key, padded);
-        float inverse[PANEL];
+        float inverse[TILE];
         softmax(s.scores, length, scale, s.probabilities, inverse);
-        pack_panel(s.probabilities, padded, PANEL, length, s.panel);
         for (int64_t j = 0; j < features; j += KEYS) {
-            float sums[PANEL * KEYS];
-            multiply<T>({s.values + j * key_units, &start, &whole_values, 1, KEYS}, s.panel, sums,
-                        KEYS);
+            float sums[TILE * KEYS];
+            multiply<T>({s.values + j * key_units, &start, &whole_values, 1, KEYS}, probabilities,
+                        sums, KEYS);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = 0; i < KEYS && j + i < features; i += LANES)
                     store_first(y + (query + r) * y_stride + j + i,

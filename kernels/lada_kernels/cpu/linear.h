@@ -6,7 +6,6 @@
 // over two streams, whatever the blocks were.
 #pragma once
 #include "activation.h"
-#include "panel.h"
 
 extern "C" {
 
@@ -42,8 +41,9 @@ struct Norm {
 
 namespace {
 
+constexpr int TILE = 8;  // rows of x that meet a stripe at a time
 #if defined(__AVX512F__)
-constexpr int ROWS = 8;  // of the tile that is held in registers
+constexpr int ROWS = 8;  // of those, how many sums are held in registers
 #else
 constexpr int ROWS = 4;
 #endif
@@ -51,8 +51,21 @@ constexpr int MAX_WIDTH = 32;  // of a stripe
 
 inline int64_t ranks(const Linear& l) { return (int64_t)l.down.count * l.down.width; }
 
-template <class T> int64_t panel_units(const Linear& l) {
-    return units<T>(l.in_features) + ranks(l) / Unit<T>::TERMS;
+// Rows as products read them, in units: x, and behind it x v^T.
+template <class T> struct Rows {
+    uint32_t* units;
+    int64_t stride;
+
+    Rows from(int64_t row) const { return {units + row * stride, stride}; }
+};
+
+// The first `terms` of some rows, and zeros to the end of their last unit.
+template <class T>
+void copy_rows(const T* x, int64_t x_stride, int64_t rows, int64_t terms, T* y, int64_t y_stride) {
+    for (int64_t row = 0; row < rows; row++, x += x_stride, y += y_stride) {
+        memcpy(y, x, terms * sizeof(T));
+        for (int64_t i = terms; i < units<T>(terms) * Unit<T>::TERMS; i++) y[i] = T{};
+    }
 }
 
 // Runs of one stripe, and its weights.
@@ -70,26 +83,27 @@ inline Stripe stripe_of(const Stripes& s, int i) {
             s.width};
 }
 
-// A panel times a stripe; `finish` gets each vector of sums with its row and first column.
+// A tile times a stripe; `finish` gets each vector of sums with its row and first column.
 template <class T, int VECS, class Finish>
-inline void for_each_sum(Stripe s, const uint32_t* panel, Finish finish) {
+inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
     for (int column = 0; column < s.width; column += VECS * LANES) {
-        for (int row = 0; row < PANEL; row += ROWS) {
+        for (int row = 0; row < TILE; row += ROWS) {
             typename Unit<T>::Sum acc[ROWS][VECS] = {};
             const uint32_t* w = s.weights + column;
             for (int32_t run = 0; run < s.runs; run++) {
-                const uint32_t* x = panel + (int64_t)s.starts[run] * PANEL + row;
+                const uint32_t* unit = x.units + row * x.stride + s.starts[run];
                 const int32_t length = s.lengths[run];
 #pragma GCC unroll 4
-                for (int32_t i = 0; i < length; i++, x += PANEL, w += s.width) {
+                for (int32_t i = 0; i < length; i++, unit++, w += s.width) {
                     uvec weights[VECS];
 #pragma GCC unroll 2
                     for (int v = 0; v < VECS; v++) weights[v] = load<uvec>(w + v * LANES);
 #pragma GCC unroll 8
                     for (int r = 0; r < ROWS; r++) {
+                        const uint32_t u = load<uint32_t>(unit + r * x.stride);
 #pragma GCC unroll 2
                         for (int v = 0; v < VECS; v++)
-                            acc[r][v] = Unit<T>::multiply_add(x[r], weights[v], acc[r][v]);
+                            acc[r][v] = Unit<T>::multiply_add(u, weights[v], acc[r][v]);
                     }
                 }
             }
@@ -102,44 +116,36 @@ inline void for_each_sum(Stripe s, const uint32_t* panel, Finish finish) {
     }
 }
 
-template <class T, class Finish>
-inline void for_each_sum(Stripe s, const uint32_t* panel, Finish finish) {
+template <class T, class Finish> inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
     if (s.width >= 2 * LANES)
-        for_each_sum<T, 2>(s, panel, finish);
+        for_each_sum<T, 2>(s, x, finish);
     else
-        for_each_sum<T, 1>(s, panel, finish);
+        for_each_sum<T, 1>(s, x, finish);
 }
 
-// Eight rows of sums, `stride` apart: a panel times a stripe.
-template <class T> void multiply(Stripe s, const uint32_t* panel, float* sums, int64_t stride) {
-    for_each_sum<T>(s, panel, [=](int row, int column, vec sum) {
+// A tile times a stripe; rows of sums are `stride` apart.
+template <class T> void multiply(Stripe s, Rows<T> x, float* sums, int64_t stride) {
+    for_each_sum<T>(s, x, [=](int row, int column, vec sum) {
         store(sums + row * stride + column, sum);
     });
 }
 
-// A panel of x; x v^T, once each of its stripes was reduced; and the output's columns of a stripe.
+// A tile through a linear: x v^T, stripe by stripe, to where the rows hold it; then the output's
+// columns, stripe by stripe. Of int8, x is quantized before and x v^T in between.
 
-template <class T>
-void pack_x(const Linear& l, const T* x, int64_t stride, int64_t rows, uint32_t* panel) {
-    pack_panel(x, stride, rows, l.in_features, panel);
+template <class T> void quantize_x(const Linear&, const T*, int64_t, int64_t, Rows<T>) {}
+
+template <class T> void reduce(const Linear& l, int stripe, Rows<T> x) {
+    T* y = (T*)(x.units + units<T>(l.in_features)) + (int64_t)stripe * l.down.width;
+    for_each_sum<T>(stripe_of(l.down, stripe), x, [=](int row, int column, vec sum) {
+        store_narrow(y + row * x.stride * Unit<T>::TERMS + column, sum);
+    });
 }
 
-// A stripe of x v^T, rounded, to where the panel holds it.
-template <class T> void reduce(const Linear& l, int stripe, uint32_t* panel) {
-    const int width = l.down.width;
-    float sums[PANEL * MAX_WIDTH];
-    T rounded[PANEL * MAX_WIDTH];
-    multiply<T>(stripe_of(l.down, stripe), panel, sums, width);
-    for (int i = 0; i < PANEL * width; i += LANES) store_narrow(rounded + i, load<vec>(sums + i));
-    const int64_t unit = units<T>(l.in_features) + (int64_t)stripe * width / Unit<T>::TERMS;
-    pack_panel(rounded, width, PANEL, width, panel + unit * PANEL);
-}
+template <class T> void quantize_ranks(const Linear&, Rows<T>) {}
 
-template <class T> void finish_reduction(const Linear&, uint32_t*) {}
-
-template <class T>
-void multiply_up(const Linear& l, int stripe, const uint32_t* panel, float* sums) {
-    multiply<T>(stripe_of(l.up, stripe), panel, sums, l.up.width);
+template <class T> void multiply_up(const Linear& l, int stripe, Rows<T> x, float* sums) {
+    multiply<T>(stripe_of(l.up, stripe), x, sums, l.up.width);
 }
 
 // Where finished rows go: y itself, or fp32 sums that are normalised once a row is whole.
@@ -150,11 +156,11 @@ template <class T, class Y> struct Output {
     int64_t residual_stride;
 };
 
-// A stripe of the output of a panel's first rows.
+// A stripe of the output of a tile's first rows.
 template <class T, class Y>
-void expand(const Linear& l, int stripe, const uint32_t* panel, int64_t rows, Output<T, Y> out) {
-    float sums[PANEL * MAX_WIDTH];
-    multiply_up<T>(l, stripe, panel, sums);
+void expand(const Linear& l, int stripe, Rows<T> x, int64_t rows, Output<T, Y> out) {
+    float sums[TILE * MAX_WIDTH];
+    multiply_up<T>(l, stripe, x, sums);
     for (int64_t row = 0; row < rows; row++) {
         for (int column = 0; column < l.up.width; column += LANES) {
             const int64_t n = (int64_t)stripe * l.up.width + column, left = l.out_features - n;
@@ -168,18 +174,22 @@ void expand(const Linear& l, int stripe, const uint32_t* panel, int64_t rows, Ou
     }
 }
 
+// The sum of f over a row: four vectors at a time, whose additions need not wait for each other.
+template <class F> float sum_of(const float* row, int64_t n, F f) {
+    vec totals[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) totals[j] += f(load<vec>(row + i + j * LANES));
+    float rest = 0;
+    for (; i < n; i++) rest += f(splat(row[i]))[0];
+    return sum((totals[0] + totals[1]) + (totals[2] + totals[3])) + rest;
+}
+
 // LayerNorm of a row, in two passes over fp32.
-template <class T> void normalize(const float* row, int64_t n, const Norm& norm, T* y) {
-    vec total = {};
-    for (int64_t i = 0; i < n; i += LANES) total += load_first(row + i, n - i);
-    const float mean = sum(total) / n;
-    vec squares = {};
-    for (int64_t i = 0; i < n; i += LANES) {
-        vec distance = load_first(row + i, n - i) - mean;
-        for (int64_t lane = n - i; lane < LANES; lane++) distance[lane] = 0;
-        squares += distance * distance;
-    }
-    const float scale = 1.0f / __builtin_sqrtf(sum(squares) / n + norm.eps);
+template <class Y> void normalize(const float* row, int64_t n, const Norm& norm, Y* y) {
+    const float mean = sum_of(row, n, [](vec v) { return v; }) / n;
+    const float squares = sum_of(row, n, [=](vec v) { return (v - mean) * (v - mean); });
+    const float scale = 1.0f / __builtin_sqrtf(squares / n + norm.eps);
     for (int64_t i = 0; i < n; i += LANES) {
         vec v = (load_first(row + i, n - i) - mean) * scale;
         v = v * load_first(norm.weight + i, n - i) + load_first(norm.bias + i, n - i);

@@ -28,105 +28,133 @@ inline int64_t scratch_rows(int64_t rows, int threads) {
     return (alone(rows, threads) ? threads : blocks_of(rows)) * BLOCK;
 }
 
-struct Scratch {
-    uint32_t* panels;
-    float* sums;  // of rows that are to be normalised
-    int64_t panel_stride, sums_stride;
+inline int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
 
-    Scratch(Carver& c, int64_t rows, int64_t panel_stride, int64_t sums_stride)
-        : panel_stride(panel_stride), sums_stride(sums_stride) {
-        panels = c.take<uint32_t>(rows * panel_stride);
-        sums = c.take<float>(rows * sums_stride);
-    }
+inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-    // That of the rows from `row` on, a multiple of 8.
-    Scratch from(int64_t row) const {
-        Scratch s = *this;
-        s.panels += row * panel_stride;
-        s.sums += row * sums_stride;
-        return s;
-    }
-
-    uint32_t* panel(int64_t i) const { return panels + i * PANEL * panel_stride; }
-};
+template <class T> constexpr bool QUANTIZED = std::is_same<T, quantized>::value;
 
 // One linear layer on some rows.
-template <class T> struct Step {
+template <class T, class Y = T> struct Step {
     const Linear& linear;
-    const T* x;
+    T* x;  // whole tiles of rows, `row_stride` apart
     int64_t x_stride;
-    T* y;
+    Y* y;
     int64_t y_stride;
     const T* residual = nullptr;
     int64_t residual_stride = 0;
     const Norm* norm = nullptr;
 };
 
-inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
-
-template <class T> void pack(const Step<T>& step, int64_t i, int64_t rows, const Scratch& s) {
-    const int64_t row = i * PANEL, left = rows - row < PANEL ? rows - row : PANEL;
-    pack_x(step.linear, step.x + row * step.x_stride, step.x_stride, left, s.panel(i));
+// From a row of x to the next one, with room between them for x v^T.
+template <class T> int64_t row_stride(int64_t features, int64_t ranks) {
+    return padded(features + (QUANTIZED<T> ? 0 : ranks), 32);
 }
 
-template <class T>
-void expand(const Step<T>& step, int stripe, int64_t i, int64_t rows, const Scratch& s) {
-    const int64_t row = i * PANEL, left = rows - row < PANEL ? rows - row : PANEL;
+// What a linear layer needs beside x and y, for as many rows as are computed at a time.
+template <class T> struct Scratch {
+    float* sums;  // of rows that are to be normalised
+    int64_t sums_stride;
+    Rows<T> quantized_x;  // of int8; others read x where it is
+
+    Scratch(Carver& c, int64_t rows, int64_t features, int64_t ranks, int64_t normed)
+        : sums(c.take<float>(rows * padded(normed, LANES))), sums_stride(padded(normed, LANES)) {
+        if constexpr (QUANTIZED<T>) {
+            const int64_t stride = padded(units<T>(features) + units<T>(ranks), 16);
+            quantized_x.units = c.take<uint32_t>(rows * stride);
+            quantized_x.stride = stride;
+            quantized_x.scales = c.take<float>(rows * 2);
+            quantized_x.ranks = c.take<float>(rows * ranks);
+            quantized_x.ranks_stride = ranks;
+        }
+    }
+
+    // That of the rows from `row` on.
+    Scratch from(int64_t row) const {
+        Scratch s = *this;
+        s.sums += row * sums_stride;
+        if constexpr (QUANTIZED<T>) s.quantized_x = quantized_x.from(row);
+        return s;
+    }
+};
+
+// Tile i of a step's rows, and how many of them there are.
+template <class T, class Y>
+Rows<T> tile_of(const Step<T, Y>& step, int64_t i, const Scratch<T>& s) {
+    if constexpr (QUANTIZED<T>)
+        return s.quantized_x.from(i * TILE);
+    else
+        return {(uint32_t*)(step.x + i * TILE * step.x_stride), step.x_stride / Unit<T>::TERMS};
+}
+
+inline int64_t rows_in(int64_t i, int64_t rows) {
+    return rows - i * TILE < TILE ? rows - i * TILE : TILE;
+}
+
+template <class T, class Y>
+void quantize_x(const Step<T, Y>& step, int64_t i, int64_t rows, const Scratch<T>& s) {
+    quantize_x(step.linear, step.x + i * TILE * step.x_stride, step.x_stride, rows_in(i, rows),
+               tile_of(step, i, s));
+}
+
+template <class T, class Y>
+void expand(const Step<T, Y>& step, int stripe, int64_t i, int64_t rows, const Scratch<T>& s) {
+    const int64_t row = i * TILE;
     const T* residual = step.residual ? step.residual + row * step.residual_stride : nullptr;
     if (step.norm)
-        expand(step.linear, stripe, s.panel(i), left,
+        expand(step.linear, stripe, tile_of(step, i, s), rows_in(i, rows),
                Output<T, float>{s.sums + row * s.sums_stride, s.sums_stride, residual,
                                 step.residual_stride});
     else
-        expand(step.linear, stripe, s.panel(i), left,
-               Output<T, T>{step.y + row * step.y_stride, step.y_stride, residual,
+        expand(step.linear, stripe, tile_of(step, i, s), rows_in(i, rows),
+               Output<T, Y>{step.y + row * step.y_stride, step.y_stride, residual,
                             step.residual_stride});
 }
 
-template <class T> void normalize(const Step<T>& step, int64_t row, const Scratch& s) {
+template <class T, class Y>
+void normalize(const Step<T, Y>& step, int64_t row, const Scratch<T>& s) {
     normalize(s.sums + row * s.sums_stride, step.linear.out_features, *step.norm,
               step.y + row * step.y_stride);
 }
 
 // By one thread: at most BLOCK rows.
-template <class T> void run_alone(const Step<T>& step, int64_t rows, const Scratch& s) {
-    const int64_t panels = panels_of(rows);
-    for (int64_t i = 0; i < panels; i++) pack(step, i, rows, s);
+template <class T, class Y>
+void run_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
+    const int64_t tiles = tiles_of(rows);
+    for (int64_t i = 0; i < tiles; i++) quantize_x(step, i, rows, s);
     for (int stripe = 0; stripe < step.linear.down.count; stripe++)
-        for (int64_t i = 0; i < panels; i++) reduce<T>(step.linear, stripe, s.panel(i));
-    for (int64_t i = 0; i < panels; i++) finish_reduction<T>(step.linear, s.panel(i));
+        for (int64_t i = 0; i < tiles; i++) reduce(step.linear, stripe, tile_of(step, i, s));
+    for (int64_t i = 0; i < tiles; i++) quantize_ranks(step.linear, tile_of(step, i, s));
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
-        for (int64_t i = 0; i < panels; i++) expand(step, stripe, i, rows, s);
+        for (int64_t i = 0; i < tiles; i++) expand(step, stripe, i, rows, s);
     if (step.norm)
         for (int64_t row = 0; row < rows; row++) normalize(step, row, s);
 }
 
 // By all threads of the region, each of which must call it.
-template <class T> void run_together(const Step<T>& step, int64_t rows, const Scratch& s) {
-    const int64_t panels = panels_of(rows);
+template <class T, class Y>
+void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
+    const int64_t tiles = tiles_of(rows);
+    if (QUANTIZED<T>) {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < panels; i++) pack(step, i, rows, s);
+        for (int64_t i = 0; i < tiles; i++) quantize_x(step, i, rows, s);
+    }
+    if (step.linear.down.count) {
 #pragma omp for schedule(dynamic)
-    for (int stripe = 0; stripe < step.linear.down.count; stripe++)
-        for (int64_t i = 0; i < panels; i++) reduce<T>(step.linear, stripe, s.panel(i));
-    if (std::is_same<T, quantized>() && step.linear.down.count) {
+        for (int stripe = 0; stripe < step.linear.down.count; stripe++)
+            for (int64_t i = 0; i < tiles; i++) reduce(step.linear, stripe, tile_of(step, i, s));
+        if (QUANTIZED<T>) {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < panels; i++) finish_reduction<T>(step.linear, s.panel(i));
+            for (int64_t i = 0; i < tiles; i++) quantize_ranks(step.linear, tile_of(step, i, s));
+        }
     }
 #pragma omp for schedule(dynamic)
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
-        for (int64_t i = 0; i < panels; i++) expand(step, stripe, i, rows, s);
+        for (int64_t i = 0; i < tiles; i++) expand(step, stripe, i, rows, s);
     if (step.norm) {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) normalize(step, row, s);
     }
-}
-
-template <class T> Step<T> from_row(Step<T> step, int64_t row) {
-    step.x += row * step.x_stride;
-    step.y += row * step.y_stride;
-    if (step.residual) step.residual += row * step.residual_stride;
-    return step;
 }
 
 }  // namespace

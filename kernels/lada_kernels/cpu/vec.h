@@ -42,25 +42,33 @@ template <class V> inline void store(void* p, V v) { memcpy(p, &v, sizeof v); }
 
 inline vec splat(float f) { return f - vec{}; }
 
-inline vec select(ivec mask, vec yes, vec no) {
-    return (vec)((mask & (ivec)yes) | (~mask & (ivec)no));
+inline vec max(vec a, vec b) { return a > b ? a : b; }
+
+inline vec min(vec a, vec b) { return a < b ? a : b; }
+
+// Of each lane, the ones 1, 2, 4 and 8 away.
+struct Others {
+    int32_t lanes[4][LANES];
+    constexpr Others() : lanes() {
+        for (int i = 0; i < 4; i++)
+            for (int lane = 0; lane < LANES; lane++) lanes[i][lane] = lane ^ 1 << i;
+    }
+};
+
+constexpr Others OTHERS;
+
+// What joining all lanes gives.
+template <class V, class Join> inline auto fold(V v, Join join) {
+    for (int i = 0; 1 << i < LANES; i++)
+        v = join(v, __builtin_shuffle(v, load<ivec>(OTHERS.lanes[i])));
+    return v[0];
 }
-
-inline vec max(vec a, vec b) { return select(a > b, a, b); }
-
-inline vec min(vec a, vec b) { return select(a < b, a, b); }
 
 inline float sum(vec v) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += v[i];
-    return s;
+    return fold(v, [](vec a, vec b) { return a + b; });
 }
 
-inline float largest(vec v) {
-    float m = v[0];
-    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
-    return m;
-}
+inline float largest(vec v) { return fold(v, max); }
 
 // Elements in memory: fp32, or bf16, rounded to nearest even.
 
