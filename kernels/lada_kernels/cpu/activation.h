@@ -49,14 +49,22 @@ inline vec sigmoid(vec x) {
 
 inline vec tanh(vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
-inline vec activate(vec x, Activation activation) {
+// f of n floats in place, in whole vectors.
+template <class F> inline void apply(float* x, int64_t n, F f) {
+    for (int64_t i = 0; i < n; i += LANES) store(x + i, f(load<vec>(x + i)));
+}
+
+inline void activate(float* x, int64_t n, Activation activation) {
     switch (activation) {
-    case RELU: return x < 0.0f ? vec{} : x;
-    case GELU: return 0.5f * x * (1.0f + erf_sqrt_half(x));
-    case GELU_TANH: return x * sigmoid(1.5957691f * (x + 0.044715f * x * x * x));
-    case SILU: return x * sigmoid(x);
-    case TANH: return tanh(x);
-    default: return x;
+    case RELU: return apply(x, n, [](vec v) { return v < 0.0f ? vec{} : v; });
+    case GELU: return apply(x, n, [](vec v) { return 0.5f * v * (1.0f + erf_sqrt_half(v)); });
+    case GELU_TANH:
+        return apply(x, n, [](vec v) {
+            return v * sigmoid(1.5957691f * (v + 0.044715f * v * v * v));
+        });
+    case SILU: return apply(x, n, [](vec v) { return v * sigmoid(v); });
+    case TANH: return apply(x, n, [](vec v) { return tanh(v); });
+    case NONE: return;
     }
 }
 

@@ -25,7 +25,7 @@ struct Stripes {
 struct Linear {
     Stripes down;       // v: (in_features, rank), or none
     Stripes up;         // S: (x's units and then those of x v^T, out_features)
-    const float* bias;  // (up.count * up.width,), or null
+    const float* bias;  // (up.count * up.width,)
     int64_t in_features;
     int64_t out_features;
     int32_t activation;
@@ -48,6 +48,7 @@ constexpr int ROWS = 8;  // of those, how many sums are held in registers
 constexpr int ROWS = 4;
 #endif
 constexpr int MAX_WIDTH = 32;  // of a stripe
+alignas(64) constexpr float ZEROS[MAX_WIDTH] = {};
 
 inline int64_t ranks(const Linear& l) { return (int64_t)l.down.count * l.down.width; }
 
@@ -123,10 +124,11 @@ template <class T, class Finish> inline void for_each_sum(Stripe s, Rows<T> x, F
         for_each_sum<T, 1>(s, x, finish);
 }
 
-// A tile times a stripe; rows of sums are `stride` apart.
-template <class T> void multiply(Stripe s, Rows<T> x, float* sums, int64_t stride) {
+// A tile times a stripe, plus a bias; rows of sums are `stride` apart.
+template <class T>
+void multiply(Stripe s, Rows<T> x, const float* bias, float* sums, int64_t stride) {
     for_each_sum<T>(s, x, [=](int row, int column, vec sum) {
-        store(sums + row * stride + column, sum);
+        store(sums + row * stride + column, sum + load<vec>(bias + column));
     });
 }
 
@@ -145,7 +147,7 @@ template <class T> void reduce(const Linear& l, int stripe, Rows<T> x) {
 template <class T> void quantize_ranks(const Linear&, Rows<T>) {}
 
 template <class T> void multiply_up(const Linear& l, int stripe, Rows<T> x, float* sums) {
-    multiply<T>(stripe_of(l.up, stripe), x, sums, l.up.width);
+    multiply<T>(stripe_of(l.up, stripe), x, l.bias + (int64_t)stripe * l.up.width, sums, l.up.width);
 }
 
 // Where finished rows go: y itself, or fp32 sums that are normalised once a row is whole.
@@ -159,17 +161,18 @@ template <class T, class Y> struct Output {
 // A stripe of the output of a tile's first rows.
 template <class T, class Y>
 void expand(const Linear& l, int stripe, Rows<T> x, int64_t rows, Output<T, Y> out) {
-    float sums[TILE * MAX_WIDTH];
+    const int64_t width = l.up.width, first = stripe * width;
+    const int64_t columns = l.out_features - first < width ? l.out_features - first : width;
+    alignas(64) float sums[TILE * MAX_WIDTH];
     multiply_up<T>(l, stripe, x, sums);
+    activate(sums, rows * width, (Activation)l.activation);
     for (int64_t row = 0; row < rows; row++) {
-        for (int column = 0; column < l.up.width; column += LANES) {
-            const int64_t n = (int64_t)stripe * l.up.width + column, left = l.out_features - n;
-            if (left <= 0) break;
-            vec y = load<vec>(sums + row * l.up.width + column);
-            if (l.bias) y += load<vec>(l.bias + n);
-            y = activate(y, (Activation)l.activation);
-            if (out.residual) y += load_first(out.residual + row * out.residual_stride + n, left);
-            store_first(out.y + row * out.y_stride + n, y, left);
+        const T* residual = out.residual + row * out.residual_stride + first;
+        Y* to = out.y + row * out.y_stride + first;
+        for (int64_t n = 0; n < columns; n += LANES) {
+            vec y = load<vec>(sums + row * width + n);
+            if (out.residual) y += load_first(residual + n, columns - n);
+            store_first(to + n, y, columns - n);
         }
     }
 }

@@ -99,12 +99,12 @@ class PackedLinear:
     """One or several weights side by side that share x, and their bias, ready for the kernels.
 
     ranks and columns: of each weight, 0 where it has no u and v. bias: fp32, padded to whole
-    stripes, or None. dtype: of the weights, and of x and y unless it is int8.
+    stripes. dtype: of the weights, and of x and y unless it is int8.
     """
 
     down: Stripes
     up: Stripes
-    bias: Tensor | None
+    bias: Tensor
     in_features: int
     columns: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -121,10 +121,10 @@ class PackedLinear:
 
     def struct(self, activation: str = "none") -> native.Linear:
         """What the library takes. It points into the tensors, which must outlive it."""
-        bias = None if self.bias is None else self.bias.data_ptr()
         code = native.ACTIVATIONS[activation]
         structs = self.down.struct(), self.up.struct()
-        return native.Linear(*structs, bias, self.in_features, self.out_features, code)
+        sizes = self.in_features, self.out_features
+        return native.Linear(*structs, self.bias.data_ptr(), *sizes, code)
 
     def part(self, i: int) -> PackedLinear:
         """The weight `i` alone, over the same memory."""
@@ -132,11 +132,10 @@ class PackedLinear:
         down_begin, down_end = _range_of(self.ranks, i, self.down.width)
         rank_units = down_begin * self.down.width // TERMS[self.dtype]
         rows = slice(up_begin * self.up.width, up_end * self.up.width)
-        bias = None if self.bias is None else self.bias[rows]
         return PackedLinear(
             self.down.part(down_begin, down_end, self._x_units, 0),
             self.up.part(up_begin, up_end, self._x_units, -rank_units),
-            bias,
+            self.bias[rows],
             self.in_features,
             self.columns[i : i + 1],
             self.ranks[i : i + 1],
@@ -207,7 +206,7 @@ def pack(
     return PackedLinear(
         _joined(downs, rank_width),
         _joined(ups, width),
-        None if all(bias is None for bias in biases) else torch.cat(columns),
+        torch.cat(columns),
         in_features,
         tuple(w.out_features for w in weights),
         tuple(ranks),

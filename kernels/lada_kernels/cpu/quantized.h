@@ -37,7 +37,12 @@ inline float scale_of(const float* row, int64_t terms) {
 
 inline bytes quantize(vec v, float inverse) {
     constexpr float ROUND = 12582912.0f + 128;  // 1.5 * 2^23: the sum's last bits are an integer
-    return __builtin_convertvector((uvec)(v * inverse + ROUND), bytes);
+    const uvec rounded = (uvec)(v * inverse + ROUND);
+#if defined(__AVX512F__)
+    return (bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)rounded);
+#else
+    return __builtin_convertvector(rounded, bytes);
+#endif
 }
 
 // Rows as units of 4 terms, and their scales, two apart.
@@ -51,17 +56,17 @@ inline void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_
     }
 }
 
-// Sums of runs that all meet x (part 0) or x v^T (part 1), in fp32; added to what is there.
+// A tile times runs that all meet x (part 0) or x v^T (part 1), plus a base for all rows (stride 0)
+// or for each, in fp32.
 inline void multiply_part(const Stripes& s, int i, int part, Stripe runs, Rows<quantized> x,
-                          bool add, float* sums, int64_t stride) {
+                          const float* base, int64_t base_stride, float* sums, int64_t stride) {
     const float* scales = s.scales + (2 * i + part) * s.width;
     const int32_t* offsets = s.offsets + (2 * i + part) * s.width;
     for_each_sum<quantized>(runs, x, [=](int row, int column, ivec sum) {
         const ivec exact = sum - load<ivec>(offsets + column);
-        vec v = __builtin_convertvector(exact, vec) * load<vec>(scales + column) *
-                x.scales[2 * row + part];
-        float* at = sums + row * stride + column;
-        store(at, add ? v + load<vec>(at) : v);
+        const vec scale = load<vec>(scales + column) * x.scales[2 * row + part];
+        store(sums + row * stride + column, __builtin_convertvector(exact, vec) * scale +
+                                                load<vec>(base + row * base_stride + column));
     });
 }
 
@@ -72,7 +77,7 @@ inline void quantize_x(const Linear& l, const quantized* x, int64_t stride, int6
 }
 
 template <> inline void reduce(const Linear& l, int stripe, Rows<quantized> x) {
-    multiply_part(l.down, stripe, 0, stripe_of(l.down, stripe), x, false,
+    multiply_part(l.down, stripe, 0, stripe_of(l.down, stripe), x, ZEROS, 0,
                   x.ranks + stripe * l.down.width, x.ranks_stride);
 }
 
@@ -93,10 +98,15 @@ inline void multiply_up(const Linear& l, int stripe, Rows<quantized> x, float* s
     rank_runs.starts += x_runs.runs;
     rank_runs.lengths += x_runs.runs;
     rank_runs.runs -= x_runs.runs;
-    if (x_runs.runs || !rank_runs.runs)
-        multiply_part(l.up, stripe, 0, x_runs, x, false, sums, l.up.width);
+    const float* base = l.bias + (int64_t)stripe * l.up.width;
+    int64_t base_stride = 0;
+    if (x_runs.runs || !rank_runs.runs) {
+        multiply_part(l.up, stripe, 0, x_runs, x, base, base_stride, sums, l.up.width);
+        base = sums;
+        base_stride = l.up.width;
+    }
     if (rank_runs.runs)
-        multiply_part(l.up, stripe, 1, rank_runs, x, x_runs.runs > 0, sums, l.up.width);
+        multiply_part(l.up, stripe, 1, rank_runs, x, base, base_stride, sums, l.up.width);
 }
 
 }  // namespace

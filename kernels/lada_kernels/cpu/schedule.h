@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 32;  // rows that a thread takes at a time
+constexpr int64_t BLOCK = 16;  // rows that a thread takes at a time
 
 inline int64_t blocks_of(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
 
