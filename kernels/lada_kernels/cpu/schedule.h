@@ -140,7 +140,7 @@ void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
         for (int64_t i = 0; i < tiles; i++) quantize_x(step, i, rows, s);
     }
     if (step.linear.down.count) {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int stripe = 0; stripe < step.linear.down.count; stripe++)
             for (int64_t i = 0; i < tiles; i++) reduce(step.linear, stripe, tile_of(step, i, s));
         if (QUANTIZED<T>) {
@@ -148,7 +148,7 @@ void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
             for (int64_t i = 0; i < tiles; i++) quantize_ranks(step.linear, tile_of(step, i, s));
         }
     }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
         for (int64_t i = 0; i < tiles; i++) expand(step, stripe, i, rows, s);
     if (step.norm) {
