@@ -1,8 +1,6 @@
 // A whole BERT encoder: x = LN(x + attention(x)); x = LN(x + W2 gelu(W1 x)), layer by layer. Its
 // sequences are packed one behind the other, without padding.
 #pragma once
-#include <algorithm>
-
 #include "attention.h"
 #include "schedule.h"
 

@@ -5,6 +5,8 @@
 // where a run meets x, and the weights in the order in which they are met. So a product is a walk
 // over two streams, whatever the blocks were.
 #pragma once
+#include <algorithm>
+
 #include "activation.h"
 
 extern "C" {
@@ -64,7 +66,7 @@ template <class T> struct Rows {
 template <class T>
 void copy_rows(const T* x, int64_t x_stride, int64_t rows, int64_t terms, T* y, int64_t y_stride) {
     for (int64_t row = 0; row < rows; row++, x += x_stride, y += y_stride) {
-        memcpy(y, x, terms * sizeof(T));
+        std::copy_n(x, terms, y);
         for (int64_t i = terms; i < units<T>(terms) * Unit<T>::TERMS; i++) y[i] = T{};
     }
 }
