@@ -39,8 +39,9 @@ def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     warning.
 
     dtype: what the encoder computes in, float32 or bfloat16; or int8 for its weights, with a scale
-        for each output, and for each token's inputs, scaled as they come, the rest in float32.
-        Inputs and outputs of the model keep their own.
+        for each output, and for each token's inputs, scaled as they come; then attention is in
+        bfloat16 where the CPU multiplies that, and the rest in float32. Inputs and outputs of the
+        model keep their own.
 
     Raises TypeError or ValueError, the model unchanged, on a model that is not in fp32 on the CPU
     or was optimized already, on another dtype, and where no compressed linear or known encoder is

@@ -86,9 +86,10 @@ inline Stripe stripe_of(const Stripes& s, int i) {
             s.width};
 }
 
-// A tile times a stripe; `finish` gets each vector of sums with its row and first column.
+// A tile times a stripe; `finish` gets each vector of sums with its row and first column. Inlined,
+// since with few terms, as of x v^T, what a call costs shows.
 template <class T, int VECS, class Finish>
-inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
+__attribute__((always_inline)) inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
     for (int column = 0; column < s.width; column += VECS * LANES) {
         for (int row = 0; row < TILE; row += ROWS) {
             typename Unit<T>::Sum acc[ROWS][VECS] = {};
@@ -119,7 +120,8 @@ inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
     }
 }
 
-template <class T, class Finish> inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
+template <class T, class Finish>
+__attribute__((always_inline)) inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
     if (s.width >= 2 * LANES)
         for_each_sum<T, 2>(s, x, finish);
     else
