@@ -9,6 +9,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
+from lada_kernels.cpu.linear import packed_linear_fwd
 from lada_kernels.cpu.packed import Weight, pack
 
 # by dtype: the least cosine of a token to fp64
@@ -22,8 +23,10 @@ LENGTHS = {
 }
 
 
-def bert_layers(hidden=64, heads=2, count=2):
-    config = BertConfig(hidden_size=hidden, num_attention_heads=heads, intermediate_size=100)
+def bert_layers(hidden=64, heads=2, count=2, intermediate=100):
+    config = BertConfig(
+        hidden_size=hidden, num_attention_heads=heads, intermediate_size=intermediate
+    )
     config._attn_implementation = "eager"
     layers = [BertLayer(config, i).eval() for i in range(count)]
     for parameter in (p for layer in layers for p in layer.parameters()):
@@ -115,6 +118,13 @@ def test_memory_that_was_used_before_changes_nothing(dtype, library):
     first = run(encoder, x[:9], [9], library)
     run(encoder, x * 100, [300], library)
     torch.testing.assert_close(run(encoder, x[:9], [9], library), first, rtol=0, atol=0)
+
+
+def test_memory_that_is_not_finite_changes_nothing(dtype, library):
+    x, layers = torch.randn(21, 64), bert_layers(intermediate=77)  # the last unit is not whole
+    poison = pack([Weight(32, 8192, sparse=torch.ones(32, 8192))], [None], torch.float32)
+    packed_linear_fwd(poison, torch.full((32, 8192), torch.nan), library=library)
+    assert_near(run(packed(layers, 2, dtype), x, [21], library), oracle(layers, x, [21]), dtype)
 
 
 def test_two_threads_of_python_at_once(dtype, library):

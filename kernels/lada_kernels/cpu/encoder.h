@@ -105,7 +105,9 @@ void after_attention(const Layer& layer, const T* x, T* attended, T* between, T*
                      int64_t y_stride, const EncoderScratch<T>& s, Run run) {
     run(Step<T>{layer.out, attended, s.stride, between, s.stride, x, s.stride,
                 &layer.attention_norm});
-    run(Step<T>{layer.up, between, s.stride, hidden, s.hidden_stride});
+    Linear up = layer.up;  // whole units: what lies beyond meets no weight, but must be finite
+    up.out_features = units<T>(up.out_features) * Unit<T>::TERMS;
+    run(Step<T>{up, between, s.stride, hidden, s.hidden_stride});
     run(Step<T>{layer.down, hidden, s.hidden_stride, y, y_stride, between, s.stride,
                 &layer.output_norm});
 }
