@@ -1,5 +1,5 @@
 // Products of int8: weights with a scale for each column of the output, rows of x with a scale that
-// is found when they are packed. x v^T is quantized anew, so a column has a scale for weights that
+// is found as they come. x v^T is quantized anew, so a column has a scale for weights that
 // meet x, and one for those that meet x v^T.
 //
 // Bytes of x are offset by 128, for the instructions want them without sign; what that adds to each
