@@ -37,7 +37,7 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "ops": {"formats", "reference", "user_tables"},
     "compress": {"formats", "grid"},
     "modules": {"compress", "counts", "formats", "grid", "ops", "reference", "user_tables"},
-    "engine": {"environment", "modules", "user_tables"},
+    "engine": {"environment", "modules", "reference", "user_tables"},
     "plans": {"formats", "grid"},
     "report": {"counts", "plans"},
     "calibrate": {"encoders", "progress"},
