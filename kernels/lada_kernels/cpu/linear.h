@@ -58,8 +58,6 @@ inline int64_t ranks(const Linear& l) { return (int64_t)l.down.count * l.down.wi
 template <class T> struct Rows {
     uint32_t* units;
     int64_t stride;
-
-    Rows from(int64_t row) const { return {units + row * stride, stride}; }
 };
 
 // The first `terms` of some rows, and zeros to the end of their last unit.
@@ -171,11 +169,11 @@ void expand(const Linear& l, int stripe, Rows<T> x, int64_t rows, Output<T, Y> o
     multiply_up<T>(l, stripe, x, sums);
     activate(sums, rows * width, (Activation)l.activation);
     for (int64_t row = 0; row < rows; row++) {
-        const T* residual = out.residual + row * out.residual_stride + first;
         Y* to = out.y + row * out.y_stride + first;
         for (int64_t n = 0; n < columns; n += LANES) {
             vec y = load<vec>(sums + row * width + n);
-            if (out.residual) y += load_first(residual + n, columns - n);
+            if (out.residual)
+                y += load_first(out.residual + row * out.residual_stride + first + n, columns - n);
             store_first(to + n, y, columns - n);
         }
     }

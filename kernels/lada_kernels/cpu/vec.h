@@ -44,8 +44,6 @@ inline vec splat(float f) { return f - vec{}; }
 
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
-inline vec min(vec a, vec b) { return a < b ? a : b; }
-
 // Of each lane, the ones 1, 2, 4 and 8 away.
 struct Others {
     int32_t lanes[4][LANES];
