@@ -20,6 +20,7 @@ LENGTHS = {
     "an empty one between": [5, 0, 40],
     "beyond a stripe of keys": [70, 129],
     "many tokens": [64] * 9,
+    "short ones, that share their tiles": [13] * 12,
 }
 
 

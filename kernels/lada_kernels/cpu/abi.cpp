@@ -57,10 +57,10 @@ int encoder(const Encoder* e, const int64_t* starts, int64_t sequences, void* x,
         if (starts[i + 1] - starts[i] > longest) longest = starts[i + 1] - starts[i];
     const Most most(*e);
     Carver counter{nullptr};
-    EncoderScratch<T>(counter, *e, most, starts[sequences], longest, threads);
+    EncoderScratch<T>(counter, *e, most, starts, sequences, longest, threads);
     Carver c{arena.at_least(counter.bytes)};
     if (!c.next) return 1;
-    const EncoderScratch<T> s(c, *e, most, starts[sequences], longest, threads);
+    const EncoderScratch<T> s(c, *e, most, starts, sequences, longest, threads);
     encode(*e, starts, sequences, (T*)x, threads, s);
     return 0;
 }

@@ -117,14 +117,14 @@ void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, 
         copy_rows(q + query * stride, stride, rows, features, s.queries,
                   feature_units * Unit<T>::TERMS);
         for (int64_t key = 0; key < length; key += KEYS)
-            multiply<T>({s.keys + key * feature_units, &start, &whole_keys, 1, KEYS}, queries, ZEROS,
+            multiply<T>({s.keys + key * feature_units, &start, &whole_keys, 1, KEYS}, queries,
                         s.scores + key, padded);
         float inverse[TILE];
         softmax(s.scores, length, scale, s.probabilities, inverse);
         for (int64_t j = 0; j < features; j += KEYS) {
             alignas(64) float sums[TILE * KEYS];
             multiply<T>({s.values + j * key_units, &start, &whole_values, 1, KEYS}, probabilities,
-                        ZEROS, sums, KEYS);
+                        sums, KEYS);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = 0; i < KEYS && j + i < features; i += LANES)
                     store_first(y + (query + r) * y_stride + j + i,

@@ -1,6 +1,8 @@
 // A whole BERT encoder: x = LN(x + attention(x)); x = LN(x + W2 gelu(W1 x)), layer by layer. Its
 // sequences are packed one behind the other, without padding.
 #pragma once
+#include <numeric>
+
 #include "attention.h"
 #include "schedule.h"
 
@@ -50,52 +52,108 @@ struct Most {
     }
 };
 
+constexpr int64_t GROUP = 64;  // tokens of short sequences that a thread attends to at a time
+
+// What a thread needs for one head of a group of sequences.
+template <class A> struct HeadScratch {
+    int64_t part_stride, stride;
+    A* qkv;  // (tokens, stride): queries, keys and values in whole stripes, part_stride apart
+    AttentionScratch<A> attention;
+
+    HeadScratch(Carver& c, int64_t longest, int64_t features)
+        // a head begins in a stripe at a multiple of what features and stripes have in common
+        : part_stride(padded(features + MAX_WIDTH - std::gcd(features, MAX_WIDTH), MAX_WIDTH)),
+          stride(3 * part_stride),
+          qkv(c.take<A>(tiles_of(std::max(longest, GROUP)) * TILE * stride)),
+          attention(c, longest, features) {}
+};
+
 // Intermediate results, of which a thread that works alone has the rows from its own first one on.
 template <class T> struct EncoderScratch {
     typedef typename Attended<T>::Type A;
 
-    int64_t features, stride, hidden_stride;
-    T* state;     // (tokens, stride): x between layers
-    A* qkv;       // (tokens, 3 * features)
-    T* attended;  // (tokens, stride)
-    T* between;   // (rows, stride): after attention
-    T* hidden;    // (rows, hidden_stride)
-    char* attention;  // for each thread
-    int64_t attention_bytes;
-    Scratch<T> linear;
+    int64_t longest, head_features, stride, hidden_stride, head_bytes;
+    int64_t* groups;  // the first sequence of each group, and of one beyond the last
+    T* state;         // (tokens, stride): x between layers
+    T* attended;      // (tokens, stride)
+    T* between;       // (rows, stride): after attention
+    T* hidden;        // (rows, hidden_stride)
+    char* heads;      // (threads, head_bytes)
+    Scratch<T> qkv, linear;
 
-    EncoderScratch(Carver& c, const Encoder& e, const Most& most, int64_t tokens, int64_t longest,
-                   int threads)
-        : features(e.features), stride(row_stride<T>(features, most.ranks)),
+    EncoderScratch(Carver& c, const Encoder& e, const Most& most, const int64_t* starts,
+                   int64_t sequences, int64_t longest, int threads)
+        : longest(longest), head_features(e.features / e.heads),
+          stride(row_stride<T>(e.features, most.ranks)),
           hidden_stride(row_stride<T>(most.hidden_features, most.ranks)),
-          linear(c, scratch_rows(tokens, threads), std::max(features, most.hidden_features),
-                 most.ranks, features) {
-        const int64_t rows = scratch_rows(tokens, threads), whole = tiles_of(tokens) * TILE;
-        state = c.take<T>(whole * stride);
-        qkv = c.take<A>(tokens * 3 * features);
-        attended = c.take<T>(whole * stride);
+          groups(c.take<int64_t>(sequences + 1)),
+          qkv(c, starts[sequences] + TILE, e.features, most.ranks, 0),
+          linear(c, scratch_rows(starts[sequences], threads),
+                 std::max(e.features, most.hidden_features), most.ranks, e.features) {
+        const int64_t tokens = starts[sequences], rows = scratch_rows(tokens, threads);
+        state = c.take<T>((tokens + TILE) * stride);  // a tile begins at any of them
+        attended = c.take<T>((tokens + TILE) * stride);
         between = c.take<T>(rows * stride);
         hidden = c.take<T>(rows * hidden_stride);
         Carver counter{nullptr};
-        AttentionScratch<A>(counter, longest, features / e.heads);
-        attention_bytes = counter.bytes;
-        attention = c.take<char>(threads * attention_bytes);
+        of_head(counter);
+        head_bytes = counter.bytes;
+        heads = c.take<char>(threads * head_bytes);
     }
+
+    HeadScratch<A> of_head(Carver& c) const { return {c, longest, head_features}; }
 };
 
+// Whole sequences, one behind the other: one alone, or more that are short. Returns how many groups
+// there are.
+inline int64_t group(const int64_t* starts, int64_t sequences, int64_t* groups) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < sequences; i++)
+        if (!count || starts[i + 1] - starts[groups[count - 1]] > GROUP) groups[count++] = i;
+    groups[count] = sequences;
+    return count;
+}
+
+// The whole stripes of an output that hold columns `first` to `end`; returns where `first` is in y.
+template <class T, class Y>
+const Y* expand_columns(const Step<T, Y>& step, int64_t first, int64_t end, int64_t rows,
+                        const Scratch<T>& s) {
+    const int64_t width = step.linear.up.width;
+    Y* y = step.y;
+    for (int stripe = first / width; stripe * width < end; stripe++, y += width)
+        for (int64_t i = 0; i < tiles_of(rows); i++)
+            expand(step.linear, stripe, tile_of(step, i, s), rows_in(i, rows),
+                   Output<T, Y>{y + i * TILE * step.y_stride, step.y_stride, nullptr, 0});
+    return step.y + first % width;
+}
+
+// Attention of all sequences; `state`, reduced, becomes `attended`. Queries, keys and values are
+// computed head by head, so that what a thread writes of them is in its cache when it reads it.
 template <class T>
-void attend_all(const Encoder& e, const int64_t* starts, int64_t sequences,
+void attend_all(const Encoder& e, const Linear& qkv, const int64_t* starts, int64_t groups,
                 const EncoderScratch<T>& s) {
-    const int64_t width = e.features / e.heads, stride = 3 * e.features;
+    typedef typename Attended<T>::Type A;
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < sequences * e.heads; task++) {
-        const int64_t first = starts[task / e.heads], column = task % e.heads * width;
-        const int64_t length = starts[task / e.heads + 1] - first;
-        Carver c{s.attention + omp_get_thread_num() * s.attention_bytes};
-        const auto* q = s.qkv + first * stride + column;
-        attend(q, q + e.features, q + 2 * e.features, stride, length, width, e.scale,
-               s.attended + first * s.stride + column, s.stride,
-               AttentionScratch<typename Attended<T>::Type>(c, length, width));
+    for (int64_t task = 0; task < groups * e.heads; task++) {
+        const int64_t head = task % e.heads, *sequences = s.groups + task / e.heads;
+        const int64_t first = starts[sequences[0]], rows = starts[sequences[1]] - first;
+        Carver c{s.heads + omp_get_thread_num() * s.head_bytes};
+        const HeadScratch<A> own = s.of_head(c);
+        const A* parts[3];
+        for (int i = 0; i < 3; i++) {
+            const int64_t column = i * e.features + head * s.head_features;
+            const Step<T, A> step{qkv, s.state + first * s.stride, s.stride,
+                                  own.qkv + i * own.part_stride, own.stride};
+            parts[i] = expand_columns(step, column, column + s.head_features, rows,
+                                      s.qkv.from(first));
+        }
+        for (int64_t i = sequences[0]; i < sequences[1]; i++) {
+            const int64_t at = (starts[i] - first) * own.stride;
+            attend(parts[0] + at, parts[1] + at, parts[2] + at, own.stride,
+                   starts[i + 1] - starts[i], s.head_features, e.scale,
+                   s.attended + starts[i] * s.stride + head * s.head_features, s.stride,
+                   own.attention);
+        }
     }
 }
 
@@ -117,9 +175,9 @@ template <class T>
 void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, int threads,
             const EncoderScratch<T>& s) {
     const int64_t tokens = starts[sequences], f = e.features, stride = s.stride;
+    const int64_t groups = group(starts, sequences, s.groups);
     const auto qkv_step = [&](int i, int64_t row) {
-        return Step<T, typename Attended<T>::Type>{e.layers[i].qkv, s.state + row * stride, stride,
-                                                   s.qkv + row * 3 * f, 3 * f};
+        return Step<T>{e.layers[i].qkv, s.state + row * stride, stride};
     };
     const bool apart = alone(tokens, threads);
 #pragma omp parallel num_threads(threads)
@@ -127,7 +185,7 @@ void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, in
         const int64_t own = omp_get_thread_num() * BLOCK;
         const Scratch<T> scratch = s.linear.from(own);
         for (int i = -1; i < e.count; i++) {
-            if (i >= 0) attend_all(e, starts, sequences, s);
+            if (i >= 0) attend_all(e, e.layers[i].qkv, starts, groups, s);
 #pragma omp for schedule(dynamic)
             for (int64_t first = 0; first < tokens; first += BLOCK) {
                 const int64_t rows = tokens - first < BLOCK ? tokens - first : BLOCK;
@@ -140,7 +198,7 @@ void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, in
                     after_attention(e.layers[i], state, s.attended + first * stride,
                                     s.between + own * stride, s.hidden + own * s.hidden_stride,
                                     last ? x + first * f : state, last ? f : stride, s, run);
-                if (!last) run(qkv_step(i + 1, first));
+                if (!last) reduce_alone(qkv_step(i + 1, first), rows, s.qkv.from(first));
             }
         }
     } else {
@@ -150,8 +208,8 @@ void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, in
             copy_rows(x + row * f, f, 1, f, s.state + row * stride, stride);
         for (int i = 0; i < e.count; i++) {
             const bool last = i + 1 == e.count;
-            run(qkv_step(i, 0));
-            attend_all(e, starts, sequences, s);
+            reduce_together(qkv_step(i, 0), tokens, s.qkv);
+            attend_all(e, e.layers[i].qkv, starts, groups, s);
             after_attention(e.layers[i], s.state, s.attended, s.between, s.hidden,
                             last ? x : s.state, last ? f : stride, s, run);
         }

@@ -50,7 +50,6 @@ constexpr int ROWS = 8;  // of those, how many sums are held in registers
 constexpr int ROWS = 4;
 #endif
 constexpr int MAX_WIDTH = 32;  // of a stripe
-alignas(64) constexpr float ZEROS[MAX_WIDTH] = {};
 
 inline int64_t ranks(const Linear& l) { return (int64_t)l.down.count * l.down.width; }
 
@@ -126,11 +125,10 @@ __attribute__((always_inline)) inline void for_each_sum(Stripe s, Rows<T> x, Fin
         for_each_sum<T, 1>(s, x, finish);
 }
 
-// A tile times a stripe, plus a bias; rows of sums are `stride` apart.
-template <class T>
-void multiply(Stripe s, Rows<T> x, const float* bias, float* sums, int64_t stride) {
+// A tile times a stripe; rows of sums are `stride` apart.
+template <class T> void multiply(Stripe s, Rows<T> x, float* sums, int64_t stride) {
     for_each_sum<T>(s, x, [=](int row, int column, vec sum) {
-        store(sums + row * stride + column, sum + load<vec>(bias + column));
+        store(sums + row * stride + column, sum);
     });
 }
 
@@ -148,35 +146,46 @@ template <class T> void reduce(const Linear& l, int stripe, Rows<T> x) {
 
 template <class T> void quantize_ranks(const Linear&, Rows<T>) {}
 
-template <class T> void multiply_up(const Linear& l, int stripe, Rows<T> x, float* sums) {
-    multiply<T>(stripe_of(l.up, stripe), x, l.bias + (int64_t)stripe * l.up.width, sums, l.up.width);
+// `finish` gets each vector of the sums of an output's stripe, bias within.
+template <class T, class Finish>
+__attribute__((always_inline)) inline void multiply_up(const Linear& l, int stripe, Rows<T> x,
+                                                       Finish finish) {
+    const float* bias = l.bias + (int64_t)stripe * l.up.width;
+    for_each_sum<T>(stripe_of(l.up, stripe), x, [=](int row, int column, vec sum) {
+        finish(row, column, sum + load<vec>(bias + column));
+    });
 }
 
 // Where finished rows go: y itself, or fp32 sums that are normalised once a row is whole.
 template <class T, class Y> struct Output {
-    Y* y;
+    Y* y;  // of the stripe's first column
     int64_t y_stride;
-    const T* residual;  // or null
+    const T* residual;  // likewise, or null
     int64_t residual_stride;
+
+    // Up to a vector of a row, with `left` columns from `column` on.
+    void put(int64_t row, int64_t column, vec v, int64_t left) const {
+        if (residual) v += load_first(residual + row * residual_stride + column, left);
+        store_first(y + row * y_stride + column, v, left);
+    }
 };
 
-// A stripe of the output of a tile's first rows.
+// A stripe of the output of a tile's first rows: from registers where nothing is in the way.
 template <class T, class Y>
 void expand(const Linear& l, int stripe, Rows<T> x, int64_t rows, Output<T, Y> out) {
-    const int64_t width = l.up.width, first = stripe * width;
-    const int64_t columns = l.out_features - first < width ? l.out_features - first : width;
+    const int64_t width = l.up.width, left = l.out_features - stripe * width;
+    if (l.activation == NONE && left >= width)
+        return multiply_up(l, stripe, x, [=](int row, int column, vec sum) {
+            if (row < rows) out.put(row, column, sum, LANES);
+        });
     alignas(64) float sums[TILE * MAX_WIDTH];
-    multiply_up<T>(l, stripe, x, sums);
+    multiply_up(l, stripe, x, [=, &sums](int row, int column, vec sum) {
+        store(sums + row * width + column, sum);
+    });
     activate(sums, rows * width, (Activation)l.activation);
-    for (int64_t row = 0; row < rows; row++) {
-        Y* to = out.y + row * out.y_stride + first;
-        for (int64_t n = 0; n < columns; n += LANES) {
-            vec y = load<vec>(sums + row * width + n);
-            if (out.residual)
-                y += load_first(out.residual + row * out.residual_stride + first + n, columns - n);
-            store_first(to + n, y, columns - n);
-        }
-    }
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t n = 0; n < std::min(left, width); n += LANES)
+            out.put(row, n, load<vec>(sums + row * width + n), left - n);
 }
 
 // The sum of f over a row: four vectors at a time, whose additions need not wait for each other.

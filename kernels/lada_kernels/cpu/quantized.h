@@ -56,17 +56,17 @@ inline void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_
     }
 }
 
-// A tile times runs that all meet x (part 0) or x v^T (part 1), plus a base for all rows (stride 0)
-// or for each, in fp32.
-inline void multiply_part(const Stripes& s, int i, int part, Stripe runs, Rows<quantized> x,
-                          const float* base, int64_t base_stride, float* sums, int64_t stride) {
+// A tile times runs that all meet x (part 0) or x v^T (part 1), in fp32.
+template <class Finish>
+__attribute__((always_inline)) inline void multiply_part(const Stripes& s, int i, int part,
+                                                         Stripe runs, Rows<quantized> x,
+                                                         Finish finish) {
     const float* scales = s.scales + (2 * i + part) * s.width;
     const int32_t* offsets = s.offsets + (2 * i + part) * s.width;
     for_each_sum<quantized>(runs, x, [=](int row, int column, ivec sum) {
         const ivec exact = sum - load<ivec>(offsets + column);
         const vec scale = load<vec>(scales + column) * x.scales[2 * row + part];
-        store(sums + row * stride + column, __builtin_convertvector(exact, vec) * scale +
-                                                load<vec>(base + row * base_stride + column));
+        finish(row, column, __builtin_convertvector(exact, vec) * scale);
     });
 }
 
@@ -77,8 +77,10 @@ inline void quantize_x(const Linear& l, const quantized* x, int64_t stride, int6
 }
 
 template <> inline void reduce(const Linear& l, int stripe, Rows<quantized> x) {
-    multiply_part(l.down, stripe, 0, stripe_of(l.down, stripe), x, ZEROS, 0,
-                  x.ranks + stripe * l.down.width, x.ranks_stride);
+    multiply_part(l.down, stripe, 0, stripe_of(l.down, stripe), x,
+                  [=, &l](int row, int column, vec sum) {
+                      store(x.ranks + row * x.ranks_stride + stripe * l.down.width + column, sum);
+                  });
 }
 
 template <> inline void quantize_ranks(const Linear& l, Rows<quantized> x) {
@@ -86,8 +88,9 @@ template <> inline void quantize_ranks(const Linear& l, Rows<quantized> x) {
                   x.units + units<quantized>(l.in_features), x.stride, x.scales + 1);
 }
 
-template <>
-inline void multiply_up(const Linear& l, int stripe, Rows<quantized> x, float* sums) {
+template <class Finish>
+__attribute__((always_inline)) inline void multiply_up(const Linear& l, int stripe,
+                                                       Rows<quantized> x, Finish finish) {
     Stripe x_runs = stripe_of(l.up, stripe), rank_runs = x_runs;
     int64_t met = 0;
     x_runs.runs = 0;
@@ -100,13 +103,19 @@ inline void multiply_up(const Linear& l, int stripe, Rows<quantized> x, float* s
     rank_runs.runs -= x_runs.runs;
     const float* base = l.bias + (int64_t)stripe * l.up.width;
     int64_t base_stride = 0;
-    if (x_runs.runs || !rank_runs.runs) {
-        multiply_part(l.up, stripe, 0, x_runs, x, base, base_stride, sums, l.up.width);
+    alignas(64) float sums[TILE * MAX_WIDTH];
+    if (x_runs.runs && rank_runs.runs) {
+        multiply_part(l.up, stripe, 0, x_runs, x, [=, &sums](int row, int column, vec sum) {
+            store(sums + row * MAX_WIDTH + column, sum + load<vec>(base + column));
+        });
         base = sums;
-        base_stride = l.up.width;
+        base_stride = MAX_WIDTH;
     }
-    if (rank_runs.runs)
-        multiply_part(l.up, stripe, 1, rank_runs, x, base, base_stride, sums, l.up.width);
+    const int last = rank_runs.runs > 0;
+    multiply_part(l.up, stripe, last, last ? rank_runs : x_runs, x,
+                  [=](int row, int column, vec sum) {
+                      finish(row, column, sum + load<vec>(base + row * base_stride + column));
+                  });
 }
 
 }  // namespace

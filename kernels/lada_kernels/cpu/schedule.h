@@ -39,8 +39,8 @@ template <class T, class Y = T> struct Step {
     const Linear& linear;
     T* x;  // whole tiles of rows, `row_stride` apart
     int64_t x_stride;
-    Y* y;
-    int64_t y_stride;
+    Y* y = nullptr;
+    int64_t y_stride = 0;
     const T* residual = nullptr;
     int64_t residual_stride = 0;
     const Norm* norm = nullptr;
@@ -99,15 +99,17 @@ void quantize_x(const Step<T, Y>& step, int64_t i, int64_t rows, const Scratch<T
 
 template <class T, class Y>
 void expand(const Step<T, Y>& step, int stripe, int64_t i, int64_t rows, const Scratch<T>& s) {
-    const int64_t row = i * TILE;
-    const T* residual = step.residual ? step.residual + row * step.residual_stride : nullptr;
+    const int64_t row = i * TILE, column = (int64_t)stripe * step.linear.up.width;
+    const Rows<T> x = tile_of(step, i, s);
+    const T* residual =
+        step.residual ? step.residual + row * step.residual_stride + column : nullptr;
     if (step.norm)
-        expand(step.linear, stripe, tile_of(step, i, s), rows_in(i, rows),
-               Output<T, float>{s.sums + row * s.sums_stride, s.sums_stride, residual,
+        expand(step.linear, stripe, x, rows_in(i, rows),
+               Output<T, float>{s.sums + row * s.sums_stride + column, s.sums_stride, residual,
                                 step.residual_stride});
     else
-        expand(step.linear, stripe, tile_of(step, i, s), rows_in(i, rows),
-               Output<T, Y>{step.y + row * step.y_stride, step.y_stride, residual,
+        expand(step.linear, stripe, x, rows_in(i, rows),
+               Output<T, Y>{step.y + row * step.y_stride + column, step.y_stride, residual,
                             step.residual_stride});
 }
 
@@ -117,23 +119,28 @@ void normalize(const Step<T, Y>& step, int64_t row, const Scratch<T>& s) {
               step.y + row * step.y_stride);
 }
 
-// By one thread: at most BLOCK rows.
+// By one thread, of at most BLOCK rows: x v^T, to where `expand` finds it.
 template <class T, class Y>
-void run_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
+void reduce_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
     const int64_t tiles = tiles_of(rows);
     for (int64_t i = 0; i < tiles; i++) quantize_x(step, i, rows, s);
     for (int stripe = 0; stripe < step.linear.down.count; stripe++)
         for (int64_t i = 0; i < tiles; i++) reduce(step.linear, stripe, tile_of(step, i, s));
     for (int64_t i = 0; i < tiles; i++) quantize_ranks(step.linear, tile_of(step, i, s));
+}
+
+template <class T, class Y>
+void run_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
+    reduce_alone(step, rows, s);
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
-        for (int64_t i = 0; i < tiles; i++) expand(step, stripe, i, rows, s);
+        for (int64_t i = 0; i < tiles_of(rows); i++) expand(step, stripe, i, rows, s);
     if (step.norm)
         for (int64_t row = 0; row < rows; row++) normalize(step, row, s);
 }
 
 // By all threads of the region, each of which must call it.
 template <class T, class Y>
-void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
+void reduce_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
     const int64_t tiles = tiles_of(rows);
     if (QUANTIZED<T>) {
 #pragma omp for schedule(static)
@@ -148,9 +155,14 @@ void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
             for (int64_t i = 0; i < tiles; i++) quantize_ranks(step.linear, tile_of(step, i, s));
         }
     }
+}
+
+template <class T, class Y>
+void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
+    reduce_together(step, rows, s);
 #pragma omp for schedule(static)
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
-        for (int64_t i = 0; i < tiles; i++) expand(step, stripe, i, rows, s);
+        for (int64_t i = 0; i < tiles_of(rows); i++) expand(step, stripe, i, rows, s);
     if (step.norm) {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) normalize(step, row, s);
