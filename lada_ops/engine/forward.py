@@ -1,4 +1,4 @@
-"""The forward passes that take the place of an encoder's own, and of its layers'."""
+"""The forward passes that take the place of a model's own, its encoder's and its layers'."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from torch.utils.hooks import RemovableHandle
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+)
 
 from ..modules.packed_linear import check_inference
 
@@ -15,6 +19,52 @@ if TYPE_CHECKING:
     from lada_kernels.cpu.encoder import PackedEncoder
 
 _MASKED = -1e4  # what a mask adds to scores is 0, or this and less
+
+
+class ModelForward:
+    """Embeddings, the native encoder and the pooler, with nothing in between.
+
+    What transformers does between them takes as long as a layer of a small model on one sentence.
+    Calls that ask for anything else than the last hidden state get its own forward.
+    """
+
+    def __init__(self, model: nn.Module, encoder: EncoderForward) -> None:
+        self.model, self.encoder = model, encoder
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *args: Any,
+        **others: Any,
+    ) -> Any:
+        model: Any = self.model
+        asked = {name for name, value in others.items() if not (value is None or value is False)}
+        masked = isinstance(attention_mask, Tensor)
+        if (
+            args
+            or asked - {"return_dict"}
+            or not others.get("return_dict", model.config.return_dict)
+            or (input_ids is None) == (inputs_embeds is None)
+            or (attention_mask is not None and not (masked and attention_mask.ndim == 2))
+            or self.encoder.looked_at(others)
+            or _hooked([self.encoder.module])
+        ):
+            given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            return _own_forward(model)(*given, *args, **others)
+        x = model.embeddings(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        y = self.encoder.run(x, attention_mask.bool() if masked else None)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=y, pooler_output=None if model.pooler is None else model.pooler(y)
+        )
 
 
 class EncoderForward:
@@ -27,18 +77,26 @@ class EncoderForward:
         self, module: nn.Module, config: Any, layers: Sequence[nn.Module], encoder: PackedEncoder
     ) -> None:
         self.module, self.config, self.encoder = module, config, encoder
-        self._within = [inner for layer in layers for inner in layer.modules()]
+        self._inside = _Inside([inner for layer in layers for inner in layer.modules()])
+
+    def looked_at(self, arguments: dict[str, Any]) -> bool:
+        """Whether a call wants to see more of the layers than the last one's output."""
+        asked = ("hidden_states", "attentions")
+        return self._inside.hooked() or any(
+            _asked(self.config, arguments, f"output_{what}") for what in asked
+        )
+
+    def run(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The last layer's output; see `encode`. Raises RuntimeError in training mode."""
+        self._inside.check_eval(self.module)
+        return encode(self.encoder, hidden_states, attention_mask)
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any):
-        _check_mode(self.module, self._within)
-        looked_at = any(
-            _asked(self.config, others, f"output_{what}")
-            for what in ("hidden_states", "attentions")
-        )
-        if looked_at or _hooked(self._within):
+        if self.looked_at(others):
+            self._inside.check_eval(self.module)
             # its own loop over the layers, which are native too
             return _own_forward(self.module)(hidden_states, attention_mask, **others)
-        y = encode(self.encoder, hidden_states, attention_mask)
+        y = self.run(hidden_states, attention_mask)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
 
 
@@ -48,16 +106,45 @@ class LayerForward:
     def __init__(self, layer: nn.Module, config: Any, encoder: PackedEncoder, index: int) -> None:
         self.layer, self.config = layer, config
         self.encoder, self.index = encoder, index
-        self._within = [inner for inner in layer.modules() if inner is not layer]
+        self._inside = _Inside([inner for inner in layer.modules() if inner is not layer])
 
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **others: Any
     ):
-        _check_mode(self.layer, self._within)
-        if _asked(self.config, others, "output_attentions") or _hooked(self._within):
+        self._inside.check_eval(self.layer)
+        if _asked(self.config, others, "output_attentions") or self._inside.hooked():
             return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
         one = slice(self.index, self.index + 1)
         return encode(self.encoder, hidden_states, attention_mask, one)
+
+
+class _Inside:
+    """Modules that a native call leaves out. Asking them all anew would cost what a layer does."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(modules)
+        # the only ones for which training makes a difference; `train` of any other reaches them
+        self._dropouts = [module for module in modules if isinstance(module, nn.Dropout)]
+        self._hooked, self._hooks_ever = False, -1
+
+    def check_eval(self, whole: nn.Module) -> None:
+        """Raises RuntimeError where `whole` or a part of it is in training mode."""
+        if whole.training or any(dropout.training for dropout in self._dropouts):
+            # dropout would be left out in silence
+            raise RuntimeError(
+                f"{type(whole).__name__}: in training mode; expected model.eval(), since the model "
+                "was optimized for inference"
+            )
+
+    def hooked(self) -> bool:
+        """Whether someone waits for one of them to be called; see `_hooked`."""
+        ever = RemovableHandle.next_id  # counts the hooks of all modules that there ever were
+        if self._hooked or self._hooks_ever != ever:
+            self._hooked, self._hooks_ever = _hooked(self._modules), ever
+        return self._hooked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_hooks_ever": -1}  # another process has counted others
 
 
 @torch.compiler.disable(recursive=True)
@@ -111,15 +198,6 @@ def visible_positions(mask: Tensor, batch: int, length: int) -> Tensor:
             f"{length}) or ({batch}, {length})"
         )
     return whole.expand(batch, length)
-
-
-def _check_mode(module: nn.Module, within: Sequence[nn.Module]) -> None:
-    if module.training or any(inner.training for inner in within):
-        # dropout would be left out in silence
-        raise RuntimeError(
-            f"{type(module).__name__}: in training mode; expected model.eval(), since the model "
-            "was optimized for inference"
-        )
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

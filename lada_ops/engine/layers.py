@@ -55,6 +55,8 @@ LAYERS = {  # by the class of the layer; others of these names are not known to 
     "ElectraLayer": _BERT,
     "TransformerBlock": _DISTILBERT,
 }
+MODELS = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
+"""Those that are `embeddings`, an `encoder` and perhaps a `pooler`, one after the other."""
 _TOLERANCE = 1e-4  # of outputs near 1: those of a LayerNorm; tanh for erf in GELU is 5e-4 off
 MAX_STRIPE = 32  # queries, keys and values fill whole stripes of columns
 
@@ -72,8 +74,12 @@ _ACTIVATION_NAMES = {  # of Hugging Face's configs, as the kernels name them
 
 @dataclass(frozen=True)
 class FoundEncoder:
-    """A module that runs its `layers` one after the other, which the native kernels can do."""
+    """A module that runs its `layers` one after the other, which the native kernels can do.
 
+    model: the one of `MODELS` around it, None if there is none.
+    """
+
+    model: nn.Module | None
     module: nn.Module
     layers: list[nn.Module]
     names: LayerNames
@@ -88,7 +94,8 @@ def find_encoders(model: nn.Module) -> dict[str, FoundEncoder | str]:
         for layers in (getattr(module, attribute, None) for attribute in _LISTS):
             if isinstance(layers, nn.ModuleList) and len(layers):
                 config = getattr(module, "config", getattr(model, "config", None))
-                found[name] = _examined(module, list(layers), config)
+                around = model.get_submodule(name.rpartition(".")[0]) if name else None
+                found[name] = _examined(around, module, list(layers), config)
     return found
 
 
@@ -114,9 +121,11 @@ def layer_ref(
     return norm(names.output_norm, a + linear(names.down, up))
 
 
-def _examined(module: nn.Module, layers: list[nn.Module], config: Any) -> FoundEncoder | str:
+def _examined(
+    around: nn.Module | None, module: nn.Module, layers: list[nn.Module], config: Any
+) -> FoundEncoder | str:
     kind = type(layers[0]).__name__
-    if not type(layers[0]).__module__.startswith("transformers.models."):
+    if not _is_of_transformers(layers[0]):
         return f"layers of {kind} are not those of transformers"
     names = LAYERS.get(kind)
     if names is None:
@@ -128,7 +137,8 @@ def _examined(module: nn.Module, layers: list[nn.Module], config: Any) -> FoundE
         return "it is a decoder"
     if "forward" in vars(module):
         return "its forward was replaced"
-    found = FoundEncoder(module, layers, names, config, _ACTIVATION_NAMES[activation])
+    known = around if type(around).__name__ in MODELS and _is_of_transformers(around) else None
+    found = FoundEncoder(known, module, layers, names, config, _ACTIVATION_NAMES[activation])
     for i, layer in enumerate(layers):
         reason = (
             f"is a {type(layer).__name__}"
@@ -138,6 +148,10 @@ def _examined(module: nn.Module, layers: list[nn.Module], config: Any) -> FoundE
         if reason is not None:
             return f"layer {i} {reason}"
     return found
+
+
+def _is_of_transformers(module: Any) -> bool:
+    return type(module).__module__.startswith("transformers.models.")
 
 
 def _unfit(layer: nn.Module, names: LayerNames) -> str | None:

@@ -11,7 +11,7 @@ from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..modules.packed_linear import PackedLinear, pack_linears, refuse_loading
 from .choice import dense_is_faster
-from .forward import EncoderForward, LayerForward
+from .forward import EncoderForward, LayerForward, ModelForward
 from .layers import FoundEncoder, find_encoders
 
 if TYPE_CHECKING:
@@ -187,7 +187,10 @@ def _take_over(found: FoundEncoder, encoder: PackedEncoder, modules: list[Module
         for name, linear in linears.items():
             layer.set_submodule(name, linear)
         layer.forward = LayerForward(layer, found.config, encoder, i)
-    found.module.forward = EncoderForward(found.module, found.config, found.layers, encoder)
+    forward = EncoderForward(found.module, found.config, found.layers, encoder)
+    found.module.forward = forward
+    if found.model is not None and "forward" not in vars(found.model):
+        found.model.forward = ModelForward(found.model, forward)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -1,3 +1,4 @@
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -150,23 +151,87 @@ def test_one_call_again_once_hidden_states_were_looked_at(pair, monkeypatch):
     assert calls == [slice(None)]
 
 
+WITHIN = ["embeddings", "encoder", "encoder.layer.0", "encoder.layer.1.output.dense", "pooler"]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("where", ["encoder.layer.0", "encoder.layer.1.output.dense"])
+@pytest.mark.parametrize("where", WITHIN)
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_of_the_user_are_called(pair, where, kind):
+def test_hooks_of_the_user_are_called_until_they_are_gone(pair, where, kind):
     before, model = pair
+    want = before(input_ids=ids())[0]
+    model(input_ids=ids())
     seen = []
-    getattr(model.get_submodule(where), kind)(lambda *args: seen.append(args[0]))
-    got, want = (m(input_ids=ids())[0] for m in (model, before))
+    hook = getattr(model.get_submodule(where), kind)(lambda *args: seen.append(args[0]))
+    torch.testing.assert_close(model(input_ids=ids())[0], want, rtol=1e-4, atol=1e-5)
     assert seen == [model.get_submodule(where)]
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    hook.remove()
+    torch.testing.assert_close(model(input_ids=ids())[0], want, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 1
 
 
 @torch.no_grad()
-def test_a_plain_tuple(pair):
-    before, after = (model(input_ids=ids(), return_dict=False) for model in pair)
-    assert isinstance(after, tuple)
-    torch.testing.assert_close(after[0], before[0], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("by_config", [False, True], ids=["argument", "config"])
+def test_a_plain_tuple(pair, by_config):
+    arguments = {} if by_config else {"return_dict": False}
+    found = []
+    for model in pair:
+        model.config.return_dict = not by_config
+        found.append(model(input_ids=ids(), **arguments))
+    assert isinstance(found[1], tuple)
+    torch.testing.assert_close(found[1][:2], found[0][:2], rtol=1e-4, atol=1e-5)
+
+
+PLAIN = {
+    "ids": {},
+    "a mask": {"attention_mask": MASKS["right"]},
+    "a mask of floats": {"attention_mask": MASKS["right"].float()},
+    "pairs": {"token_type_ids": mask_of("000011111", "001111111", "000000001")},
+    "positions": {"position_ids": torch.arange(9)[None] + 3},
+    "embeddings": {"input_ids": None, "inputs_embeds": torch.randn(3, 9, 32)},
+    "what changes nothing": {"return_dict": True, "use_cache": None, "output_attentions": False},
+}
+
+
+@pytest.fixture(params=["bert", "roberta", "xlm-roberta", "camembert"])
+def pair_within(request):
+    """Like `pair`, of each kind of model that is embeddings, an encoder and perhaps a pooler."""
+    return compressed(request.param).base_model, optimize(compressed(request.param)).base_model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arguments", PLAIN.values(), ids=PLAIN)
+def test_plain_calls_need_nothing_of_transformers(pair_within, arguments, monkeypatch):
+    before, after = pair_within
+    inputs = {"input_ids": ids()} | arguments
+    want = before(**inputs)
+    monkeypatch.delattr(type(after), "forward")
+    got = after(**inputs)
+    assert type(got) is type(want)
+    assert got.keys() == want.keys()
+    assert_equal_where_seen(got[0], want[0], arguments.get("attention_mask"))
+    torch.testing.assert_close(got[1:], want[1:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_positional_arguments(pair):
+    mask, types = MASKS["right"], PLAIN["pairs"]["token_type_ids"]
+    want, got = (model(ids(), mask, types) for model in pair)
+    assert_equal_where_seen(got[0], want[0], mask)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_takes_can_be_asked_for(pair):  # as sentence-transformers does
+    before, after = (inspect.signature(model.forward).parameters for model in pair)
+    assert list(after)[:5] == list(before)[:5]
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"input_ids": ids(), "inputs_embeds": torch.ones(3, 9, 32)}]
+)
+def test_not_one_input_is_transformers_own_error(pair, inputs):
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        pair[1](**inputs)
 
 
 def test_inputs_that_record_gradients_are_refused(pair):
