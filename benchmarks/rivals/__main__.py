@@ -14,7 +14,7 @@ from lada_ops.environment import device_slug
 from .contestants import chosen
 from .heats import run
 from .race import Rules
-from .result import Results, terminal
+from .result import SHAPES, Results, terminal
 from .setup import NotMeasured
 from .weights import MODELS, Weights
 
@@ -27,9 +27,7 @@ def main(
     models: Annotated[
         str, typer.Option(help=f"With commas, of {', '.join(MODELS)}.")
     ] = "bert_base,bert_large,minilm",
-    shapes: Annotated[
-        str, typer.Option(help="Batch x length, with commas.")
-    ] = "1x16,1x128,8x128,32x128",
+    shapes: Annotated[str, typer.Option(help="Batch x length, with commas.")] = ",".join(SHAPES),
     threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1,2",
     contestants: Annotated[
         str, typer.Option(help="Names or patterns, with commas; eager always takes part.")

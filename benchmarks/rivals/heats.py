@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 
 from .contestants import EAGER, Contestant
@@ -57,7 +58,7 @@ def run(
         return Worker(setup)
 
     with start(EAGER) as eager:
-        for heat in [rest[i : i + at_once] for i in range(0, len(rest), at_once)] or [[]]:
+        for heat in _heats(rest, at_once) or [[]]:
             with ExitStack() as stack:
                 runners: dict[Contestant, Runner] = {EAGER: eager}
                 for contestant in heat:
@@ -83,6 +84,16 @@ def run(
                         if shape in lacking[contestant]:
                             lacking[contestant].remove(shape)
                         say(f"{results.path.stem} {_label(shape)}: {_told(contestant, row)}")
+
+
+def _heats(contestants: Sequence[Contestant], at_once: int) -> list[list[Contestant]]:
+    """Those with as many weights at the same precision meet, since they will be compared."""
+
+    def task(contestant: Contestant) -> tuple[float, str]:
+        return contestant.ratio or 1, contestant.precision
+
+    groups = [list(group) for _, group in groupby(sorted(contestants, key=task), task)]
+    return [group[i : i + at_once] for group in groups for i in range(0, len(group), at_once)]
 
 
 def _told(contestant: Contestant, row: Row) -> str:

@@ -21,6 +21,7 @@ from lada_ops.environment import environment
 from .contestants import CONTESTANTS, Contestant
 
 ROOT = Path(__file__).parents[2]
+SHAPES = ("1x16", "1x128", "8x128", "32x128")
 PACKAGES = ("onnxruntime", "onnx", "onnxscript", "openvino")
 
 
@@ -110,6 +111,25 @@ def cells(path: Path) -> tuple[list[str], list[list[str]]]:
         ]
         lines.append([name, _cosine(min(cosines)) if cosines else "-", *ratios])
     return ["", "cosine", *shapes], lines
+
+
+def lead(path: Path, method: str, ratio: float) -> dict[str, dict[str, float]]:
+    """Precision -> shape -> times as fast as the best other runtime on the same weights, ours is.
+
+    Those that other runtimes were not measured on are left out.
+    """
+    fastest: dict[tuple[str, str], dict[bool, float]] = {}
+    for row in _rows(path):
+        if (row["method"], row["ratio"]) == (method, ratio) and "not_measured" not in row:
+            ours = row["contestant"].startswith("lada engine")
+            if ours or not row["contestant"].startswith("lada"):
+                best = fastest.setdefault((row["precision"], row["shape"]), {})
+                best[ours] = max(best.get(ours, 0.0), row["speedup_median"])
+    found: dict[str, dict[str, float]] = {}
+    for (precision, shape), best in fastest.items():
+        if len(best) == 2:
+            found.setdefault(precision, {})[shape] = best[True] / best[False]
+    return found
 
 
 def missing(path: Path) -> dict[str, list[str]]:

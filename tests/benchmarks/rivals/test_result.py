@@ -7,7 +7,7 @@ from rich.console import Console
 
 from benchmarks.rivals import result
 from benchmarks.rivals.contestants import EAGER, Contestant, chosen
-from benchmarks.rivals.result import Results, markdown, terminal
+from benchmarks.rivals.result import Results, lead, markdown, terminal
 
 RIVAL = chosen(["openvino fp32"])[1]
 OURS = chosen(["lada engine bf16 low_rank 5x"])[1]
@@ -90,6 +90,24 @@ def test_the_table_is_contestants_by_shapes(results):
         "| lada engine bf16 low_rank 5x | 0.9912 | 9.88 | 4.00 |\n"
         "| stranger | 1.0000 | - | 1.50 |\n"
     )
+
+
+def test_the_lead_is_over_the_best_rival_on_the_same_weights(results):
+    speedups = {
+        "openvino fp32": 99,
+        "openvino fp32 low_rank 2.5x": 8,
+        "openvino fp32 low_rank 5x": 4,
+        "onnxruntime fp32 low_rank 5x": 3,
+        "onnxruntime int8 low_rank 5x": 9,
+        "lada modules low_rank 5x": 50,
+        "lada engine fp32 low_rank 5x": 6,
+        "lada engine bf16 low_rank 5x": 7,
+    }
+    for contestant in chosen([*speedups])[1:]:
+        results.put(contestant, "1x16", row(speedups[contestant.name]))
+    (ours,) = chosen(["lada engine fp32 low_rank 5x"])[1:]
+    results.put(ours, "1x128", row(5.0))
+    assert lead(results.path, "low_rank", 5) == {"fp32": {"1x16": 6 / 4}}
 
 
 def test_the_table_says_who_was_not_measured_and_why(results):

@@ -1,6 +1,7 @@
 """Whole races, of tiny models."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,10 +80,23 @@ def test_a_ratio_that_a_model_cannot_reach_is_an_honest_row(go):
 def test_a_second_run_measures_only_what_is_lacking(go):
     go([LOW_RANK])
     said, rows = go([LOW_RANK, MISSING], [(1, 8), (2, 4)])
-    assert starts(said) == [LOW_RANK.name, "missing"]
+    assert starts(said) == ["missing", LOW_RANK.name]
     assert not any("1x8: lada" in line for line in said)
     assert (LOW_RANK.name, "2x4") in rows
     assert go([LOW_RANK], [(1, 8), (2, 4)])[0] == ["rivals_tiny_1t.json: all there"]
+
+
+def test_what_is_compared_meets_in_one_heat(go):
+    rivals = [
+        MISSING,
+        LOW_RANK,
+        replace(MISSING, runtime="other"),
+        replace(LOW_RANK, runtime="new"),
+    ]
+    said, _ = go(rivals)
+    first_time = next(i for i, line in enumerate(said) if line.endswith("x8: eager: 1.00"))
+    assert starts(said[:first_time]) == ["missing", "other"]
+    assert starts(said[first_time:]) == [LOW_RANK.name, "new low_rank 5x"]
 
 
 def test_again_measures_what_is_there(go):
