@@ -77,7 +77,7 @@ def rivals_section(folder: Path) -> str:
         return ""
     intro = f"""**Beside other runtimes** on the same machine: how many times as fast the engine \
 is as the best of onnxruntime and OpenVINO on the same low-rank factors (5x) in the same \
-precision. Whole encoders, each in a process of its own, interleaved. **Bold: slower.**
+precision. Whole encoders, each in a process of its own, interleaved with eager. **Bold: slower.**
 
 {lead_table(paths)}
 All of them, as times as fast as eager fp32; those with a ratio run compressed weights, the others \

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 from lada_ops.plans import METHODS, Method
 
 Precision = Literal["fp32", "bf16", "int8"]
+PRECISIONS = get_args(Precision)
 RATIOS = (2.5, 5.0, 10.0)
 
 

@@ -18,7 +18,7 @@ from benchmarks.suite.rows import newest
 from benchmarks.suite.store import Store
 from lada_ops.environment import environment
 
-from .contestants import CONTESTANTS, Contestant
+from .contestants import CONTESTANTS, PRECISIONS, Contestant
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ("1x16", "1x128", "8x128", "32x128")
@@ -125,11 +125,11 @@ def lead(path: Path, method: str, ratio: float) -> dict[str, dict[str, float]]:
             if ours or not row["contestant"].startswith("lada"):
                 best = fastest.setdefault((row["precision"], row["shape"]), {})
                 best[ours] = max(best.get(ours, 0.0), row["speedup_median"])
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {precision: {} for precision in PRECISIONS}
     for (precision, shape), best in fastest.items():
         if len(best) == 2:
-            found.setdefault(precision, {})[shape] = best[True] / best[False]
-    return found
+            found[precision][shape] = best[True] / best[False]
+    return {precision: shapes for precision, shapes in found.items() if shapes}
 
 
 def missing(path: Path) -> dict[str, list[str]]:
