@@ -1,6 +1,9 @@
 import pytest
 
+from lada_ops import optimize
 from lada_ops.engine.optimize import fast_dtypes
+from tests.engine.models import compress
+from tests.tiny_encoders import tiny_bert
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +19,10 @@ def cache_folder(monkeypatch, tmp_path):
 
     monkeypatch.setattr(choice, "user_folder", lambda: tmp_path / "cache" / "tuned")
     return tmp_path / "cache"
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def pair(request):
+    """A compressed model, and what `optimize` makes of the same one."""
+    before, after = (compress(tiny_bert(attn_implementation=request.param)) for _ in range(2))
+    return before, optimize(after)

@@ -1,0 +1,25 @@
+"""What models are given, and what of their outputs counts."""
+
+import torch
+
+
+def ids(rows=3, length=9):
+    return torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def mask_of(*rows):
+    return torch.tensor([[int(c) for c in row] for row in rows])
+
+
+MASKS = {
+    "none": None,
+    "all ones": mask_of("111111111", "111111111", "111111111"),
+    "right": mask_of("111111111", "111100000", "100000000"),
+    "left": mask_of("111111111", "000011111", "000000001"),
+    "holes": mask_of("101010101", "011101110", "111111111"),
+}
+
+
+def assert_equal_where_seen(got, want, mask):
+    seen = torch.ones(want.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    torch.testing.assert_close(got[seen], want[seen], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,61 @@
+"""Plain calls of a whole model, which need nothing of transformers in between."""
+
+import inspect
+
+import pytest
+import torch
+
+from lada_ops import optimize
+from tests.engine.inputs import MASKS, assert_equal_where_seen, ids, mask_of
+from tests.engine.models import compressed
+
+PLAIN = {
+    "ids": {},
+    "a mask": {"attention_mask": MASKS["right"]},
+    "a mask of floats": {"attention_mask": MASKS["right"].float()},
+    "pairs": {"token_type_ids": mask_of("000011111", "001111111", "000000001")},
+    "positions": {"position_ids": torch.arange(9)[None] + 3},
+    "embeddings": {"input_ids": None, "inputs_embeds": torch.randn(3, 9, 32)},
+    "what changes nothing": {"return_dict": True, "use_cache": None, "output_attentions": False},
+}
+
+
+@pytest.fixture(params=["bert", "roberta", "xlm-roberta", "camembert"])
+def pair_within(request):
+    """Like `pair`, of each kind of model that is embeddings, an encoder and perhaps a pooler."""
+    return compressed(request.param).base_model, optimize(compressed(request.param)).base_model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arguments", PLAIN.values(), ids=PLAIN)
+def test_plain_calls_need_nothing_of_transformers(pair_within, arguments, monkeypatch):
+    before, after = pair_within
+    inputs = {"input_ids": ids()} | arguments
+    want = before(**inputs)
+    monkeypatch.delattr(type(after), "forward")
+    got = after(**inputs)
+    assert type(got) is type(want)
+    assert got.keys() == want.keys()
+    assert_equal_where_seen(got[0], want[0], arguments.get("attention_mask"))
+    torch.testing.assert_close(got[1:], want[1:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_positional_arguments(pair):
+    mask, types = MASKS["right"], PLAIN["pairs"]["token_type_ids"]
+    want, got = (model(ids(), mask, types) for model in pair)
+    assert_equal_where_seen(got[0], want[0], mask)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_takes_can_be_asked_for(pair):  # as sentence-transformers does
+    before, after = (inspect.signature(model.forward).parameters for model in pair)
+    assert list(after)[:5] == list(before)[:5]
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"input_ids": ids(), "inputs_embeds": torch.ones(3, 9, 32)}]
+)
+def test_not_one_input_is_transformers_own_error(pair, inputs):
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        pair[1](**inputs)
