@@ -7,7 +7,7 @@ Importing this package also registers its checkpoints with transformers, so that
 from .budget import plan
 from .calibrate import input_grams
 from .counts import Counts
-from .engine.optimize import optimize
+from .engine.optimize import optimize, paths
 from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import keep_dense
@@ -44,6 +44,7 @@ __all__ = [
     "low_rank_ffn",
     "low_rank_linear",
     "optimize",
+    "paths",
     "plan",
     "restore",
     "sparse_low_rank_linear",

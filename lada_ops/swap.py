@@ -13,11 +13,12 @@ from .compress.blocks import prune_blocks
 from .compress.sparse_low_rank import alternate
 from .compress.svd import damped, truncated_svd, whitened_svd
 from .counts import Counts
+from .engine.optimize import undo
+from .engine.record import optimized_part
 from .formats import Bsr, Format, LowRank, check_finite
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import CompressedLinear
 from .modules.low_rank_linear import LowRankLinear
-from .modules.packed_linear import PackedLinear
 from .modules.sparse_low_rank_linear import SparseLowRankLinear
 from .plans import CompressionPlan, LayerPlan
 from .pretrained import compression_of, forget_compression, record_compression
@@ -73,20 +74,26 @@ def compress(
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Replace every compressed module by an `nn.Linear` with the same weight, dense, in place.
+    """Undo `optimize`; on a model that was not optimized, `compress`. In place.
 
-    The weights are the compressed ones multiplied out: what compression took away stays away.
-    Returns the names of the modules replaced.
+    The first gives the model as it was, its weights rounded where it was packed in less than fp32.
+    The second puts an `nn.Linear` in the place of every compressed module, its weight the
+    compressed one multiplied out: what compression took away stays away.
+    Returns the names of the modules changed.
 
     Raises ValueError, the model unchanged, on a module with an activation: no linear has one; and
-    on a model that was optimized.
+    on a part of a model that was optimized as a whole.
     """
+    undone = undo(model)
+    if undone is not None:
+        return undone
+    part = optimized_part(model)
+    if part is not None:
+        raise ValueError(
+            f"restore: {part or 'the model'} was optimized with a larger model; expected that one"
+        )
     linears: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            raise ValueError(
-                f"restore: {name} is packed by lada_ops.optimize; expected the model before that"
-            )
         if not isinstance(module, CompressedLinear):
             continue
         if module.activation != "none":

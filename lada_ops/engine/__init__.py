@@ -1,1 +1,1 @@
-"""Whole encoders on the CPU, in few native calls."""
+"""Whole encoders in few calls: native ones on the CPU, fused layers on a GPU."""

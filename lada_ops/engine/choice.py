@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,24 +26,34 @@ _CLEAR = 0.5  # of the dense weight's bytes: what stores less was never seen slo
 _logger = logging.getLogger("lada_ops")
 
 
-def dense_is_faster(sources: Sequence[Source], dtype: torch.dtype) -> bool:
+class Choice(NamedTuple):
+    """How linears that share x are packed: multiplied out or as they are, and why."""
+
+    dense: bool
+    why: str
+
+
+def choose(sources: Sequence[Source], dtype: torch.dtype) -> Choice:
     """Whether linears that share x are faster multiplied out, over the token counts in `TOKENS`.
 
     Measured side by side where they store more than half of the dense weights; the ratio is
     remembered in the user's cache folder, by CPU, instruction set, threads, dtype and weights.
     """
     if all(isinstance(s, nn.Linear) for s in sources):
-        return False
+        return Choice(False, "dense")
     dense_values = sum(s.in_features * s.out_features for s in sources)
     stored = sum(p.numel() for s in sources for n, p in s.named_parameters() if n != "bias")
     if stored <= _CLEAR * dense_values:
-        return False
+        return Choice(False, "compressed")
     path, key = user_folder().parent / f"cpu-{device_slug('cpu')}.json", _key(sources, dtype)
     known = _read(path)
     if key not in known:
         known = _read(path) | {key: _measured_ratio(sources, dtype)}
         _write(path, known)
-    return known[key] < 1
+    ratio = known[key]
+    if ratio < 1:
+        return Choice(True, f"multiplied out, measured {1 / ratio:.2f} times as fast as compressed")
+    return Choice(False, f"compressed, measured {ratio:.2f} times as fast as dense")
 
 
 def _measured_ratio(sources: Sequence[Source], dtype: torch.dtype) -> float:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import (
@@ -13,16 +12,28 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
 )
 
-from ..modules.packed_linear import check_inference
+from .masks import NotPadding
 
-if TYPE_CHECKING:
-    from lada_kernels.cpu.encoder import PackedEncoder
 
-_MASKED = -1e4  # what a mask adds to scores is 0, or this and less
+class Engine(Protocol):
+    """What computes the layers of an encoder."""
+
+    def __call__(
+        self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
+    ) -> Tensor:
+        """The output (batch, length, features) of `layers`, in x's dtype.
+
+        attention_mask: what transformers makes of a padding mask, (batch or 1, 1, length or 1,
+        length), bool or added to the scores; or (batch, length). None hides nothing.
+
+        Raises NotPadding on a mask that the engine cannot follow, ValueError on one that does not
+        fit.
+        """
+        ...
 
 
 class ModelForward:
-    """Embeddings, the native encoder and the pooler, with nothing in between.
+    """Embeddings, the encoder and the pooler, with nothing in between.
 
     What transformers does between them takes as long as a layer of a small model on one sentence.
     Calls that ask for anything else than the last hidden state get its own forward.
@@ -68,15 +79,12 @@ class ModelForward:
 
 
 class EncoderForward:
-    """All layers in one native call, or in one for each where hidden states are looked at.
-
-    Positions that the mask hides are not computed; they come out as 0.
-    """
+    """All layers in one call of the engine; in one each where hidden states are looked at."""
 
     def __init__(
-        self, module: nn.Module, config: Any, layers: Sequence[nn.Module], encoder: PackedEncoder
+        self, module: nn.Module, config: Any, layers: Sequence[nn.Module], engine: Engine
     ) -> None:
-        self.module, self.config, self.encoder = module, config, encoder
+        self.module, self.config, self.engine = module, config, engine
         self._inside = _Inside([inner for layer in layers for inner in layer.modules()])
 
     def looked_at(self, arguments: dict[str, Any]) -> bool:
@@ -87,39 +95,45 @@ class EncoderForward:
         )
 
     def run(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The last layer's output; see `encode`. Raises RuntimeError in training mode."""
+        """The last layer's output; see `Engine`. Raises RuntimeError in training mode."""
         self._inside.check_eval(self.module)
-        return encode(self.encoder, hidden_states, attention_mask)
+        return self.engine(hidden_states, attention_mask)
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any):
-        if self.looked_at(others):
-            self._inside.check_eval(self.module)
-            # its own loop over the layers, which are native too
-            return _own_forward(self.module)(hidden_states, attention_mask, **others)
-        y = self.run(hidden_states, attention_mask)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
+        if not self.looked_at(others):
+            try:
+                y = self.run(hidden_states, attention_mask)
+                return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
+            except NotPadding:
+                pass
+        self._inside.check_eval(self.module)
+        # its own loop over the layers, which are the engine's too
+        return _own_forward(self.module)(hidden_states, attention_mask, **others)
 
 
 class LayerForward:
-    """One layer in a native call, or by its submodules where those are looked at."""
+    """One layer in a call of the engine, or by its submodules where those are looked at."""
 
-    def __init__(self, layer: nn.Module, config: Any, encoder: PackedEncoder, index: int) -> None:
+    def __init__(self, layer: nn.Module, config: Any, engine: Engine, index: int) -> None:
         self.layer, self.config = layer, config
-        self.encoder, self.index = encoder, index
+        self.engine, self.index = engine, index
         self._inside = _Inside([inner for inner in layer.modules() if inner is not layer])
 
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **others: Any
     ):
         self._inside.check_eval(self.layer)
-        if _asked(self.config, others, "output_attentions") or self._inside.hooked():
-            return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
-        one = slice(self.index, self.index + 1)
-        return encode(self.encoder, hidden_states, attention_mask, one)
+        if not (_asked(self.config, others, "output_attentions") or self._inside.hooked()):
+            one = slice(self.index, self.index + 1)
+            try:
+                return self.engine(hidden_states, attention_mask, one)
+            except NotPadding:
+                pass
+        return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
 
 
 class _Inside:
-    """Modules that a native call leaves out. Asking them all anew would cost what a layer does."""
+    """Modules that the engine leaves out. Asking them all anew would cost what a layer does."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = list(modules)
@@ -145,59 +159,6 @@ class _Inside:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_hooks_ever": -1}  # another process has counted others
-
-
-@torch.compiler.disable(recursive=True)
-def encode(
-    encoder: PackedEncoder,
-    x: Tensor,
-    attention_mask: Tensor | None = None,
-    layers: slice = slice(None),
-) -> Tensor:
-    """The output (batch, length, features) of `layers`, in x's dtype.
-
-    attention_mask: what transformers makes of a padding mask, (batch or 1, 1, length or 1, length),
-    bool or added to the scores; or (batch, length). None hides nothing.
-
-    Raises ValueError on a mask that hides other positions from one query than from another,
-    TypeError on one that is no tensor, and where `check_inference` does.
-    """
-    check_inference("encoder", x, encoder.features)
-    if not isinstance(attention_mask, Tensor | None):
-        raise TypeError(
-            f"encoder: attention_mask is a {type(attention_mask).__name__}; expected a tensor, as "
-            "attn_implementation='sdpa' gives"
-        )
-    batch, length, features = x.shape
-    visible = None if attention_mask is None else visible_positions(attention_mask, batch, length)
-    rows = x.detach().reshape(batch * length, features)
-    if visible is None or bool(visible.all()):
-        starts = torch.arange(batch + 1) * length
-        y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
-        return y.to(x.dtype).view(batch, length, features)
-    index = visible.flatten().nonzero()[:, 0]
-    starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
-    y = encoder.run_(rows[index].to(encoder.io_dtype), starts, layers)
-    return x.new_zeros(rows.shape).index_copy_(0, index, y.to(x.dtype)).view(x.shape)
-
-
-def visible_positions(mask: Tensor, batch: int, length: int) -> Tensor:
-    """Which positions a mask lets all others see, (batch, length) bool; see `encode`."""
-    whole = mask.bool() if not mask.is_floating_point() else mask > _MASKED
-    if mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[2] in (1, length):
-        first = whole[:, 0, :1]
-        if not torch.equal(whole[:, 0], first.expand_as(whole[:, 0])):
-            raise ValueError(
-                "encoder: attention_mask differs from query to query; expected one that hides "
-                "padding alone"
-            )
-        whole = first[:, 0]
-    if whole.ndim != 2 or whole.shape[0] not in (1, batch) or whole.shape[1] != length:
-        raise ValueError(
-            f"encoder: attention_mask {tuple(mask.shape)}; expected ({batch}, 1, {length}, "
-            f"{length}) or ({batch}, {length})"
-        )
-    return whole.expand(batch, length)
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

@@ -1,101 +1,158 @@
-"""`optimize`: a model ready to serve on the CPU."""
+"""`optimize`: a model ready to serve, and the way back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
-from ..modules.packed_linear import PackedLinear, pack_linears, refuse_loading
-from .choice import dense_is_faster
-from .forward import EncoderForward, LayerForward, ModelForward
+from ..ops.epilogue import KERNEL_DTYPES
+from .forward import EncoderForward, Engine, LayerForward, ModelForward
+from .fused import fuse_encoder
 from .layers import FoundEncoder, find_encoders
-
-if TYPE_CHECKING:
-    from lada_kernels.cpu import packed
-    from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
+from .native import Packed, pack_encoder
+from .record import FUSED, Record, optimized_part, record_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+"""What encoders on the CPU compute in."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def optimize(model: Model, dtype: torch.dtype = torch.float32) -> Model:
-    """Make `model` ready for inference on the CPU, in place; returns it.
+def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
+    """Make `model` ready for inference where it is, on the CPU or a GPU, in place; returns it.
 
-    Its encoder runs in one native call without padding: compressed and dense linears from packed
-    weights, attention, GELU, residual and LayerNorm. Of encoders of unknown kinds, and of those
-    that compute something else than their class and config say (each layer is tried on a few
-    tokens), the compressed linears run natively one by one; `paths` tells which is which. Outside
-    the model looks as before: inputs, outputs, hidden states, attention weights, `state_dict` and
-    `save_pretrained`; positions that the attention mask hides come out as 0, unless attention
-    weights are asked for or hooks wait inside the layers, which are then computed by their own
-    submodules.
+    Its encoder, compressed or dense, runs without its padding and with few calls: on the CPU in a
+    single native one, on a GPU in four launches a layer where its weights are low rank. Of encoders
+    of unknown kinds, and of those that compute something else than their class and config say (each
+    layer is tried on a few tokens), the compressed linears run one by one; `paths` tells which is
+    which, and why. Outside the model looks as before: inputs, outputs, hidden states, attention
+    weights, `state_dict` and `save_pretrained`; what comes out at positions that the attention mask
+    hides is 0, or anything. Where attention weights are asked for, or hooks wait inside the layers,
+    those are computed by their own submodules.
 
-    The model is put in eval mode and frozen, and its weights are kept in packed form alone: train
-    and load before. Without the native library (see the README) it is left as it is, with one
-    warning.
+    The model is put in eval mode and frozen: train, load, and move it before. `lada_ops.restore`
+    undoes all of it. On the CPU the weights are kept in packed form alone; without the native
+    library (see the README) the model is left as it is, with one warning. A model that was
+    optimized already is returned as it is.
 
-    dtype: what the encoder computes in, float32 or bfloat16; or int8 for its weights, with a scale
-        for each output, and for each token's inputs, scaled as they come; then attention is in
-        bfloat16 where the CPU multiplies that, and the rest in float32. Inputs and outputs of the
-        model keep their own.
+    dtype: what the encoder computes in. On the CPU float32, the default, or bfloat16; or int8 for
+        its weights, with a scale for each output, and for each token's inputs, scaled as they come;
+        then attention is in bfloat16 where the CPU multiplies that, and the rest in float32. Inputs
+        and outputs of the model keep their own. On a GPU the model's own.
 
-    Raises TypeError or ValueError, the model unchanged, on a model that is not in fp32 on the CPU
-    or was optimized already, on another dtype, and where no compressed linear or known encoder is
-    found.
+    Raises TypeError or ValueError, the model unchanged, on a model that is neither in fp32 on the
+    CPU nor in fp32, fp16 or bf16 on one GPU; on another dtype; where a part was optimized already;
+    and where no compressed linear or known encoder is found.
     """
-    from lada_kernels.cpu import native
-
-    if dtype not in DTYPES:
-        raise ValueError(f"optimize: dtype {dtype}; expected one of {DTYPES}")
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
-        raise ValueError("optimize: the model was optimized already; expected the one before that")
-    for name, tensor in model.named_parameters():
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            raise TypeError(
-                f"optimize: {name} is {tensor.dtype} on {tensor.device}; expected a model in "
-                "torch.float32 on the CPU"
+    done = record_of(model)
+    if done is not None:
+        if dtype not in (None, done.dtype):
+            raise ValueError(
+                f"optimize: dtype {dtype}; the model was optimized in {done.dtype} already: call "
+                "lada_ops.restore first"
             )
+        return model
+    part = optimized_part(model)
+    if part is not None:
+        raise ValueError(
+            f"optimize: {part} was optimized already, with another model; expected "
+            "lada_ops.restore of that one first"
+        )
+    on_cpu, dtype = _checked(model, dtype)
     found = find_encoders(model)
     encoders = [e for e in found.values() if isinstance(e, FoundEncoder)]
-    inside = {id(m) for e in encoders for layer in e.layers for m in layer.modules()}
-    for module in model.modules():
-        if isinstance(module, LowRankFFN):  # computes with the tensors of its linears
-            inside |= {id(child) for child in module.children()}
-    alone = {
-        name: module
-        for name, module in model.named_modules()
-        if name and isinstance(module, CompressedLinear) and id(module) not in inside
-    }
+    alone = _linears_outside(model, encoders)
     if not encoders and not alone:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
         raise ValueError(
             f"optimize: nothing to optimize in {type(model).__name__}; expected an encoder of a "
             "known kind, or compressed linears, within it" + (f" ({reasons})" if reasons else "")
         )
-    if native.best() is None:
-        return model.eval()
-    linears: dict[str, PackedLinear] = {}
-    for name, module in alone.items():
-        _, (linears[name],) = _packed([module], dtype)
-    engines = [_packed_encoder(encoder, dtype) for encoder in encoders]
-    for name, linear in linears.items():
-        model.set_submodule(name, linear)
+    if on_cpu:
+        from lada_kernels.cpu import native
+
+        if native.best() is None:
+            return model.eval()
+        record = _pack(model, encoders, alone, dtype)
+    else:
+        record = fuse(model, encoders, dtype)
+        record.how |= dict.fromkeys(alone, "its own kernel")
+    for encoder, why in found.items():
+        for name in alone:
+            if name.startswith(f"{encoder}.") and isinstance(why, str):
+                record.how[name] += f"; not the whole encoder: {why}"
+    return model
+
+
+def fuse(model: nn.Module, encoders: Sequence[FoundEncoder], dtype: torch.dtype) -> Record:
+    """Have `encoders` in `model` run by fused layers, over our ops, wherever they are."""
+    engines = [fuse_encoder(encoder) for encoder in encoders]
+    record, names = Record.before(model, dtype), _names(model)
     for encoder, engine in zip(encoders, engines, strict=True):
-        _take_over(encoder, *engine)
-    for module in model.modules():  # also those that would load something before a packed linear
-        if any(
-            isinstance(inner, PackedLinear) for inner in module.modules() if inner is not module
-        ):
-            module.register_load_state_dict_pre_hook(refuse_loading)
-    return model.eval().requires_grad_(False)
+        for layer, fused in zip(encoder.layers, engine.layers, strict=True):
+            layer_name = names[layer]
+            for name, what in fused.how.items():
+                record.how[_join(layer_name, name)] = f"fused layer, {_short(dtype)}: {what}"
+            record.layers.append(layer_name)
+        _take_over(encoder, engine, record, names)
+        for layer, fused in zip(encoder.layers, engine.layers, strict=True):
+            layer.add_module(FUSED, fused)
+    record.freeze(model)
+    return record
+
+
+def _pack(
+    model: nn.Module,
+    encoders: Sequence[FoundEncoder],
+    alone: dict[str, CompressedLinear],
+    dtype: torch.dtype,
+) -> Record:
+    """Have `encoders` in `model`, and the linears `alone`, run by the native kernels."""
+    packed = Packed()
+    for name, linear in alone.items():
+        packed.pack({name: linear}, dtype)
+    engines = [pack_encoder(encoder, dtype) for encoder in encoders]
+    record, names = Record.before(model, dtype), _names(model)
+    for name, why in packed.reasons.items():
+        record.how[name] = f"native linear, {_short(dtype)}: {why}"
+    modules = dict(packed.modules)
+    for encoder, (_, layers) in zip(encoders, engines, strict=True):
+        for layer, parts in zip(encoder.layers, layers, strict=True):
+            for name, linear in parts.modules.items():
+                modules[_join(names[layer], name)] = linear
+                how = f"native encoder, {_short(dtype)}: {parts.reasons[name]}"
+                record.how[_join(names[layer], name)] = how
+    for name, linear in modules.items():
+        record.sources[name] = copy.deepcopy(model.get_submodule(name)).to("meta")
+        model.set_submodule(name, linear)
+    for encoder, (engine, _) in zip(encoders, engines, strict=True):
+        _take_over(encoder, engine, record, names)
+    record.freeze(model)
+    return record
+
+
+def _take_over(
+    found: FoundEncoder, engine: Engine, record: Record, names: dict[nn.Module, str]
+) -> None:
+    """The engine's forward passes, in place of those of the model, its encoder and its layers."""
+    forward = EncoderForward(found.module, found.config, found.layers, engine)
+    forwards: dict[nn.Module, object] = {found.module: forward}
+    for i, layer in enumerate(found.layers):
+        forwards[layer] = LayerForward(layer, found.config, engine, i)
+    if found.model is not None and "forward" not in vars(found.model):
+        forwards[found.model] = ModelForward(found.model, forward)
+    for module, forward in forwards.items():
+        module.forward = forward  # type: ignore[assignment]
+        record.forwards.append(names[module])
 
 
 def fast_dtypes() -> tuple[torch.dtype, ...]:
-    """Those in which `optimize` makes models faster here; none without the native library.
+    """Those in which `optimize` makes models on the CPU faster here; none without native library.
 
     The others run everywhere, but on instructions of their own on some CPUs alone.
     """
@@ -108,89 +165,72 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
 
 
 def paths(model: nn.Module) -> dict[str, str]:
-    """How each linear of the encoders, and each compressed one, is computed on the CPU."""
+    """How each linear that `optimize` looked at is computed, and why."""
     found: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            found[name] = f"native linear, {_short(module.packed.dtype)}"
-        elif isinstance(module, CompressedLinear):
-            found[name] = "plain torch: not optimized"
-    for name, encoder in find_encoders(model).items():
-        forward = vars(model.get_submodule(name)).get("forward")
-        if isinstance(forward, EncoderForward):
-            how = f"native encoder, {_short(forward.encoder.dtype)}"
-            found |= {key: how for key in found if key.startswith(f"{name}.")}
-        elif isinstance(encoder, str):
-            found |= {
-                key: f"{path}; no native encoder: {encoder}"
-                for key, path in found.items()
-                if key.startswith(f"{name}.")
-            }
+    for prefix, module in model.named_modules():
+        record = record_of(module)
+        if record is not None:
+            found |= {_join(prefix, name): how for name, how in record.how.items()}
+        elif isinstance(module, CompressedLinear) and prefix not in found:
+            found[prefix] = "alone: not optimized"
     return found
 
 
-Modules: TypeAlias = dict[str, PackedLinear]
+def undo(model: nn.Module) -> list[str] | None:
+    """Undo `optimize` on `model` and what is in it; the names of the modules changed.
+
+    None where nothing in it was optimized.
+    """
+    records = {name: r for name, m in model.named_modules() if (r := record_of(m)) is not None}
+    if not records:
+        return None
+    return [
+        _join(prefix, name)
+        for prefix, record in records.items()
+        for name in record.undo(model.get_submodule(prefix))
+    ]
 
 
-def _packed(
-    sources: list[Any], dtype: torch.dtype
-) -> tuple[packed.PackedLinear, list[PackedLinear]]:
-    """The weights of linears that share x, side by side, and a module for each."""
-    dense = dense_is_faster(sources, dtype)
-    joined = pack_linears(sources, dtype, dense)
-    parts = [joined.part(i) for i in range(len(sources))] if len(sources) > 1 else [joined]
-    return joined, [PackedLinear(s, p, dense) for s, p in zip(sources, parts, strict=True)]
+def _checked(model: nn.Module, dtype: torch.dtype | None) -> tuple[bool, torch.dtype]:
+    """Whether the model is on the CPU, and what its encoder is to compute in."""
+    parameters = dict(model.named_parameters())
+    first = next(iter(parameters.values()), torch.empty(0))
+    on_cpu = first.device.type == "cpu"
+    allowed = DTYPES if on_cpu else (first.dtype,)
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(f"optimize: dtype {dtype} on {first.device}; expected one of {allowed}")
+    right = (torch.float32,) if on_cpu else KERNEL_DTYPES if first.is_cuda else ()
+    for name, tensor in parameters.items():
+        alike = (tensor.device, tensor.dtype) == (first.device, first.dtype)
+        if not alike or tensor.dtype not in right:
+            raise TypeError(
+                f"optimize: {name} is {tensor.dtype} on {tensor.device}; expected a model in "
+                f"torch.float32 on the CPU, or in one of {KERNEL_DTYPES} on one GPU"
+            )
+    return on_cpu, dtype or first.dtype
 
 
-def _packed_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[PackedEncoder, list[Modules]]:
-    """What runs the encoder, and by layer what takes the place of each linear."""
-    from lada_kernels.cpu.encoder import PackedEncoder
-
-    layers, modules = zip(*(_packed_layer(found, x, dtype) for x in found.layers), strict=True)
-    heads = found.config.num_attention_heads
-    return PackedEncoder(layers, heads, (layers[0].out.out_features / heads) ** -0.5), list(modules)
-
-
-def _packed_layer(
-    found: FoundEncoder, layer: nn.Module, dtype: torch.dtype
-) -> tuple[PackedLayer, Modules]:
-    from lada_kernels.cpu.encoder import PackedLayer
-
-    names = found.names
-    modules: Modules = {}
-
-    def linear(*together: str) -> packed.PackedLinear:
-        joined, parts = _packed([layer.get_submodule(name) for name in together], dtype)
-        modules.update(zip(together, parts, strict=True))
-        return joined
-
-    def norm(name: str) -> tuple[Tensor, Tensor, float]:
-        module = layer.get_submodule(name)
-        assert isinstance(module, nn.LayerNorm)
-        return module.weight.detach().clone(), module.bias.detach().clone(), module.eps
-
-    packed_layer = PackedLayer(
-        linear(*names.qkv),
-        linear(names.out),
-        linear(names.up),
-        linear(names.down),
-        norm(names.attention_norm),
-        norm(names.output_norm),
-        found.activation,
-    )
-    return packed_layer, modules
+def _linears_outside(
+    model: nn.Module, encoders: Sequence[FoundEncoder]
+) -> dict[str, CompressedLinear]:
+    """The compressed linears that neither an encoder nor a feed-forward of ours computes with."""
+    inside = {m for e in encoders for layer in e.layers for m in layer.modules()}
+    for module in model.modules():
+        if isinstance(module, LowRankFFN):
+            inside |= {*module.children()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and isinstance(module, CompressedLinear) and module not in inside
+    }
 
 
-def _take_over(found: FoundEncoder, encoder: PackedEncoder, modules: list[Modules]) -> None:
-    """Packed linears in place of a layer's own, and native forward passes over them."""
-    for i, (layer, linears) in enumerate(zip(found.layers, modules, strict=True)):
-        for name, linear in linears.items():
-            layer.set_submodule(name, linear)
-        layer.forward = LayerForward(layer, found.config, encoder, i)
-    forward = EncoderForward(found.module, found.config, found.layers, encoder)
-    found.module.forward = forward
-    if found.model is not None and "forward" not in vars(found.model):
-        found.model.forward = ModelForward(found.model, forward)
+def _names(model: nn.Module) -> dict[nn.Module, str]:
+    return {module: name for name, module in model.named_modules()}
+
+
+def _join(*names: str) -> str:
+    return ".".join(filter(None, names))
 
 
 def _short(dtype: torch.dtype) -> str:

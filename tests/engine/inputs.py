@@ -18,6 +18,13 @@ MASKS = {
     "left": mask_of("111111111", "000011111", "000000001"),
     "holes": mask_of("101010101", "011101110", "111111111"),
 }
+_BY_HEAD = torch.ones(3, 2, 9, 9).bool()
+_BY_HEAD[:, 1] = _BY_HEAD[:, 1].tril()
+MORE_THAN_PADDING = {
+    "causal": torch.ones(9, 9).tril().bool().expand(3, 1, 9, 9),
+    "added": torch.zeros(3, 1, 9, 9).masked_fill(torch.ones(9, 9).triu(2).bool(), -1e9),
+    "by head": _BY_HEAD,
+}
 
 
 def assert_equal_where_seen(got, want, mask):

@@ -8,7 +8,7 @@ from torch import nn
 from lada_kernels.cpu import linear
 from lada_ops import BlockSparseLinear, LowRankLinear, optimize
 from lada_ops.engine import choice
-from lada_ops.engine.choice import dense_is_faster
+from lada_ops.engine.choice import choose
 from lada_ops.engine.optimize import DTYPES
 from lada_ops.modules.packed_linear import PackedLinear
 
@@ -36,21 +36,27 @@ def in_doubt():
     return LowRankLinear(64, 64, 28)
 
 
-@pytest.mark.parametrize("ratio", [0.9, 1.1])
-def test_the_measured_ratio_decides(measured, ratio):
+@pytest.mark.parametrize(
+    ("ratio", "why"),
+    [
+        (0.8, "multiplied out, measured 1.25 times as fast as compressed"),
+        (1.1, "compressed, measured 1.10 times as fast as dense"),
+    ],
+)
+def test_the_measured_ratio_decides(measured, ratio, why):
     measured.ratio = ratio
-    assert dense_is_faster([in_doubt()], FP32) is (ratio < 1)
+    assert choose([in_doubt()], FP32) == (ratio < 1, why)
 
 
 @pytest.mark.parametrize("sources", [[nn.Linear(8, 8)], [LowRankLinear(64, 64, 8)]], ids=repr)
 def test_nothing_is_measured_where_there_is_no_doubt(measured, sources):
-    assert not dense_is_faster(sources, FP32)
+    assert not choose(sources, FP32).dense
     assert measured == []
 
 
 def test_what_was_measured_is_remembered(measured, cache_folder):
     for _ in range(3):
-        dense_is_faster([in_doubt()], FP32)
+        choose([in_doubt()], FP32)
     assert len(measured) == 1
     (file,) = cache_folder.glob("cpu-*.json")
     assert list(json.loads(file.read_text()).values()) == [2.0]
@@ -68,27 +74,27 @@ def test_what_was_measured_is_remembered(measured, cache_folder):
     ids=["rank", "size", "format", "beside another", "dtype"],
 )
 def test_other_weights_are_measured_anew(measured, other):
-    dense_is_faster([in_doubt()], FP32)
-    dense_is_faster(*other())
+    choose([in_doubt()], FP32)
+    choose(*other())
     assert len(measured) == 2
 
 
 def test_other_threads_are_measured_anew(measured):
     before = torch.get_num_threads()
-    dense_is_faster([in_doubt()], FP32)
+    choose([in_doubt()], FP32)
     torch.set_num_threads(before + 1)
-    dense_is_faster([in_doubt()], FP32)
+    choose([in_doubt()], FP32)
     torch.set_num_threads(before)
     assert len(measured) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": "b"}', "{"])
 def test_a_damaged_file_is_written_anew(measured, cache_folder, content, caplog):
-    dense_is_faster([in_doubt()], FP32)
+    choose([in_doubt()], FP32)
     (file,) = cache_folder.glob("cpu-*.json")
     file.write_text(content)
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        dense_is_faster([in_doubt()], FP32)
+        choose([in_doubt()], FP32)
     assert "is ignored and written anew" in caplog.text
     assert list(json.loads(file.read_text()).values()) == [2.0]
 
@@ -96,17 +102,17 @@ def test_a_damaged_file_is_written_anew(measured, cache_folder, content, caplog)
 def test_a_folder_that_cannot_be_written_is_no_error(measured, cache_folder, caplog):
     cache_folder.write_text("a file in its place")
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        assert not dense_is_faster([in_doubt()], FP32)
+        assert not choose([in_doubt()], FP32).dense
     assert "cannot remember what was measured" in caplog.text
 
 
 def test_a_folder_in_the_place_of_the_file_is_no_error(measured, cache_folder, caplog):
-    dense_is_faster([in_doubt()], FP32)
+    choose([in_doubt()], FP32)
     (file,) = cache_folder.glob("cpu-*.json")
     file.unlink()
     file.mkdir()
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        assert not dense_is_faster([in_doubt()], FP32)
+        assert not choose([in_doubt()], FP32).dense
     assert "cannot remember what was measured" in caplog.text
     assert list(cache_folder.iterdir()) == [file]
 

@@ -6,8 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lada_ops import optimize
-from lada_ops.engine.forward import visible_positions
-from tests.engine.inputs import MASKS, assert_equal_where_seen, ids, mask_of
+from tests.engine.inputs import MASKS, MORE_THAN_PADDING, assert_equal_where_seen, ids, mask_of
 from tests.engine.models import compress, compressed
 from tests.tiny_encoders import tiny_bert
 
@@ -113,7 +112,7 @@ def test_one_call_again_once_hidden_states_were_looked_at(pair, monkeypatch):
     want = model(input_ids=ids()).last_hidden_state
     model(input_ids=ids(), output_hidden_states=True)
     calls = []
-    encoder = model.encoder.forward.encoder
+    encoder = model.encoder.forward.engine.encoder
     run = encoder.run_
     monkeypatch.setattr(encoder, "run_", lambda *args: calls.append(args[2]) or run(*args))
     assert model(input_ids=ids()).last_hidden_state.equal(want)
@@ -218,44 +217,18 @@ def test_a_layer_in_training_is_refused(pair):
         layer(torch.randn(3, 9, 32))
 
 
-def test_a_mask_that_is_no_tensor_is_refused(pair):  # such as flex attention's
-    with pytest.raises(TypeError, match="attention_mask is a list; expected a tensor"):
-        pair[1].encoder(torch.randn(3, 9, 32), [])
+@torch.no_grad()
+@pytest.mark.parametrize("mask", MORE_THAN_PADDING.values(), ids=MORE_THAN_PADDING)
+def test_masks_that_are_more_than_padding_are_left_to_the_model(pair, mask):
+    want, got = (model(ids(), mask)[0] for model in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_causal_mask_is_refused(pair):
-    causal = torch.ones(9, 9, dtype=torch.bool).tril()[None, None].expand(3, 1, 9, 9)
-    with pytest.raises(ValueError, match="differs from query to query"):
-        pair[1].encoder(torch.randn(3, 9, 32), causal)
-
-
-class TestVisiblePositions:
-    WANT = torch.tensor([[True, True, False], [True, False, False]])
-
-    @pytest.mark.parametrize(
-        "mask",
-        [
-            WANT,
-            WANT.long(),
-            WANT[:, None, None],
-            WANT[:, None, None].expand(2, 1, 3, 3),
-            torch.where(WANT, 0.0, float("-inf"))[:, None, None],
-            torch.where(WANT, 0.0, torch.finfo(torch.float32).min)[:, None, None].expand(
-                2, 1, 3, 3
-            ),
-        ],
-        ids=["bool", "int", "4-D", "expanded", "-inf", "smallest"],
-    )
-    def test_any_form(self, mask):
-        assert visible_positions(mask, 2, 3).equal(self.WANT)
-
-    def test_one_row_for_all(self):
-        assert visible_positions(self.WANT[:1], 4, 3).equal(self.WANT[:1].expand(4, 3))
-
-    @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (3,), (2, 2, 3, 3), (2, 1, 2, 3)], ids=str)
-    def test_another_shape_is_refused(self, shape):
-        with pytest.raises(ValueError, match=r"attention_mask .*; expected \(2, 1, 3, 3\)"):
-            visible_positions(torch.ones(shape), 2, 3)
+@torch.no_grad()
+def test_a_layer_with_such_a_mask(pair):
+    x, mask = torch.randn(3, 9, 32), MORE_THAN_PADDING["causal"]
+    want, got = (model.encoder.layer[1](x, mask) for model in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lada_ops
 from lada_kernels.cpu import native
-from lada_ops import LowRankFFN, LowRankLinear, optimize
-from lada_ops.engine.optimize import paths
+from lada_ops import LowRankFFN, LowRankLinear, optimize, paths
+from lada_ops.engine import choice
 from lada_ops.modules.packed_linear import PackedLinear
 from lada_ops.plans import METHODS
 from tests.engine.models import KNOWN, UNKNOWN, compress, compressed, dense, seen
@@ -70,7 +71,7 @@ def test_encoders_that_do_not_fit_run_their_linears_one_by_one(changes):
     layer = model.encoder.layer[0]
     assert type(layer.intermediate.dense) is PackedLinear
     assert type(layer.output.dense) is nn.Linear
-    assert "no native encoder: " in paths(model)["encoder.layer.0.intermediate.dense"]
+    assert "not the whole encoder: " in paths(model)["encoder.layer.0.intermediate.dense"]
 
 
 @pytest.mark.parametrize("dtype", COSINE, ids=str)
@@ -130,7 +131,7 @@ class TestRefuses:
         assert [id(module) for module in bert.modules()] == before
 
     def test_another_dtype(self, bert):
-        with pytest.raises(ValueError, match=r"optimize: dtype torch.float16; expected one of"):
+        with pytest.raises(ValueError, match=r"dtype torch.float16 on cpu; expected one of"):
             optimize(bert, torch.float16)
 
     def test_a_model_in_half_precision(self, bert):
@@ -159,27 +160,52 @@ class TestRefuses:
             optimize(tiny_bert(hidden_act="gelu_fast"))
 
 
-def test_a_second_time_is_refused(bert):
-    optimize(bert)
-    with pytest.raises(ValueError, match=r"optimize: .* already"):
+class TestASecondTime:
+    @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+    def test_changes_nothing(self, bert, dtype):
+        before = [id(module) for module in optimize(bert, torch.bfloat16).modules()]
+        assert optimize(bert, dtype) is bert
+        assert [id(module) for module in bert.modules()] == before
+
+    def test_in_another_dtype_is_refused(self, bert):
         optimize(bert)
+        with pytest.raises(ValueError, match=r"in torch.float32 already: call lada_ops.restore"):
+            optimize(bert, torch.int8)
+
+    def test_of_a_part_is_refused(self, bert):
+        optimize(bert)
+        with pytest.raises(ValueError, match=r"layer.0.* was optimized already, with another"):
+            optimize(bert.encoder)
+
+    def test_of_the_whole_is_refused(self, bert):
+        optimize(bert)
+        with pytest.raises(ValueError, match="0 was optimized already, with another model"):
+            optimize(nn.Sequential(bert))
 
 
 class TestPaths:
     def test_before(self, bert):
-        assert set(paths(bert).values()) == {"plain torch: not optimized"}
+        assert set(paths(bert).values()) == {"alone: not optimized"}
 
     def test_of_a_known_encoder(self, bert):
         found = paths(optimize(bert, torch.bfloat16))
         assert len(found) == 12
-        assert set(found.values()) == {"native encoder, bfloat16"}
+        assert set(found.values()) == {"native encoder, bfloat16: compressed"}
+
+    def test_tells_what_was_measured(self, monkeypatch):
+        monkeypatch.setattr(choice, "_measured_ratio", lambda sources, dtype: 0.8)
+        model = tiny_bert()
+        lada_ops.compress(model, lada_ops.plan(model, 1.1, rank_multiple=1), quiet=True)
+        assert set(paths(optimize(model)).values()) == {
+            "native encoder, float32: multiplied out, measured 1.25 times as fast as compressed"
+        }
 
     def test_of_another_one(self):
         found = paths(optimize(compressed("mpnet")))
         assert set(found.values()) == {
-            "native linear, float32; no native encoder: layers of MPNetLayer are not known; known "
-            "are BertLayer, RobertaLayer, XLMRobertaLayer, CamembertLayer, ElectraLayer, "
-            "TransformerBlock"
+            "native linear, float32: compressed; not the whole encoder: layers of MPNetLayer are "
+            "not known; known are BertLayer, RobertaLayer, XLMRobertaLayer, CamembertLayer, "
+            "ElectraLayer, TransformerBlock"
         }
 
 
@@ -210,8 +236,8 @@ def test_an_encoder_that_was_changed_keeps_what_it_says():
     want = outputs(model)
     torch.testing.assert_close(outputs(optimize(model)), want, rtol=1e-4, atol=1e-5)
     assert set(paths(model).values()) == {
-        "native linear, float32; no native encoder: layer 1 computes something else than a "
-        "BertLayer of its config does"
+        "native linear, float32: compressed; not the whole encoder: layer 1 computes something "
+        "else than a BertLayer of its config does"
     }
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import AutoModel
 
 import lada_ops
-from lada_ops import LowRankLinear, optimize
+from lada_ops import LowRankLinear, optimize, restore
 from lada_ops.modules.packed_linear import PackedLinear
 from lada_ops.plans import METHODS
 from lada_ops.pretrained import compression_of
-from tests.engine.models import compress, compressed
-from tests.tiny_encoders import outputs, tiny_bert
+from tests.engine.models import compress, compressed, seen
+from tests.tiny_encoders import batch, outputs, tiny_bert
 
 SKIPPED = type, types.ModuleType, types.FunctionType, types.CodeType
 
@@ -61,7 +61,7 @@ def test_queries_keys_and_values_share_their_weights(bert):
         part.packed.up.weights.data_ptr()
         for part in (attention.query, attention.key, attention.value)
     }
-    assert weights == {bert.encoder.forward.encoder.layers[0].qkv.up.weights.data_ptr()}
+    assert weights == {bert.encoder.forward.engine.encoder.layers[0].qkv.up.weights.data_ptr()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,3 +162,58 @@ def test_nothing_of_the_linears_before_stays(bert):
     kept = {type(m) for m in bert.encoder.modules()} & {nn.Linear, LowRankLinear}
     assert not kept
     assert any(isinstance(m, PackedLinear) for m in bert.encoder.modules())
+
+
+class TestRestore:
+    @pytest.mark.parametrize("method", [None, *METHODS])
+    def test_is_what_was_before(self, method):
+        model = tiny_bert() if method is None else compress(tiny_bert(), method)
+        before = outputs(model)
+        state = {name: t.clone() for name, t in model.state_dict().items()}
+        types = {name: type(module) for name, module in model.named_modules()}
+        model.train().embeddings.requires_grad_(False)
+        flags = {name: p.requires_grad for name, p in model.named_parameters()}
+        replaced = restore(optimize(model))
+        assert len(replaced) == 12
+        assert {name: type(module) for name, module in model.named_modules()} == types
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+        assert all(module.training for module in model.modules())
+        torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0)
+        torch.testing.assert_close(outputs(model.eval()), before, rtol=0, atol=0)
+
+    def test_from_bf16_weights_are_rounded_and_the_rest_is_not(self, bert):
+        linear = bert.encoder.layer[0].output.dense
+        u, bias = linear.u.detach().bfloat16().float(), linear.bias.detach().clone()
+        restore(optimize(bert, torch.bfloat16))
+        linear = bert.encoder.layer[0].output.dense
+        torch.testing.assert_close((linear.u.detach(), linear.bias.detach()), (u, bias))
+
+    def test_the_next_one_makes_it_dense(self, bert):
+        restore(optimize(bert))
+        assert len(restore(bert)) == 12
+        assert not any(isinstance(m, LowRankLinear) for m in bert.modules())
+
+    def test_it_trains_loads_and_is_optimized_again(self, bert):
+        restore(optimize(bert))
+        bert(**batch())[0].sum().backward()
+        bert.load_state_dict({name: t + 1e-3 for name, t in bert.state_dict().items()})
+        want = seen(outputs(bert))
+        torch.testing.assert_close(seen(outputs(optimize(bert))), want, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+    def test_of_a_copy(self, bert, copied):
+        want = outputs(bert)
+        other = copied(optimize(bert))
+        restore(other)
+        torch.testing.assert_close(outputs(other), want, rtol=0, atol=0)
+        other.load_state_dict(other.state_dict())
+        with pytest.raises(RuntimeError, match="optimized for inference"):
+            bert.load_state_dict(bert.state_dict())
+
+    def test_of_linears_that_stand_alone(self):
+        model = nn.Sequential(LowRankLinear(24, 40, 6, activation="gelu"), nn.Linear(40, 3)).eval()
+        x = torch.randn(5, 24)
+        want = model(x)
+        restore(optimize(model))
+        assert [type(module) for module in model] == [LowRankLinear, nn.Linear]
+        torch.testing.assert_close(model(x), want, rtol=0, atol=0)

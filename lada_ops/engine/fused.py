@@ -1,0 +1,103 @@
+"""Encoders on a GPU: few launches a layer, over joined weights, without the padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Packed, Padded, packs
+from .layers import FoundEncoder
+from .masks import NotPadding, score_mask, visible_positions
+from .products import Projections, feed_forward_of, product_of
+
+
+class FusedLayer(nn.Module):
+    """``a = LN(out(attention(q, k, v)) + x); y = LN(down(act(up(a))) + a)`` in a frozen layer.
+
+    Four calls: of the projections q, k and v, of attention, of the one that ends in the first
+    LayerNorm, and of the feed-forward.
+    """
+
+    def __init__(self, found: FoundEncoder, layer: nn.Module) -> None:
+        super().__init__()
+        names = found.names
+
+        def part(name: str) -> Any:
+            return layer.get_submodule(name)
+
+        self.projections = Projections([part(name) for name in names.qkv])
+        self.out = product_of([part(names.out)], "none", part(names.attention_norm))
+        self.feed_forward = feed_forward_of(
+            part(names.up), part(names.down), found.activation, part(names.output_norm)
+        )
+        self.how = dict(zip(names.qkv, self.projections.how, strict=True))
+        self.how[names.out] = self.out.kind
+        self.how |= dict(zip((names.up, names.down), self.feed_forward.how, strict=True))
+        """By linear, what computes it."""
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """x (..., features) -> (..., features)."""
+        q, k, v = self.projections(x)
+        return self.feed_forward(self.out(attend(q, k, v), residual=x))
+
+
+class FusedEngine:
+    """Runs fused layers one after the other.
+
+    Where a mask hides something the visible tokens are laid end to end, and the others come out as
+    0; in a single layer, in what torch.compile compiles, while a CUDA graph is captured, and where
+    attention knows no ragged sequences (`attention.packs`), the padding is computed too.
+    """
+
+    def __init__(self, layers: Sequence[FusedLayer], heads: int) -> None:
+        self.layers, self.heads = list(layers), heads
+
+    def __call__(
+        self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
+    ) -> Tensor:
+        """See `forward.Engine`."""
+        run = self.layers[layers]
+        batch, length, _ = x.shape
+        mask = attention_mask
+        if mask is not None and len(run) > 1 and not _is_recorded(x) and packs(x, self.heads):
+            with suppress(NotPadding):
+                visible = visible_positions(mask, batch, length)
+                lengths = visible.sum(1).tolist()  # waits for the GPU
+                if sum(lengths) < batch * length:
+                    return self._packed(x, visible, lengths, run)
+                mask = None
+        if mask is not None:
+            mask = score_mask(mask, batch, length, x.dtype)
+        attend = Padded(self.heads, mask)
+        for layer in run:
+            x = layer(x, attend)
+        return x
+
+    def _packed(
+        self, x: Tensor, visible: Tensor, lengths: list[int], run: list[FusedLayer]
+    ) -> Tensor:
+        index = visible.flatten().nonzero()[:, 0]
+        lengths = [n for n in lengths if n]
+        starts = F.pad(torch.tensor(lengths, device=x.device).cumsum(0), (1, 0)).int()
+        attend = Packed(self.heads, starts, max(lengths, default=0))
+        rows = x.flatten(0, 1)
+        y = rows[index]
+        for layer in run:
+            y = layer(y, attend)
+        return torch.zeros_like(rows).index_copy_(0, index, y).view(x.shape)
+
+
+def fuse_encoder(found: FoundEncoder) -> FusedEngine:
+    """What runs the encoder, over the weights of its layers."""
+    layers = [FusedLayer(found, layer) for layer in found.layers]
+    return FusedEngine(layers, found.config.num_attention_heads)
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Whether what is done now will be done again with other values, so that none may be read."""
+    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())

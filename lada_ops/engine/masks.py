@@ -1,0 +1,56 @@
+"""What an attention mask hides: padding, as a rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MASKED = -1e4  # what a mask adds to scores is 0, or this and less
+
+
+class NotPadding(Exception):
+    """An attention mask is more than a choice of positions that all queries and heads share."""
+
+
+def visible_positions(mask: Any, batch: int, length: int) -> Tensor:
+    """Which positions a mask lets all others see, (batch, length) bool.
+
+    mask: (batch or 1, 1, length or 1, length) or (batch or 1, length); bool, or 0 and 1, or, of
+    four dimensions, floats that are added to the scores.
+
+    Raises NotPadding on a mask of another kind, ValueError on one of another size.
+    """
+    _check(mask, batch, length)
+    whole = mask > _MASKED if mask.ndim == 4 and mask.is_floating_point() else mask.bool()
+    if mask.ndim == 4:
+        first = whole[:, 0, :1]
+        if not torch.equal(whole[:, 0], first.expand_as(whole[:, 0])):
+            raise NotPadding
+        whole = first[:, 0]
+    return whole.expand(batch, length)
+
+
+def score_mask(mask: Any, batch: int, length: int, dtype: torch.dtype) -> Tensor:
+    """A mask as `torch.nn.functional.scaled_dot_product_attention` wants it, without waiting for
+    the GPU; arguments and errors as of `visible_positions`, but queries may see different things.
+
+    A query from which everything is hidden sees everything, rather than becoming NaN.
+    """
+    _check(mask, batch, length)
+    if mask.ndim == 4 and mask.is_floating_point():
+        return mask.to(dtype)
+    mask = mask.bool() if mask.ndim == 4 else mask.bool()[:, None, None]
+    return mask | ~mask.any(-1, keepdim=True)
+
+
+def _check(mask: Any, batch: int, length: int) -> None:
+    if not isinstance(mask, Tensor) or (mask.ndim == 4 and mask.shape[1] != 1):
+        raise NotPadding
+    fits = mask.ndim == 2 or (mask.ndim == 4 and mask.shape[2] in (1, length))
+    if not fits or mask.shape[0] not in (1, batch) or mask.shape[-1] != length:
+        raise ValueError(
+            f"encoder: attention_mask {tuple(mask.shape)}; expected ({batch}, 1, {length}, "
+            f"{length}) or ({batch}, {length})"
+        )

@@ -1,0 +1,104 @@
+"""Encoders on the CPU: all layers in one call of the native kernels, over packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.packed_linear import PackedLinear, check_inference, pack_linears
+from .choice import choose
+from .layers import FoundEncoder
+from .masks import visible_positions
+
+if TYPE_CHECKING:
+    from lada_kernels.cpu import packed
+    from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
+
+
+class NativeEngine:
+    """Positions that the mask hides are not computed; they come out as 0."""
+
+    def __init__(self, encoder: PackedEncoder) -> None:
+        self.encoder = encoder
+
+    @torch.compiler.disable(recursive=True)
+    def __call__(
+        self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
+    ) -> Tensor:
+        """See `forward.Engine`; raises where `check_inference` does, too."""
+        encoder = self.encoder
+        check_inference("encoder", x, encoder.features)
+        batch, length, features = x.shape
+        visible = None
+        if attention_mask is not None:
+            visible = visible_positions(attention_mask, batch, length)
+        rows = x.detach().reshape(batch * length, features)
+        if visible is None or bool(visible.all()):
+            starts = torch.arange(batch + 1) * length
+            y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
+            return y.to(x.dtype).view(batch, length, features)
+        index = visible.flatten().nonzero()[:, 0]
+        starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
+        y = encoder.run_(rows[index].to(encoder.io_dtype), starts, layers)
+        return x.new_zeros(rows.shape).index_copy_(0, index, y.to(x.dtype)).view(x.shape)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What takes the place of linears, by name, and why each is packed as it is."""
+
+    modules: dict[str, PackedLinear] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def pack(self, sources: Mapping[str, Any], dtype: torch.dtype) -> packed.PackedLinear:
+        """The weights of linears that share x, side by side."""
+        linears = list(sources.values())
+        dense, why = choose(linears, dtype)
+        joined = pack_linears(linears, dtype, dense)
+        parts = [joined.part(i) for i in range(len(linears))] if len(linears) > 1 else [joined]
+        for (name, linear), part in zip(sources.items(), parts, strict=True):
+            self.modules[name], self.reasons[name] = PackedLinear(linear, part, dense), why
+        return joined
+
+
+def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine, list[Packed]]:
+    """What runs the encoder, and what takes the place of the linears of each layer."""
+    from lada_kernels.cpu.encoder import PackedEncoder
+
+    linears = [Packed() for _ in found.layers]
+    layers = [
+        _packed_layer(found, layer, dtype, into)
+        for layer, into in zip(found.layers, linears, strict=True)
+    ]
+    heads = found.config.num_attention_heads
+    scale = (layers[0].out.out_features / heads) ** -0.5
+    return NativeEngine(PackedEncoder(layers, heads, scale)), linears
+
+
+def _packed_layer(
+    found: FoundEncoder, layer: nn.Module, dtype: torch.dtype, into: Packed
+) -> PackedLayer:
+    from lada_kernels.cpu.encoder import PackedLayer
+
+    def linear(*together: str) -> packed.PackedLinear:
+        return into.pack({name: layer.get_submodule(name) for name in together}, dtype)
+
+    def norm(name: str) -> tuple[Tensor, Tensor, float]:
+        module = layer.get_submodule(name)
+        assert isinstance(module, nn.LayerNorm)
+        return module.weight.detach().clone(), module.bias.detach().clone(), module.eps
+
+    names = found.names
+    return PackedLayer(
+        linear(*names.qkv),
+        linear(names.out),
+        linear(names.up),
+        linear(names.down),
+        norm(names.attention_norm),
+        norm(names.output_norm),
+        found.activation,
+    )

@@ -1,0 +1,70 @@
+"""What an encoder would launch on a GPU, counted on tensors without memory that pose as a GPU's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
+
+from lada_ops.ops import (
+    block_sparse_linear,
+    low_rank_ffn,
+    low_rank_linear,
+    sparse_low_rank_linear,
+)
+
+OPS = {
+    op._op._qualname: op._op
+    for op in (low_rank_linear, block_sparse_linear, sparse_low_rank_linear, low_rank_ffn)
+}
+NO_KERNELS = {"empty", "empty_like", "new_empty", "_unsafe_view", "detach"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts kernels by name: torch's own, and those that the bodies of our ops launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        name = func._schema.name
+        if name in OPS:
+            with self:  # what the op launches counts, not the op
+                return OPS[name]._backend_fns["cuda"](*args, **(kwargs or {}))
+        view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if not view and name.removeprefix("aten::") not in NO_KERNELS:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def launches_of(encoder: nn.Module, size: tuple[int, int, int], monkeypatch) -> Counter[str]:
+    """Of an encoder on hidden states (batch, length, features) in fp16 on a GPU without tables."""
+    from lada_kernels import tuning
+
+    launches = Launches()
+
+    def launch(kernel, *args, grid, warmup, **kwargs):
+        launches.counts[kernel.__name__] += 1
+
+    def attention(q, *args, **kwargs):
+        launches.counts["attention"] += 1
+        return torch.empty_like(q)
+
+    with monkeypatch.context() as patch, torch.no_grad(), launches:
+        patch.setattr(JITFunction, "run", launch)
+        patch.setattr(F, "scaled_dot_product_attention", attention)
+        patch.setattr(tuning, "unsupported", lambda index: None)
+        patch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
+        encoder.half().to("meta")
+        x = torch.empty(size, dtype=torch.half, device="meta")
+        launches.counts.clear()
+        patch.setattr(torch.Tensor, "is_cuda", property(lambda self: True), raising=False)
+        encoder(x)
+    return launches.counts

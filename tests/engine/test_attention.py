@@ -1,0 +1,54 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lada_ops.engine.attention import Packed, Padded, packs
+
+HEADS = 3
+
+
+def drawn(*shape):
+    return torch.randn(3, *shape, HEADS * 8, dtype=torch.float64)
+
+
+def reference(q, k, v):
+    """Of one sequence (length, features), head by head."""
+    parts = (t.unflatten(-1, (HEADS, -1)).unbind(1) for t in (q, k, v))
+    return torch.cat(
+        [(a @ b.T / a.shape[1] ** 0.5).softmax(-1) @ c for a, b, c in zip(*parts, strict=True)], -1
+    )
+
+
+@pytest.mark.parametrize("lengths", [[1], [5], [1, 7, 2], [3, 3], []], ids=str)
+def test_packed_sequences_do_not_see_each_other(lengths):
+    q, k, v = drawn(sum(lengths))
+    starts = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0)).int()
+    got = Packed(HEADS, starts, max(lengths, default=0))(q, k, v)
+    parts = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
+    want = torch.cat([q[:0], *(reference(*one) for one in parts)])
+    torch.testing.assert_close(got, want)
+
+
+def test_padded():
+    q, k, v = drawn(2, 5)
+    want = torch.stack([reference(*one) for one in zip(q, k, v, strict=True)])
+    torch.testing.assert_close(Padded(HEADS, None)(q, k, v), want)
+
+
+def test_padded_with_a_mask():
+    q, k, v = drawn(2, 5)
+    mask = torch.tensor([[1, 1, 1, 0, 0]]).bool()
+    got = Padded(HEADS, mask)(q, k, v)
+    want = torch.stack([reference(a, b[:3], c[:3]) for a, b, c in zip(q, k, v, strict=True)])
+    torch.testing.assert_close(got, want)
+
+
+def test_parts_of_a_wider_product():
+    whole = torch.randn(2, 5, 3 * HEADS * 8, dtype=torch.float64)
+    q, k, v = whole.chunk(3, -1)
+    want = Padded(HEADS, None)(q.contiguous(), k.contiguous(), v.contiguous())
+    torch.testing.assert_close(Padded(HEADS, None)(q, k, v), want)
+
+
+def test_the_cpu_packs_whatever_comes():
+    assert packs(torch.empty(4, 33), 3)

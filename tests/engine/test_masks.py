@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from lada_ops.engine.masks import NotPadding, score_mask, visible_positions
+
+VISIBLE = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+FOUR = VISIBLE[:, None, None]
+ADDED = torch.zeros(2, 1, 1, 3).masked_fill(~FOUR, torch.finfo(torch.float32).min)
+PADDING = {
+    "bool": VISIBLE,
+    "ones": VISIBLE.long(),
+    "floats": VISIBLE.float(),
+    "four dimensions": FOUR,
+    "by query": FOUR.expand(2, 1, 3, 3),
+    "ones by query": FOUR.expand(2, 1, 3, 3).long(),
+    "added": ADDED,
+    "added by query": ADDED.expand(2, 1, 3, 3),
+    "added, -inf": torch.zeros(2, 1, 1, 3).masked_fill(~FOUR, float("-inf")),
+    "added in half": ADDED.clamp(min=-65504).half(),
+}
+OTHERS = {
+    "causal": torch.ones(2, 1, 3, 3).tril().bool(),
+    "causal, added": torch.full((2, 1, 3, 3), -1e9).triu(1),
+    "by head": torch.ones(2, 4, 3, 3).bool(),
+    "a list": [1, 1, 0],
+}
+MISFITS = {
+    "longer": torch.ones(2, 4),
+    "more": torch.ones(3, 3),
+    "three dimensions": torch.ones(2, 3, 3),
+    "of other queries": torch.ones(2, 1, 2, 3),
+    "of other keys": torch.ones(2, 1, 3, 2),
+    "one dimension": torch.ones(3),
+}
+
+
+def attended(mask, q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+
+
+@pytest.mark.parametrize("mask", PADDING.values(), ids=PADDING)
+def test_visible_positions(mask):
+    assert visible_positions(mask, 2, 3).equal(VISIBLE)
+
+
+def test_one_row_is_that_of_all():
+    assert visible_positions(VISIBLE[:1], 2, 3).equal(VISIBLE[:1].expand(2, 3))
+
+
+@pytest.mark.parametrize("mask", OTHERS.values(), ids=OTHERS)
+def test_more_than_padding(mask):
+    with pytest.raises(NotPadding):
+        visible_positions(mask, 2, 3)
+
+
+@pytest.mark.parametrize("mask", MISFITS.values(), ids=MISFITS)
+def test_of_another_size(mask):
+    message = r"attention_mask .*; expected \(2, 1, 3, 3\) or \(2, 3\)"
+    with pytest.raises(ValueError, match=message):
+        visible_positions(mask, 2, 3)
+    with pytest.raises(ValueError, match=message):
+        score_mask(mask, 2, 3, torch.float32)
+
+
+@pytest.mark.parametrize("mask", PADDING.values(), ids=PADDING)
+def test_score_mask_hides_what_is_not_visible(mask):
+    q, k, v = torch.randn(3, 2, 4, 3, 8)
+    got = attended(score_mask(mask, 2, 3, q.dtype), q, k, v)
+    torch.testing.assert_close(got, attended(FOUR, q, k, v))
+
+
+@pytest.mark.parametrize("name", ["causal", "causal, added"])
+def test_score_mask_hides_other_things_from_each_query(name):
+    q, k, v = torch.randn(3, 2, 4, 3, 8)
+    got = attended(score_mask(OTHERS[name], 2, 3, q.dtype), q, k, v)
+    torch.testing.assert_close(got, attended(OTHERS["causal"], q, k, v))
+
+
+@pytest.mark.parametrize("name", ["by head", "a list"])
+def test_score_mask_of_what_it_is_not(name):
+    with pytest.raises(NotPadding):
+        score_mask(OTHERS[name], 2, 3, torch.float32)
+
+
+def test_who_sees_nothing_sees_all():
+    got = score_mask(torch.tensor([[1, 0, 0], [0, 0, 0]]), 2, 3, torch.float32)
+    assert got.flatten(1).tolist() == [[True, False, False], [True, True, True]]
