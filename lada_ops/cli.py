@@ -60,7 +60,7 @@ def compress(
         from transformers import AutoTokenizer
 
         from . import input_grams, plan, swap
-        from .folder import check_target, load_model, save_model
+        from .folder import check_target, load_model, longest, save_model
         from .pretrained import compression_of
         from .texts import read_lines, token_batches
 
@@ -73,7 +73,7 @@ def compress(
         grams = None
         if calibration is not None:
             tokenizer = AutoTokenizer.from_pretrained(model)
-            length = min(128, _longest(dense))
+            length = min(128, longest(dense))
             batches = token_batches(tokenizer, read_lines(calibration), max_length=length)
             grams = input_grams(dense, batches, layers)
         shape = _pair("--block", block)
@@ -83,7 +83,10 @@ def compress(
         _print(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
 
 
-@app.command(epilog="Example: lada bench ./my-bert-5x --against ./my-bert --plot latency.png")
+@app.command(
+    epilog="Examples: lada bench ./my-bert-5x --against ./my-bert --plot latency.png; "
+    "lada bench ./my-bert-5x --texts requests.txt"
+)
 def bench(
     folder: Annotated[str, typer.Argument(help="The compressed model.")],
     against: Annotated[
@@ -93,64 +96,39 @@ def bench(
     shapes: Annotated[
         str, typer.Option(help="Batch x length, with commas.")
     ] = "1x16,1x128,8x128,32x128",
-    rounds: Annotated[int, typer.Option(help="Timed rounds per shape.")] = 15,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Instead of shapes: a text a line, for requests of their lengths."),
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Texts a request, with commas.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(help="How many of each, of random lines.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Timed rounds per shape or request.")] = 15,
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time a compressed model side by side with its dense one, in one run.
 
-    Runs on the GPU if there is one. No time is printed for an output that is wrong.
+    Runs on the GPU if there is one. No time is printed for an output that is wrong. With texts,
+    latency percentiles and throughput, and what a cold start takes.
     """
     with _errors():
-        import copy
-
-        import torch
-
-        from .engine.optimize import fast_dtypes, optimize
-        from .folder import load_model
-        from .latency import collect, compare_models
+        from .bench import Bench
         from .plots import plot_speedups
-        from .pretrained import compression_of
-        from .swap import restore
 
         sizes = {shape: _pair("--shapes", shape) for shape in shapes.split(",")}
-        if plot is not None and not plot.absolute().parent.is_dir():
-            raise ValueError(f"--plot: {plot}; expected a file in a folder that exists")
-        model = load_model(folder)
-        if compression_of(model) is None:
-            raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
-        for shape, (_, length) in sizes.items():
-            if length > _longest(model):
-                raise ValueError(
-                    f"--shapes: {shape}; expected lengths up to the model's {_longest(model)}"
-                )
-        if against is None:
-            dense = copy.deepcopy(model)
-            restore(dense)
-        else:
-            dense = load_model(against)
-            if (type(dense), dense.dtype) != (type(model), model.dtype):
-                raise ValueError(
-                    f"--against: {type(dense).__name__} in {dense.dtype}; expected "
-                    f"{type(model).__name__} in {model.dtype}, as {folder}: only like is compared"
-                )
-        vocabulary = model.config.get_text_config().vocab_size
-        generator = torch.Generator().manual_seed(0)
-        batches = {}
-        for shape, size in sizes.items():
-            ids = torch.randint(1, vocabulary, size, generator=generator).to(model.device)
-            batches[shape] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        compressed, references = {"compressed": model}, {}
-        if model.device.type == "cpu" and model.dtype == torch.float32:
-            for dtype in fast_dtypes():
-                name = f"optimized, {str(dtype).removeprefix('torch.')}"
-                compressed[name] = optimize(copy.deepcopy(model), dtype)
-                references[name] = model
-        timed = compare_models(
-            dense, compressed, batches, references=references, rounds=rounds, threads=threads
-        )
-        results = collect(timed.values())
+        counts = [_number("--batches", text) for text in batches.split(",")]
+        for option, count in (("--requests", requests), ("--rounds", rounds)):
+            _number(option, str(count))
+        if plot is not None and (texts is not None or not plot.absolute().parent.is_dir()):
+            raise ValueError(f"--plot: {plot}; expected a file in a folder that exists, no --texts")
+        made = Bench.of(folder, against)
+        if texts is not None:
+            results = made.traffic(texts, counts, requests, rounds, threads)
+            results["cold_starts"] = made.cold_starts(threads)
+            _print(results, as_json, tables.traffic)
+            return
+        results = made.shapes(sizes, rounds, threads)
         _print(results, as_json, tables.latency)
         if plot is not None:
             plot_speedups(results, plot, Path(folder).resolve().name)
@@ -303,14 +281,6 @@ def _print(
         typer.echo(json.dumps(results, indent=2))
     else:
         out.print(table(results))
-
-
-def _longest(model: Any) -> int:
-    """The longest text the model has positions for."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or 2**31
-    # roberta and its kin count positions from the one after the padding
-    return positions - 2 if "roberta" in config.model_type else positions
 
 
 def _number(option: str, text: str) -> int:

@@ -74,6 +74,28 @@ def latency(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def traffic(results: Mapping[str, Any]) -> Group:
+    """What `lada_ops.bench.Bench.traffic` found, and its cold starts."""
+    columns = ("texts", "model", "p50, ms", "p95", "p99", "texts/s", "times as fast as dense")
+    table = _table("", columns, SLOWER)
+    for found in results["traffic"]:
+        for served in found["models"]:
+            table.add_row(
+                str(found["batch"]),
+                served["name"],
+                *(f"{1e3 * served[f'p{p}_seconds']:.2f}" for p in (50, 95, 99)),
+                f"{served['sentences_per_second']:.0f}",
+                _speedup(served["speedup"]),
+            )
+    seconds = ("imports", "load", "optimize", "first", "next")
+    columns = ("a cold start, s", *seconds, "peak, MB", "of that the model's")
+    starts = _table("", columns)
+    for name, start in results["cold_starts"].items():
+        sizes = (f"{start[size] / 1e6:.0f}" for size in ("peak_bytes", "model_bytes"))
+        starts.add_row(name, *(f"{start[part]:.2f}" for part in seconds), *sizes)
+    return Group(table, starts)
+
+
 def tuning(results: Mapping[str, Any]) -> Table:
     """What `lada_ops.tune.tune` did: `Summary.to_dict`."""
     counts = f"{results['skipped']} known before, {results['left']} left, {len(results['failed'])}"

@@ -94,9 +94,38 @@ def test_bench_prints_a_table(compressed):
     assert "1x16" in result.stdout
 
 
+def test_bench_of_texts_tells_percentiles_and_cold_starts(compressed, tmp_path):
+    (tmp_path / "texts.txt").write_text("the old dog sleeps under the house .\na cat\n" * 4)
+    result = run(
+        "bench", compressed, "--texts", tmp_path / "texts.txt", "--batches", "1,3", "--requests",
+        "2", "--rounds", "1", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [(t["batch"], t["requests"]) for t in found["traffic"]] == [(1, 2), (3, 2)]
+    optimized = [f"optimized, {str(dtype).removeprefix('torch.')}" for dtype in fast_dtypes()]
+    for traffic in found["traffic"]:
+        names = [served["name"] for served in traffic["models"]]
+        assert names == ["dense", "compressed", *optimized]
+    assert found["traffic"][0]["padding"] == 0
+    assert 0 < found["traffic"][1]["padding"] < 1
+    assert list(found["cold_starts"]) == ["compressed", *optimized]
+
+
+def test_bench_of_texts_prints_a_table(compressed, tmp_path):
+    (tmp_path / "texts.txt").write_text("a cat runs\n")
+    args = "--texts", tmp_path / "texts.txt", "--batches", "1", "--requests", "1", "--rounds", "1"
+    result = run("bench", compressed, *args)
+    assert result.exit_code == 0, result.output
+    assert "cold start" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["bench", "{dir}", "--batches", "1,0"], "--batches: '0'"),
+        (["bench", "{dir}", "--requests", "0"], "--requests: '0'"),
+        (["bench", "{dir}", "--texts", "{tmp}/none.txt"], "none.txt"),
         (["bench", "{dir}", "--shapes", "1y2"], "--shapes: '1y2'"),
         (["bench", "{source}"], "is a dense model"),
         (["bench", "{dir}", "--shapes", "1x999"], "lengths up to the model's 128"),
@@ -156,7 +185,7 @@ def test_wrong_output_is_reported_without_a_time(compressed, monkeypatch):
     def wrong(*_, **__):
         raise WrongOutput("small", "error 0.5 exceeds 0.1", 0.5, 0.1)
 
-    monkeypatch.setattr("lada_ops.latency.compare_models", wrong)
+    monkeypatch.setattr("lada_ops.bench.compare_models", wrong)
     result = run("bench", compressed)
     assert result.exit_code == 1
     assert "no time is reported" in result.stderr

@@ -1,0 +1,153 @@
+"""What `lada bench` does: a compressed model beside its dense one, as both are served."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from .engine.optimize import fast_dtypes, optimize
+from .folder import load_model, longest
+from .latency import collect, compare_models
+from .latency.cold import cold_start
+from .latency.traffic import serve
+from .pretrained import compression_of
+from .swap import restore
+from .texts import read_lines
+
+MAX_LENGTH = 512
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Models to compare. references: by name, those that were optimized as they were before."""
+
+    folder: str
+    dense: PreTrainedModel
+    models: Mapping[str, PreTrainedModel]
+    references: Mapping[str, PreTrainedModel]
+
+    @classmethod
+    def of(cls, folder: str, against: str | None = None) -> Bench:
+        """The compressed model in `folder`, as it is and as `optimize` makes it.
+
+        against: the dense model; by default the compressed one, made dense again.
+
+        Raises ValueError where `folder` is a dense model, or `against` one of another kind.
+        """
+        model = load_model(folder)
+        if compression_of(model) is None:
+            raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
+        if against is None:
+            dense = copy.deepcopy(model)
+            restore(dense)
+        else:
+            dense = load_model(against)
+            if (type(dense), dense.dtype) != (type(model), model.dtype):
+                raise ValueError(
+                    f"--against: {type(dense).__name__} in {dense.dtype}; expected "
+                    f"{type(model).__name__} in {model.dtype}, as {folder}: only like is compared"
+                )
+        models, references = {"compressed": model}, {}
+        for dtype in _served_dtypes(model):
+            name = f"optimized, {str(dtype).removeprefix('torch.')}"
+            models[name] = optimize(copy.deepcopy(model), dtype)
+            references[name] = model
+        return cls(folder, dense, models, references)
+
+    def shapes(
+        self, sizes: Mapping[str, tuple[int, int]], rounds: int, threads: int | None = None
+    ) -> dict[str, Any]:
+        """Comparisons on full batches of random tokens, by label: batch and length."""
+        for label, (_, length) in sizes.items():
+            if length > longest(self.dense):
+                raise ValueError(
+                    f"--shapes: {label}; expected lengths up to the model's {longest(self.dense)}"
+                )
+        vocabulary = self.dense.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(SEED)
+        batches = {}
+        for label, size in sizes.items():
+            ids = torch.randint(1, vocabulary, size, generator=generator).to(self.dense.device)
+            batches[label] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return collect(self._compared(batches, rounds, threads).values())
+
+    def traffic(
+        self,
+        texts: Path,
+        batches: Sequence[int],
+        requests: int,
+        rounds: int,
+        threads: int | None = None,
+    ) -> dict[str, Any]:
+        """What requests of real lengths take: `requests` of each batch size, of random lines.
+
+        A request is padded to its longest text, as tokenizers do, and texts end at the model's
+        longest, or at 512 tokens.
+        """
+        lines = read_lines(texts)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        draw = random.Random(SEED)
+        found, comparisons = [], []
+        for batch in batches:
+            inputs = {}
+            for i in range(requests):
+                encoded = tokenizer(
+                    draw.choices(lines, k=batch),
+                    padding=True,
+                    truncation=True,
+                    max_length=min(MAX_LENGTH, longest(self.dense)),
+                    return_tensors="pt",
+                )
+                inputs[f"{batch} texts, request {i + 1}"] = dict(encoded.to(self.dense.device))
+            masks = [one["attention_mask"] for one in inputs.values()]
+            compared = list(self._compared(inputs, rounds, threads).values())
+            comparisons += compared
+            lengths = torch.cat([mask.sum(1) for mask in masks]).double()
+            found.append(
+                {
+                    "batch": batch,
+                    "requests": requests,
+                    "rounds": rounds,
+                    "median_length": float(lengths.median()),
+                    "longest": int(lengths.max()),
+                    "padding": 1 - float(lengths.sum()) / sum(mask.numel() for mask in masks),
+                    "models": [served.to_dict() for served in serve(compared, masks)],
+                }
+            )
+        return {"environment": collect(comparisons)["environment"], "traffic": found}
+
+    def cold_starts(self, threads: int | None = None) -> dict[str, dict[str, float]]:
+        """Of processes that serve the compressed model, by name of the model."""
+        threads = threads or torch.get_num_threads()
+        dtypes = {"compressed": None} | {
+            name: name.removeprefix("optimized, ") for name in self.references
+        }
+        return {
+            name: asdict(cold_start(self.folder, dtype, threads=threads))
+            for name, dtype in dtypes.items()
+        }
+
+    def _compared(self, batches: Mapping[str, Mapping[str, Any]], rounds: int, threads: int | None):
+        return compare_models(
+            self.dense,
+            self.models,
+            batches,
+            references=self.references,
+            rounds=rounds,
+            threads=threads,
+        )
+
+
+def _served_dtypes(model: PreTrainedModel) -> tuple[torch.dtype, ...]:
+    """What `optimize` can have the model compute in where it is, to its advantage."""
+    if model.device.type == "cuda":
+        return (model.dtype,)
+    return fast_dtypes() if model.dtype == torch.float32 else ()
