@@ -47,7 +47,7 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
         *("calibrate", "compress", "counts", "engine", "formats", "modules"),
         *("plans", "pretrained", "progress", "report"),
     },
-    "tune": {"compress", "environment", "grid", "latency", "machine_code", "modules"},
+    "tune": {"compress", "engine", "environment", "grid", "latency", "machine_code", "modules"},
 }
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from lada_ops import LowRankFFN, LowRankLinear
+from lada_ops import LowRankFFN, LowRankLinear, low_rank_ffn
 from tests.op_suite import DTYPES, OpSuite
 from tests.op_transform_suite import OpTransformSuite
 
@@ -128,6 +128,28 @@ class TestModule:
     def test_refuses_a_rank_out_of_range(self, ranks):
         with pytest.raises(ValueError, match="rank .* expected 1 to 1[02]"):
             LowRankFFN(IN, HIDDEN, OUT, *ranks)
+
+
+class TestDense:
+    """The products of the factors, which a caller may keep."""
+
+    WEIGHTS = torch.randn(HIDDEN, IN), torch.randn(OUT, HIDDEN)
+
+    def weights(self) -> tuple[Any, ...]:
+        module = make()
+        up, down = module.up, module.down
+        return up.u, up.v, up.bias, down.u, down.v, down.bias
+
+    def test_are_not_needed_on_the_cpu(self):
+        weights, x = self.weights(), torch.randn(3, IN)
+        got = low_rank_ffn(x, *weights, dense=self.WEIGHTS)
+        torch.testing.assert_close(got, low_rank_ffn(x, *weights))
+
+    @pytest.mark.parametrize("wrong", [0, 1])
+    def test_refuses_another_shape(self, wrong):
+        dense = [weight.T if i == wrong else weight for i, weight in enumerate(self.WEIGHTS)]
+        with pytest.raises(ValueError, match=rf"low_rank_ffn: dense\[{wrong}\] .*; expected \("):
+            low_rank_ffn(torch.randn(3, IN), *self.weights(), dense=(dense[0], dense[1]))
 
 
 class TestFromLinears:

@@ -17,7 +17,7 @@ from .activations import activate, kernel_activation
 from .epilogue import store_tile
 from .low_rank_linear import low_rank_linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_ut, times_vt
-from .torch_epilogue import Norm, epilogue_kind
+from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest
 from .weight_names import ffn_name, token_bucket
 
@@ -228,15 +228,18 @@ def choose(
     rank2: int,
     dtype: torch.dtype,
     epilogue: str,
+    dense: bool,
     device_index: int,
 ) -> Way:
-    """The fastest way for a product of this size, by the tuned tables or by rule of thumb."""
+    """The fastest way by the tuned tables, or else by rule; "dense" only if the caller has it."""
     two_launches = max(rank1, rank2) > MAX_RANK or dtype == torch.float32
-    allowed = ("two_launches",) if two_launches else ("one_launch", "split", "two_launches")
-    weight = ffn_name(rank1, f, rank2)
+    ways = "two_launches", *(() if two_launches else ("one_launch", "split"))
+    weight, allowed = ffn_name(rank1, f, rank2), (*ways, *(("dense",) if dense else ()))
     way = fastest("low_rank_ffn", dtype, k, n, weight, epilogue, m, device_index, allowed)
     if way is not None:
         return way
+    if dense and m <= 256:  # fewer products that wait for each other, however small these are
+        return Way("dense")
     if two_launches:  # fp32 has no tensor cores to keep busy
         return Way("two_launches")
     return Way("split" if m < 2048 else "one_launch")
@@ -254,6 +257,8 @@ def low_rank_ffn_fwd(
     activation: str = "gelu",
     norm: Norm | None = None,
     exact: bool = False,
+    dense1: torch.Tensor | None = None,
+    dense2: torch.Tensor | None = None,
     way: Way | None = None,
 ) -> torch.Tensor:
     """``LN(activation(x v1.T u1.T + bias1) v2.T u2.T + bias2 + residual)``, no product formed.
@@ -273,8 +278,9 @@ def low_rank_ffn_fwd(
         activation: a name known to `activations.activate`.
         norm: LayerNorm's weight (N,), bias (N,) and eps, or None.
         exact: gelu by erf in 16-bit dtypes too, see `activations.kernel_activation`.
-        way: "one_launch" or "split" (R1 and R2 <= MAX_RANK) or "two_launches"; chosen by `choose`
-            if None.
+        dense1, dense2: u1 @ v1 (F, K) and u2 @ v2 (N, F), if the caller keeps them; both or none.
+        way: "one_launch" or "split" (R1 and R2 <= MAX_RANK), "two_launches" or "dense"; chosen by
+            `choose` if None.
 
     Returns:
         (M, N), contiguous, in x's dtype.
@@ -284,10 +290,17 @@ def low_rank_ffn_fwd(
         return x.new_empty(m, n)
     if way is None:
         kind = epilogue_kind(activation, residual, norm)
-        way = choose(token_bucket(m), n, f, k, rank1, rank2, x.dtype, kind, x.get_device())
+        sizes, kept = (token_bucket(m), n, f, k, rank1, rank2), dense1 is not None
+        way = choose(*sizes, x.dtype, kind, kept, x.get_device())
+    if way.name == "dense":
+        assert dense1 is not None, "way 'dense' needs the dense weights"
+        assert dense2 is not None, "way 'dense' needs the dense weights"
+        linear = torch.nn.functional.linear
+        h = torch_epilogue(linear(x, dense1, bias1), activation, None, None)
+        return torch_epilogue(linear(h, dense2, bias2), "none", residual, norm)
     if way.name == "two_launches":
-        h = low_rank_linear_fwd(x, u1, v1, bias1, None, activation, exact=exact)
-        return low_rank_linear_fwd(h, u2, v2, bias2, residual, norm=norm)
+        h = low_rank_linear_fwd(x, u1, v1, bias1, None, activation, exact=exact, dense=dense1)
+        return low_rank_linear_fwd(h, u2, v2, bias2, residual, norm=norm, dense=dense2)
 
     tiles = way.tiles or default_tiles(m, x.dtype)
     row_tiles, f_tiles = -(-m // tiles.BLOCK_M), -(-f // tiles.BLOCK_N)

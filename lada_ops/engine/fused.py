@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .attention import Packed, Padded, packs
 from .layers import FoundEncoder
 from .masks import NotPadding, score_mask, visible_positions
-from .products import Projections, feed_forward_of, product_of
+from .parts import Projections, feed_forward_of, keep_dense
+from .products import product_of
 
 
 class FusedLayer(nn.Module):
@@ -35,8 +36,9 @@ class FusedLayer(nn.Module):
         self.feed_forward = feed_forward_of(
             part(names.up), part(names.down), found.activation, part(names.output_norm)
         )
+        keep_dense(self)
         self.how = dict(zip(names.qkv, self.projections.how, strict=True))
-        self.how[names.out] = self.out.kind
+        self.how[names.out] = self.out.how
         self.how |= dict(zip((names.up, names.down), self.feed_forward.how, strict=True))
         """By linear, what computes it."""
 

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import Bsr, panel_major
+from ..formats import Bsr, bsr_to_dense, panel_major
 from ..modules.block_sparse_linear import BlockSparseLinear
 from ..modules.low_rank_linear import LowRankLinear
 from ..modules.packed_linear import Source
 from ..modules.sparse_low_rank_linear import SparseLowRankLinear
 from ..ops.block_sparse_linear import block_sparse_linear
-from ..ops.low_rank_ffn import low_rank_ffn
 from ..ops.low_rank_linear import low_rank_linear
 from ..ops.sparse_low_rank_linear import sparse_low_rank_linear
 from ..reference import Norm, epilogue_ref
-
-ONE_LAUNCH_RANK = 128  # up to this one the feed-forward's hidden features stay on chip
 
 
 class Product(nn.Module, ABC):
     """``LN(act(x W^T + bias) + residual)`` with W the weights of `linears` one below the other.
 
     Its tensors are in no state dict, and those of the linears become views of them: nothing is
-    stored twice.
+    stored twice. dense: W itself, where `keep_dense` found that it pays.
     """
 
     kind: str
     bias: Tensor | None
+    dense: Tensor | None
     norm_weight: Tensor | None
     norm_bias: Tensor | None
 
@@ -48,6 +45,7 @@ class Product(nn.Module, ABC):
             bias=_joined_biases(linears),
             norm_weight=None if norm is None else norm.weight.detach(),
             norm_bias=None if norm is None else norm.bias.detach(),
+            dense=None,
         )
 
     def hold(self, **tensors: Tensor | None) -> None:
@@ -69,6 +67,20 @@ class Product(nn.Module, ABC):
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         """The op on x, with activation, residual and norm as given."""
 
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """W (out, in)."""
+
+    @property
+    def how(self) -> str:
+        """What computes it."""
+        return self.kind if self.dense is None else f"{self.kind} or dense, as tuned tables say"
+
+    @property
+    def weight_name(self) -> str | None:
+        """How tuned tables name W; None where torch alone computes it."""
+        return None
+
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.widths}"
         text += "" if self.activation == "none" else f", activation={self.activation!r}"
@@ -85,6 +97,9 @@ class DenseProduct(Product):
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         return epilogue_ref(F.linear(x, self.weight, self.bias), **epilogue)
+
+    def to_dense(self) -> Tensor:
+        return self.weight
 
 
 class LowRankProduct(Product):
@@ -106,7 +121,20 @@ class LowRankProduct(Product):
             self.hold(u=torch.cat(filled_us), v=torch.cat(filled_vs))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
-        return low_rank_linear(x, self.u, self.v, self.bias, **epilogue, groups=len(self.widths))
+        groups = len(self.widths)
+        return low_rank_linear(
+            x, self.u, self.v, self.bias, **epilogue, groups=groups, dense=self.dense
+        )
+
+    def to_dense(self) -> Tensor:
+        pairs = zip(*(t.chunk(len(self.widths)) for t in (self.u, self.v)), strict=True)
+        return torch.cat([u @ v for u, v in pairs])
+
+    @property
+    def weight_name(self) -> str:
+        from lada_kernels.weight_names import low_rank_name
+
+        return low_rank_name(self.u.shape[1], len(self.widths))
 
 
 class BlockSparseProduct(Product):
@@ -131,7 +159,20 @@ class BlockSparseProduct(Product):
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         bsr = self.crow_indices, self.col_indices, self.values
-        return block_sparse_linear(x, *bsr, self.bias, **epilogue, order=self.order)
+        return block_sparse_linear(
+            x, *bsr, self.bias, **epilogue, order=self.order, dense=self.dense
+        )
+
+    def to_dense(self) -> Tensor:
+        return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.in_features)
+
+    @property
+    def weight_name(self) -> str:
+        from lada_kernels.weight_names import sparse_name
+
+        density = self.values.numel() / (sum(self.widths) * self.in_features)
+        _, rows, cols = self.values.shape
+        return sparse_name(rows, cols, density)
 
 
 class SparseLowRankProduct(Product):
@@ -155,85 +196,26 @@ class SparseLowRankProduct(Product):
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         bsr = self.crow_indices, self.col_indices, self.values
         return sparse_low_rank_linear(
-            x, self.u, self.v, *bsr, self.bias, **epilogue, order=self.order
+            x, self.u, self.v, *bsr, self.bias, **epilogue, order=self.order, dense=self.dense
         )
 
-
-class Projections(nn.Module):
-    """Several linears of one x, such as query, key and value: as few products as can be."""
-
-    def __init__(self, linears: Sequence[Source]) -> None:
-        super().__init__()
-        runs = [list(run) for _, run in groupby(linears, key=_joins_with)]
-        self.products: Any = nn.ModuleList(product_of(run) for run in runs)
+    def to_dense(self) -> Tensor:
+        bsr = self.crow_indices, self.col_indices, self.values
+        return self.u @ self.v + bsr_to_dense(*bsr, self.in_features)
 
     @property
-    def how(self) -> list[str]:
-        """By linear, what computes it."""
-        texts: list[str] = []
-        for product in self.products:
-            joined = len(product.widths)
-            text = product.kind if joined == 1 else f"{product.kind}, {joined} in one product"
-            texts += [text] * joined
-        return texts
+    def weight_name(self) -> str:
+        from lada_kernels.weight_names import sparse_low_rank_name
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """x (..., in) -> the output (..., out) of each linear."""
-        outputs: list[Tensor] = []
-        for product in self.products:
-            outputs += product(x).split(product.widths, -1)
-        return outputs
-
-
-class FeedForward(nn.Module):
-    """``LN(down(act(up(x))) + x)`` in two products."""
-
-    up: Any
-    down: Any
-
-    def __init__(self, up: Source, down: Source, activation: str, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.up, self.down = product_of([up], activation), product_of([down], "none", norm)
-
-    @property
-    def how(self) -> list[str]:
-        """By linear, up and down, what computes it."""
-        return [self.up.kind, self.down.kind]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., features) -> (..., features)."""
-        return self.down(self.up(x), residual=x)
-
-
-class LowRankFeedForward(FeedForward):
-    """The same by one op, which need not write the features between them."""
-
-    @property
-    def how(self) -> list[str]:
-        return ["low rank, the feed-forward in one op"] * 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        up, down = self.up, self.down
-        return low_rank_ffn(
-            *(x, up.u, up.v, up.bias, down.u, down.v, down.bias),
-            activation=up.activation,
-            residual=x,
-            norm=down.norm,
-        )
-
-
-def feed_forward_of(up: Source, down: Source, activation: str, norm: nn.LayerNorm) -> FeedForward:
-    """The feed-forward half of a layer, by one op where its ranks let it be one launch."""
-    ranks = [linear.rank for linear in (up, down) if isinstance(linear, LowRankLinear)]
-    one_launch = len(ranks) == 2 and max(ranks) <= ONE_LAUNCH_RANK
-    kind = LowRankFeedForward if one_launch else FeedForward
-    return kind(up, down, activation, norm)
+        density = self.values.numel() / (sum(self.widths) * self.in_features)
+        _, rows, cols = self.values.shape
+        return sparse_low_rank_name(self.u.shape[1], rows, cols, density)
 
 
 def product_of(
     linears: Sequence[Source], activation: str = "none", norm: nn.LayerNorm | None = None
 ) -> Product:
-    """The product of linears that `_joins_with` each other."""
+    """The product of linears of one `joint_kind`."""
     kinds = {
         nn.Linear: DenseProduct,
         LowRankLinear: LowRankProduct,
@@ -243,7 +225,7 @@ def product_of(
     return kinds[type(linears[0])](linears, activation, norm)
 
 
-def _joins_with(linear: Source) -> object:
+def joint_kind(linear: Source) -> object:
     """Equal for linears that can be one product."""
     if isinstance(linear, SparseLowRankLinear):
         return linear

@@ -36,6 +36,7 @@ def low_rank_ffn(
     residual: Tensor | None = None,
     norm: Norm | None = None,
     exact: bool = False,
+    dense: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)`` (..., out).
 
@@ -44,17 +45,20 @@ def low_rank_ffn(
     rank2), v2 (rank2, hidden), bias2 (out,), residual (..., out); dtypes, activation, norm, exact,
     autograd and autocast as in `low_rank_linear`.
 
+    dense: ``u1 @ v1`` and ``u2 @ v2``, if the caller keeps them, as in `low_rank_linear`.
+
     Raises ValueError on shapes that don't fit, TypeError on mixed dtypes or devices.
     """
     weight, shift, eps = split_norm(norm)
-    x, u1, v1, bias1, u2, v2, bias2, residual, weight, shift = autocast(
-        x, u1, v1, bias1, u2, v2, bias2, residual, weight, shift
+    dense1, dense2 = (None, None) if dense is None else dense
+    x, u1, v1, bias1, u2, v2, bias2, residual, weight, shift, dense1, dense2 = autocast(
+        x, u1, v1, bias1, u2, v2, bias2, residual, weight, shift, dense1, dense2
     )
     norm = join_norm(weight, shift, eps)
-    _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
+    _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm, dense1, dense2)
     args = x, u1, v1, bias1, u2, v2, bias2, activation, residual
     if x.is_cuda and not torch.compiler.is_exporting():
-        return _op(*args, weight, shift, eps, exact)
+        return _op(*args, weight, shift, eps, exact, dense1, dense2)
     return low_rank_ffn_ref(*args, norm)
 
 
@@ -73,6 +77,8 @@ def _op(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
     exact: bool = False,
+    dense1: Tensor | None = None,
+    dense2: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
     return low_rank_ffn_ref(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
@@ -94,6 +100,8 @@ def _(
     norm_bias=None,
     eps=0.0,
     exact=False,
+    dense1=None,
+    dense2=None,
 ):
     norm = join_norm(norm_weight, norm_bias, eps)
     if not kernels_run("low_rank_ffn", x) or 0 in (*u1.shape, u2.shape[1]):
@@ -112,6 +120,8 @@ def _(
         activation,
         None if norm is None else (norm.weight.contiguous(), norm.bias.contiguous(), eps),
         exact,
+        dense1,
+        dense2,
     )
     return y.view(*x.shape[:-1], u2.shape[0])
 
@@ -131,12 +141,14 @@ def _(
     norm_bias=None,
     eps=0.0,
     exact=False,
+    dense1=None,
+    dense2=None,
 ):
     return x.new_empty(*x.shape[:-1], u2.shape[0])
 
 
 def _setup_context(ctx, inputs, output):
-    *weights, ctx.activation, residual, norm_weight, norm_bias, ctx.eps, _ = inputs
+    *weights, ctx.activation, residual, norm_weight, norm_bias, ctx.eps, _, _, _ = inputs
     # of the residual, only a norm's gradient depends
     residual = None if norm_weight is None else residual
     ctx.save_for_backward(*weights, residual, norm_weight, norm_bias)
@@ -173,15 +185,14 @@ def _backward(ctx, grad):
         d_residual if ctx.needs_input_grad[8] else None,
         d_weight,
         d_shift,
-        None,
-        None,
+        *(None,) * 4,
     )
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm):
+def _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm, dense1, dense2):
     op = "low_rank_ffn"
     factors = {"u1": u1, "v1": v1, "u2": u2, "v2": v2}
     if any(t.ndim != 2 for t in factors.values()) or (
@@ -196,5 +207,12 @@ def _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm):
     for name, bias, width in (("bias1", bias1, len(u1)), ("bias2", bias2, len(u2))):
         if bias is not None and bias.shape != (width,):
             raise ValueError(f"{op}: {name} {tuple(bias.shape)}; expected ({width},)")
+    for name, weight, shape in (
+        ("dense[0]", dense1, (len(u1), v1.shape[1])),
+        ("dense[1]", dense2, (len(u2), v2.shape[1])),
+    ):
+        if weight is not None and weight.shape != shape:
+            raise ValueError(f"{op}: {name} {tuple(weight.shape)}; expected {shape}")
     check_operands(op, x, **factors, bias1=bias1, bias2=bias2)
+    check_operands(op, x, **{"dense[0]": dense1, "dense[1]": dense2})
     check_epilogue(op, x, len(u2), None, activation, residual, norm)

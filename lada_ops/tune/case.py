@@ -7,8 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch import nn
 
+from ..engine.fused import FusedLayer
+from ..engine.layers import FoundEncoder, find_encoders
+from ..engine.parts import tuned_parts
 from ..grid import check_block
 from ..modules.block_sparse_linear import BlockSparseLinear
 from ..modules.low_rank_ffn import LowRankFFN
@@ -99,12 +103,19 @@ class Case:
 def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) -> list[Case]:
     """The compressed modules of `model`, each kind once, for each number of tokens.
 
+    An encoder that `optimize` fuses on a GPU comes as that calls it, query, key and value in one
+    and with what follows each, and then linear by linear.
+
     dtype: that they are run in, by default their own; those of one without kernels are left out.
     """
     from lada_kernels import weight_names as names
     from lada_kernels.table import DTYPES
 
     found: dict[Kind, None] = {}
+    for encoder in find_encoders(model).values():
+        if isinstance(encoder, FoundEncoder):
+            for layer in encoder.layers:
+                found |= dict.fromkeys(_fused_kinds(FusedLayer(encoder, layer), dtype))
     joined: set[nn.Module] = set()
     for module in model.modules():
         if module in joined:
@@ -118,6 +129,14 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
         for m in sizes
         for k, n, weight, epilogue, run_in in found
         if dtype is not None or run_in in DTYPES
+    ]
+
+
+def _fused_kinds(layer: FusedLayer, dtype: str | None) -> list[Kind]:
+    """What the ops of a fused layer compute."""
+    return [
+        (part.k, part.n, part.weight, part.epilogue, dtype or _name(part.dtype))
+        for part in tuned_parts(layer)
     ]
 
 
@@ -145,6 +164,10 @@ def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
         weight = names.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
     else:
         return []
-    own = str(next(module.parameters()).dtype).removeprefix("torch.")
+    own = _name(next(module.parameters()).dtype)
     epilogue = "plain" if module.activation == "none" else "fused"
     return [(module.in_features, module.out_features, weight, epilogue, dtype or own)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,47 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
-from lada_ops.engine.products import (
-    LowRankFeedForward,
-    Product,
-    Projections,
-    feed_forward_of,
-    product_of,
-)
+from lada_ops.engine.products import Product, product_of
+from tests.engine.linears import KINDS, make, norm_of, x_of
 
-BLOCK = (8, 4)
-KINDS = {
-    "dense": lambda out=24, **more: nn.Linear(16, out, **more),
-    "low rank": lambda out=24, rank=5, **more: LowRankLinear(16, out, rank, **more),
-    "block sparse": lambda out=24, block=BLOCK, **more: BlockSparseLinear(
-        16, out, block, 0.4, **more
-    ),
-    "sparse + low rank": lambda out=24, **more: SparseLowRankLinear(16, out, 3, BLOCK, 0.3, **more),
-}
 JOINED = ["dense", "low rank", "block sparse"]
-
-
-def make(kind, *args, **kwargs):
-    linear = KINDS[kind](*args, **kwargs, dtype=torch.float64)
-    if linear.bias is not None:
-        nn.init.normal_(linear.bias)
-    if kind == "sparse + low rank":
-        nn.init.normal_(linear.values)
-    return linear
-
-
-def norm_of(features):
-    norm = nn.LayerNorm(features, eps=1e-3, dtype=torch.float64)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    return norm
-
-
-def x_of(*shape):
-    return torch.randn(*shape, 16, dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
@@ -66,62 +32,11 @@ def test_an_activation_alone(kind):
     torch.testing.assert_close(product_of([linear], "relu")(x), F.relu(linear(x)))
 
 
-@pytest.mark.parametrize("biases", [(True,) * 3, (False,) * 3, (True, False, True)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_projections_are_those_of_the_linears(kind, biases):
-    linears = [make(kind, bias=bias) for bias in biases]
-    x = x_of(2, 3)
-    want = [linear(x) for linear in linears]
-    torch.testing.assert_close(Projections(linears)(x), want)
-
-
-def test_projections_of_several_widths():
-    linears = [make("dense", out) for out in (8, 24, 3)]
-    x = x_of(5)
-    torch.testing.assert_close(Projections(linears)(x), [linear(x) for linear in linears])
-
-
-def test_projections_of_several_ranks():
-    linears = [make("low rank", rank=rank) for rank in (2, 7, 1)]
-    x = x_of(5)
-    projections = Projections(linears)
-    torch.testing.assert_close(projections(x), [linear(x) for linear in linears])
-    assert len(projections.products) == 1
-
-
-@pytest.mark.parametrize(
-    ("kinds", "how"),
-    [
-        (["dense"] * 3, ["dense, 3 in one product"] * 3),
-        (["low rank"] * 3, ["low rank, 3 in one product"] * 3),
-        (["block sparse"] * 3, ["block sparse, 3 in one product"] * 3),
-        (["sparse + low rank"] * 3, ["sparse + low rank"] * 3),
-        (["low rank", "dense", "dense"], ["low rank", *["dense, 2 in one product"] * 2]),
-    ],
-)
-def test_as_few_products_as_can_be(kinds, how):
-    linears = [make(kind) for kind in kinds]
-    x = x_of(5)
-    want = [linear(x) for linear in linears]
-    projections = Projections(linears)
-    assert projections.how == how
-    torch.testing.assert_close(projections(x), want)
-
-
-def test_blocks_of_several_shapes_are_not_joined():
-    linears = [make("block sparse", block=block) for block in (BLOCK, (4, 4))]
-    x = x_of(5)
-    want = [linear(x) for linear in linears]
-    projections = Projections(linears)
-    assert projections.how == ["block sparse"] * 2
-    torch.testing.assert_close(projections(x), want)
-
-
 @pytest.mark.parametrize("kind", JOINED)
 def test_what_is_joined_is_stored_once(kind):
     linears = [make(kind) for _ in range(3)]
     before = [{name: p.clone() for name, p in x.named_parameters()} for x in linears]
-    (product,) = Projections(linears).products
+    product = product_of(linears)
     for linear, values in zip(linears, before, strict=True):
         for name, parameter in linear.named_parameters():
             joined = getattr(product, name).untyped_storage()
@@ -131,7 +46,7 @@ def test_what_is_joined_is_stored_once(kind):
 
 def test_joined_blocks_are_read_without_a_copy():
     linears = [make("block sparse") for _ in range(3)]
-    (product,) = Projections(linears).products
+    product: Any = product_of(linears)
     for values in (product.values, *(linear.values for linear in linears)):
         assert values.transpose(1, 2).is_contiguous()
 
@@ -149,32 +64,6 @@ def test_it_follows_another_dtype(kind):
     want = product(x)
     got = product.float()(x.float())
     torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
-
-
-class TestFeedForward:
-    def test_two_low_rank_linears_are_one_op(self):
-        up, down, norm = (
-            make("low rank"),
-            LowRankLinear(24, 16, 4, dtype=torch.float64),
-            norm_of(16),
-        )
-        x = x_of(2, 3)
-        feed_forward = feed_forward_of(up, down, "gelu", norm)
-        assert type(feed_forward) is LowRankFeedForward
-        torch.testing.assert_close(feed_forward(x), norm(down(F.gelu(up(x))) + x))
-
-    def test_of_high_rank_are_two(self):
-        up = LowRankLinear(16, 300, 4, dtype=torch.float64)
-        down = LowRankLinear(300, 160, 129, dtype=torch.float64)
-        assert type(feed_forward_of(up, down, "gelu", norm_of(160))) is not LowRankFeedForward
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_of_other_kinds(self, kind):
-        up, down, norm = make(kind), nn.Linear(24, 16, dtype=torch.float64), norm_of(16)
-        x = x_of(2, 3)
-        feed_forward = feed_forward_of(up, down, "relu", norm)
-        torch.testing.assert_close(feed_forward(x), norm(down(F.relu(up(x))) + x))
-        assert feed_forward.how == [kind, "dense"]
 
 
 def test_printed_it_says_what_it_is():

@@ -200,20 +200,36 @@ class TestSplit:
         assert_matches(split(*args, tiles=tiles), oracle(*args))
 
 
+def test_dense_way_takes_the_dense_weights(kernels, device):
+    args = operands((3, 16, 40, 24, 5, 7), FP32, device)
+    x, u1, v1, bias1, u2, v2, bias2, residual = args
+    norm = layer_norm(16, FP32, device)
+    first, second = (torch.randn_like(u @ v) for u, v in ((u1, v1), (u2, v2)))
+    y = kernels.low_rank_ffn.low_rank_ffn_fwd(
+        *args, norm=norm, dense1=first, dense2=second, way=kernels.tuning.Way("dense")
+    )
+    h = dense_oracle(x, first, bias1, None, "gelu")
+    assert_matches(y, dense_oracle(h, second, bias2, residual, norm=norm))
+
+
 class TestChoose:
     """The rule where no table knows better."""
 
     @pytest.fixture
     def choose(self, kernels):
-        def choose(m=8192, rank1=64, rank2=64, dtype=torch.bfloat16):
+        def choose(m=8192, rank1=64, rank2=64, dtype=torch.bfloat16, dense=False):
             way = kernels.low_rank_ffn.choose
-            return way(m, 768, 3072, 768, rank1, rank2, dtype, "norm", -1).name
+            return way(m, 768, 3072, 768, rank1, rank2, dtype, "norm", dense, -1).name
 
         return choose
 
     def test_few_tokens_split_d_ff(self, choose):
         assert choose(m=1024) == "split"
         assert choose(m=2048) == "one_launch"
+
+    def test_few_tokens_take_the_dense_weights_where_they_are_kept(self, choose):
+        assert choose(m=256, dense=True) == "dense"
+        assert choose(m=512, dense=True) == "split"
 
     def test_a_large_rank_takes_two_launches(self, choose):
         assert choose(rank1=128, rank2=128) == "one_launch"
@@ -224,10 +240,14 @@ class TestChoose:
         assert choose(dtype=FP32) == "two_launches"
 
     @pytest.mark.parametrize(
-        ("rank", "allowed"),
-        [(128, ("one_launch", "split", "two_launches")), (129, ("two_launches",))],
+        ("rank", "dense", "allowed"),
+        [
+            (128, False, ("two_launches", "one_launch", "split")),
+            (129, False, ("two_launches",)),
+            (129, True, ("two_launches", "dense")),
+        ],
     )
-    def test_a_table_decides_where_there_is_one(self, kernels, rank, allowed, monkeypatch):
+    def test_a_table_decides_where_there_is_one(self, kernels, rank, dense, allowed, monkeypatch):
         asked = []
 
         def fastest(*key):
@@ -237,7 +257,7 @@ class TestChoose:
         module = kernels.low_rank_ffn
         monkeypatch.setattr(module, "fastest", fastest)
         module.choose.cache_clear()
-        way = module.choose(16, 768, 3072, 384, rank, 64, torch.bfloat16, "norm", 0)
+        way = module.choose(16, 768, 3072, 384, rank, 64, torch.bfloat16, "norm", dense, 0)
         module.choose.cache_clear()
         assert way.name == "two_launches"
         weight = kernels.weight_names.ffn_name(rank, 3072, 64)

@@ -5,6 +5,8 @@ from torch import nn
 from lada_kernels.table import Key
 from lada_ops import BlockSparseLinear, LowRankFFN, LowRankLinear, SparseLowRankLinear
 from lada_ops.tune import Case, cases_of
+from tests.engine.models import compress
+from tests.tiny_encoders import tiny_bert
 
 
 def test_a_shape_is_read_with_all_that_it_says():
@@ -78,6 +80,20 @@ def test_a_feed_forward_is_one_case_and_two_as_it_runs_in_two_launches(norm_eps,
         Case(64, 128, "r32", "fused", 16, "float32"),
         Case(128, 64, "r64", epilogue, 16, "float32"),
     ]
+
+
+def test_an_encoder_comes_as_it_is_fused_and_linear_by_linear():
+    model = compress(tiny_bert(), "low_rank")
+    found = [(case.k, case.n, case.weight, case.epilogue) for case in cases_of(model, [16])]
+    fused = [
+        (32, 96, "r32x3", "plain"),
+        (32, 32, "r32", "norm"),
+        (32, 32, "r32-64-r32", "norm"),
+        (32, 64, "r32", "fused"),
+        (64, 32, "r32", "norm"),
+    ]
+    alone = [(32, 32, "r32", "plain"), (32, 64, "r32", "plain"), (64, 32, "r32", "plain")]
+    assert found == fused + alone
 
 
 def test_a_models_cases_are_in_the_dtype_it_is_to_run_in():
