@@ -32,12 +32,13 @@ lint: $(SET_UP)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-results: $(SET_UP)  ## measure all that the README shows, on this machine; needs DATA=path/to/stsb
-	$(BIN)/lada demo --data $(DATA)
+results: $(SET_UP)  ## measure all that the README shows, on this machine; needs GLUE=path/to/glue
+	$(BIN)/lada demo --data $(GLUE)/stsb
 	mkdir -p $(RESULTS)
 	cp demo/results.json $(RESULTS)/demo.json
 	cp demo/speedups.png $(RESULTS)/demo.png
 	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results
+	$(BIN)/python -m benchmarks.traffic --data $(GLUE)
 	$(MAKE) readme
 
 readme: $(SET_UP)  ## write the README's tables from the committed results

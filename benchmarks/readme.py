@@ -54,7 +54,49 @@ CPU compressed models run as `lada_ops.optimize` makes them. **Bold: slower than
 **A BERT-base** on the same machine, its weights random: speed only.
 
 {speed_table(bert["comparisons"], "bert_base ")}
-{rivals_section(folder)}"""
+{traffic_section(folder)}{rivals_section(folder)}"""
+
+
+def traffic_section(folder: Path) -> str:
+    """Requests of real lengths, and cold starts, if they were measured."""
+    path = folder / "traffic.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    padding = ", ".join(
+        f"{100 * traffic['padding']:.0f} % at {traffic['batch']}" for traffic in found["traffic"]
+    )
+    rows = [
+        [
+            f"{traffic['batch']}, {served['name']}",
+            *(f"{1e3 * served[f'p{p}_seconds']:.1f}" for p in (50, 95, 99)),
+            f"{served['sentences_per_second']:.0f}",
+            speedup(served["speedup"]),
+        ]
+        for traffic in found["traffic"]
+        for served in traffic["models"]
+    ]
+    starts = [
+        [
+            name,
+            *(f"{start[part]:.2f}" for part in ("imports", "load", "optimize", "first", "next")),
+            f"{start['peak_bytes'] / 1e6:.0f}",
+        ]
+        for name, start in found["cold_starts"].items()
+    ]
+    columns = ("imports", "load", "optimize", "first answer", "next", "peak, MB")
+    first = found["traffic"][0]
+    return f"""**At real lengths**, the real MiniLM on {first["requests"]} requests of each size, \
+texts drawn from GLUE's dev sets and padded to the longest of a request, as tokenizers do \
+(padding: {padding}). Latency in ms over the requests, each the median of its {first["rounds"]} \
+rounds; texts a second, one request after the other; times as fast as dense in eager mode. **Bold: \
+slower.**
+
+{table(["texts a request", "p50", "p95", "p99", "texts/s", "speed-up"], rows)}
+A cold start, in seconds of a process of its own that answers 8x128 twice:
+
+{table(["", *columns], starts)}
+"""
 
 
 RIVALS = {

@@ -14,8 +14,9 @@ from pathlib import Path
 class ColdStart:
     """Seconds, one after the other, of a process of its own, and the memory it took at most.
 
-    imports: of torch, transformers and lada_ops. load: the model from its folder. optimize: what
-    `lada_ops.optimize` did, 0 without it. first: the first answer; next: the second one.
+    imports: from its start, until torch, transformers and lada_ops are there. load: the model from
+    its folder. optimize: what `lada_ops.optimize` did, 0 without it. first: the first answer; next:
+    the second one.
     peak_bytes: resident at most. model_bytes: how much more that is than after the imports.
     gpu_bytes: the most that tensors took on the GPU.
     """
@@ -40,7 +41,8 @@ def cold_start(
 
     Raises RuntimeError, with what it printed, if it fails.
     """
-    arguments = [folder, optimized or "", *map(str, (*size, threads))]
+    # a clock that all processes share
+    arguments = [str(time.monotonic()), folder, optimized or "", *map(str, (*size, threads))]
     done = subprocess.run(
         [sys.executable, "-m", __spec__.name, *arguments], capture_output=True, text=True
     )
@@ -49,10 +51,12 @@ def cold_start(
     return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def main(folder: str, optimized: str, batch: int, length: int, threads: int) -> ColdStart:
+def main(
+    started: float, folder: str, optimized: str, batch: int, length: int, threads: int
+) -> ColdStart:
     """What the process does."""
-    clock = time.perf_counter
-    marks = [clock()]
+    clock = time.monotonic
+    marks = [started]
     import torch
 
     from lada_ops import optimize
@@ -90,5 +94,5 @@ def _resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-    folder, optimized, *sizes = sys.argv[1:]
-    print(json.dumps(asdict(main(folder, optimized, *map(int, sizes)))))
+    started, folder, optimized, *sizes = sys.argv[1:]
+    print(json.dumps(asdict(main(float(started), folder, optimized, *map(int, sizes)))))

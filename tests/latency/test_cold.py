@@ -14,7 +14,7 @@ def test_a_process_tells_what_it_took(folder):
     found = cold_start(folder, size=(1, 8))
     assert min(found.imports, found.load, found.first, found.next) > 0
     assert found.peak_bytes > found.model_bytes > 0
-    assert found.first > found.next
+    assert found.imports > 0.1  # an interpreter and torch
 
 
 def test_one_that_optimizes(folder):
