@@ -114,8 +114,10 @@ class EncoderForward:
 class LayerForward:
     """One layer in a call of the engine, or by its submodules where those are looked at."""
 
-    def __init__(self, layer: nn.Module, config: Any, engine: Engine, index: int) -> None:
-        self.layer, self.config = layer, config
+    def __init__(
+        self, layer: nn.Module, config: Any, engine: Engine, index: int, in_tuple: bool
+    ) -> None:
+        self.layer, self.config, self.in_tuple = layer, config, in_tuple
         self.engine, self.index = engine, index
         self._inside = _Inside([inner for inner in layer.modules() if inner is not layer])
 
@@ -126,7 +128,8 @@ class LayerForward:
         if not (_asked(self.config, others, "output_attentions") or self._inside.hooked()):
             one = slice(self.index, self.index + 1)
             try:
-                return self.engine(hidden_states, attention_mask, one)
+                y = self.engine(hidden_states, attention_mask, one)
+                return (y,) if self.in_tuple else y
             except NotPadding:
                 pass
         return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .attention import Packed, Padded, packs
 from .layers import FoundEncoder
-from .masks import NotPadding, score_mask, visible_positions
+from .masks import NotPadding, biased, score_mask, visible_positions
 from .parts import Projections, feed_forward_of, keep_dense
 from .products import product_of
 
@@ -53,11 +53,13 @@ class FusedEngine:
 
     Where a mask hides something the visible tokens are laid end to end, and the others come out as
     0; in a single layer, in what torch.compile compiles, while a CUDA graph is captured, and where
-    attention knows no ragged sequences (`attention.packs`), the padding is computed too.
+    attention knows no ragged sequences (`attention.packs`, position biases), the padding is
+    computed too.
     """
 
-    def __init__(self, layers: Sequence[FusedLayer], heads: int) -> None:
-        self.layers, self.heads = list(layers), heads
+    def __init__(self, found: FoundEncoder) -> None:
+        self.layers = [FusedLayer(found, layer) for layer in found.layers]
+        self.heads, self.found = found.config.num_attention_heads, found
 
     def __call__(
         self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
@@ -65,8 +67,9 @@ class FusedEngine:
         """See `forward.Engine`."""
         run = self.layers[layers]
         batch, length, _ = x.shape
-        mask = attention_mask
-        if mask is not None and len(run) > 1 and not _is_recorded(x) and packs(x, self.heads):
+        mask, bias = attention_mask, self.found.position_bias(length, x.device)
+        may_pack = mask is not None and bias is None and len(run) > 1 and not _is_recorded(x)
+        if may_pack and packs(x, self.heads):
             with suppress(NotPadding):
                 visible = visible_positions(mask, batch, length)
                 lengths = visible.sum(1).tolist()  # waits for the GPU
@@ -75,7 +78,7 @@ class FusedEngine:
                 mask = None
         if mask is not None:
             mask = score_mask(mask, batch, length, x.dtype)
-        attend = Padded(self.heads, mask)
+        attend = Padded(self.heads, biased(mask, bias))
         for layer in run:
             x = layer(x, attend)
         return x
@@ -92,12 +95,6 @@ class FusedEngine:
         for layer in run:
             y = layer(y, attend)
         return torch.zeros_like(rows).index_copy_(0, index, y).view(x.shape)
-
-
-def fuse_encoder(found: FoundEncoder) -> FusedEngine:
-    """What runs the encoder, over the weights of its layers."""
-    layers = [FusedLayer(found, layer) for layer in found.layers]
-    return FusedEngine(layers, found.config.num_attention_heads)
 
 
 def _is_recorded(x: Tensor) -> bool:

@@ -17,7 +17,10 @@ from ..reference import ACTIVATIONS
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Submodules of a layer that computes what `layer_ref` does."""
+    """Submodules of a layer that computes what `layer_ref` does.
+
+    in_tuple: whether its output comes in one.
+    """
 
     qkv: tuple[str, str, str]
     out: str
@@ -25,6 +28,7 @@ class LayerNames:
     up: str
     down: str
     output_norm: str
+    in_tuple: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -47,6 +51,15 @@ _DISTILBERT = LayerNames(
     down="ffn.lin2",
     output_norm="output_layer_norm",
 )
+_MPNET = LayerNames(
+    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    out="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+    up="intermediate.dense",
+    down="output.dense",
+    output_norm="output.LayerNorm",
+    in_tuple=True,
+)
 LAYERS = {  # by the class of the layer; others of these names are not known to compute the same
     "BertLayer": _BERT,
     "RobertaLayer": _BERT,
@@ -54,7 +67,11 @@ LAYERS = {  # by the class of the layer; others of these names are not known to 
     "CamembertLayer": _BERT,
     "ElectraLayer": _BERT,
     "TransformerBlock": _DISTILBERT,
+    "MPNetLayer": _MPNET,
 }
+BIASED = {"MPNetLayer": "compute_position_bias"}
+"""Layers whose encoder adds to the scores what a method of its makes of x's size: (batch, heads,
+length, length), which depends on the distance of query and key alone."""
 MODELS = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
 """Those that are `embeddings`, an `encoder` and perhaps a `pooler`, one after the other."""
 _TOLERANCE = 1e-4  # of outputs near 1: those of a LayerNorm; tanh for erf in GELU is 5e-4 off
@@ -85,6 +102,13 @@ class FoundEncoder:
     names: LayerNames
     config: Any
     activation: str
+
+    def position_bias(self, length: int, device: torch.device | None = None) -> Tensor | None:
+        """What is added to the scores of one sequence, (1, heads, length, length), if anything."""
+        method = BIASED.get(type(self.layers[0]).__name__)
+        if method is None:
+            return None
+        return getattr(self.module, method)(torch.empty(1, length, 0, device=device))
 
 
 def find_encoders(model: nn.Module) -> dict[str, FoundEncoder | str]:
@@ -191,7 +215,7 @@ def _different(layer: nn.Module, found: FoundEncoder) -> str | None:
         features: Any = layer.get_submodule(found.names.out).out_features
         x = torch.randn(2, 5, features, generator=torch.Generator().manual_seed(0))
         want = layer_ref(layer, found.names, found.config.num_attention_heads, found.activation, x)
-        got = layer(x)
+        got = layer(x)[0] if found.names.in_tuple else layer(x)
     except Exception as error:
         return f"cannot be tried: {error}"
     if not isinstance(got, Tensor) or got.shape != want.shape:

@@ -32,6 +32,12 @@ def visible_positions(mask: Any, batch: int, length: int) -> Tensor:
     return whole.expand(batch, length)
 
 
+def in_one_piece(visible: Tensor) -> bool:
+    """Whether no row of ``visible (batch, length)`` has a gap between its visible positions."""
+    begins = visible[:, 1:] & ~visible[:, :-1]
+    return bool((begins.sum(1) + visible[:, 0] <= 1).all())
+
+
 def score_mask(mask: Any, batch: int, length: int, dtype: torch.dtype) -> Tensor:
     """A mask as `torch.nn.functional.scaled_dot_product_attention` wants it, without waiting for
     the GPU; arguments and errors as of `visible_positions`, but queries may see different things.
@@ -43,6 +49,13 @@ def score_mask(mask: Any, batch: int, length: int, dtype: torch.dtype) -> Tensor
         return mask.to(dtype)
     mask = mask.bool() if mask.ndim == 4 else mask.bool()[:, None, None]
     return mask | ~mask.any(-1, keepdim=True)
+
+
+def biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """A score mask with a bias added to the scores, both broadcast to them."""
+    if bias is None or mask is None:
+        return mask if bias is None else bias
+    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
 
 
 def _check(mask: Any, batch: int, length: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..modules.packed_linear import PackedLinear, check_inference, pack_linears
 from .choice import choose
 from .layers import FoundEncoder
-from .masks import visible_positions
+from .masks import NotPadding, in_one_piece, visible_positions
 
 if TYPE_CHECKING:
     from lada_kernels.cpu import packed
@@ -33,6 +33,11 @@ class NativeEngine:
         encoder = self.encoder
         check_inference("encoder", x, encoder.features)
         batch, length, features = x.shape
+        if encoder.longest is not None and length > encoder.longest:
+            raise ValueError(
+                f"encoder: {length} positions; expected no more than the {encoder.longest} of the "
+                "model's config"
+            )
         visible = None
         if attention_mask is not None:
             visible = visible_positions(attention_mask, batch, length)
@@ -41,6 +46,8 @@ class NativeEngine:
             starts = torch.arange(batch + 1) * length
             y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
             return y.to(x.dtype).view(batch, length, features)
+        if encoder.bias is not None and not in_one_piece(visible):
+            raise NotPadding  # positions would move together
         index = visible.flatten().nonzero()[:, 0]
         starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
         y = encoder.run_(rows[index].to(encoder.io_dtype), starts, layers)
@@ -76,7 +83,21 @@ def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine,
     ]
     heads = found.config.num_attention_heads
     scale = (layers[0].out.out_features / heads) ** -0.5
-    return NativeEngine(PackedEncoder(layers, heads, scale)), linears
+    bias = _bias_by_distance(found)
+    return NativeEngine(PackedEncoder(layers, heads, scale, bias)), linears
+
+
+@torch.no_grad()
+def _bias_by_distance(found: FoundEncoder) -> Tensor | None:
+    """What `PackedEncoder` adds to scores, for sequences as long as the model can have them."""
+    from lada_kernels.cpu.encoder import reach_for
+
+    reach = reach_for(getattr(found.config, "max_position_embeddings", 0))
+    bias = found.position_bias(reach + 1)
+    if bias is None:
+        return None
+    ahead, behind = bias[0, :, 0, :reach], bias[0, :, 1:, 0]
+    return torch.cat([behind.flip(1), ahead], 1).float().contiguous()
 
 
 def _packed_layer(

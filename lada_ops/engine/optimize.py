@@ -13,7 +13,7 @@ from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..ops.epilogue import KERNEL_DTYPES
 from .forward import EncoderForward, Engine, LayerForward, ModelForward
-from .fused import fuse_encoder
+from .fused import FusedEngine
 from .layers import FoundEncoder, find_encoders
 from .native import Packed, pack_encoder
 from .record import FUSED, Record, optimized_part, record_of
@@ -91,7 +91,7 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
 
 def fuse(model: nn.Module, encoders: Sequence[FoundEncoder], dtype: torch.dtype) -> Record:
     """Have `encoders` in `model` run by fused layers, over our ops, wherever they are."""
-    engines = [fuse_encoder(encoder) for encoder in encoders]
+    engines = [FusedEngine(encoder) for encoder in encoders]
     record, names = Record.before(model, dtype), _names(model)
     for encoder, engine in zip(encoders, engines, strict=True):
         for layer, fused in zip(encoder.layers, engine.layers, strict=True):
@@ -143,7 +143,7 @@ def _take_over(
     forward = EncoderForward(found.module, found.config, found.layers, engine)
     forwards: dict[nn.Module, object] = {found.module: forward}
     for i, layer in enumerate(found.layers):
-        forwards[layer] = LayerForward(layer, found.config, engine, i)
+        forwards[layer] = LayerForward(layer, found.config, engine, i, found.names.in_tuple)
     if found.model is not None and "forward" not in vars(found.model):
         forwards[found.model] = ModelForward(found.model, forward)
     for module, forward in forwards.items():

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from lada_ops.engine.masks import NotPadding, score_mask, visible_positions
+from lada_ops.engine.masks import (
+    NotPadding,
+    biased,
+    in_one_piece,
+    score_mask,
+    visible_positions,
+)
 
 VISIBLE = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
 FOUR = VISIBLE[:, None, None]
@@ -85,3 +91,32 @@ def test_score_mask_of_what_it_is_not(name):
 def test_who_sees_nothing_sees_all():
     got = score_mask(torch.tensor([[1, 0, 0], [0, 0, 0]]), 2, 3, torch.float32)
     assert got.flatten(1).tolist() == [[True, False, False], [True, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "whole"),
+    [
+        (["1111", "1100", "0011", "0110", "0000", "1000"], True),
+        (["1111", "1011"], False),
+        (["0101"], False),
+        (["1"], True),
+    ],
+)
+def test_in_one_piece(rows, whole):
+    assert in_one_piece(torch.tensor([[c == "1" for c in row] for row in rows])) is whole
+
+
+@pytest.mark.parametrize("name", ["four dimensions", "added", "added, -inf"])
+def test_biased(name):
+    q, k, v, bias = *torch.randn(3, 2, 4, 3, 8), torch.randn(1, 4, 3, 3)
+    mask = score_mask(PADDING[name], 2, 3, q.dtype)
+    got = attended(biased(mask, bias), q, k, v)
+    want = attended(bias.masked_fill(~FOUR, float("-inf")), q, k, v)
+    torch.testing.assert_close(got, want)
+
+
+def test_biased_without_one_of_them():
+    bias = torch.randn(1, 4, 3, 3)
+    assert biased(FOUR, None) is FOUR
+    assert biased(None, bias) is bias
+    assert biased(None, None) is None

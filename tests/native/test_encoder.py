@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
+from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer, reach_for
 from lada_kernels.cpu.linear import packed_linear_fwd
 from lada_kernels.cpu.packed import Weight, pack
 
@@ -35,7 +35,7 @@ def bert_layers(hidden=64, heads=2, count=2, intermediate=100):
     return layers
 
 
-def packed(layers, heads, dtype):
+def packed(layers, heads, dtype, bias=None):
     def linear(*modules):
         weights = [Weight(m.out_features, m.in_features, sparse=m.weight.detach()) for m in modules]
         return pack(weights, [m.bias.detach() for m in modules], dtype)
@@ -58,17 +58,20 @@ def packed(layers, heads, dtype):
             )
         )
     hidden = layers[0].output.dense.out_features
-    return PackedEncoder(packed_layers, heads, (hidden / heads) ** -0.5)
+    return PackedEncoder(packed_layers, heads, (hidden / heads) ** -0.5, bias)
 
 
 @torch.no_grad()
-def oracle(layers, x, lengths):
+def oracle(layers, x, lengths, bias=None):
     """Sequence by sequence, in fp64."""
     outputs = []
     for sequence in x.double().split(lengths):
-        hidden = sequence[None]
+        hidden, added = sequence[None], None
+        if bias is not None:
+            at = torch.arange(len(sequence))
+            added = bias.double()[:, at - at[:, None] + bias.shape[1] // 2][None]
         for layer in (copy.deepcopy(layer).double() for layer in layers):
-            hidden = layer(hidden) if len(sequence) else hidden
+            hidden = layer(hidden, added) if len(sequence) else hidden
         outputs.append(hidden[0])
     return torch.cat(outputs)
 
@@ -94,6 +97,22 @@ def test_sequences_of_any_length(lengths, threads, dtype, library):
     x = torch.randn(sum(lengths), 64)
     y = run(packed(layers, 2, dtype), x, lengths, library)
     assert_near(y, oracle(layers, x, lengths), dtype)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_a_bias_by_distance(lengths, threads, dtype, library):
+    torch.set_num_threads(threads)
+    layers = bert_layers()
+    x, bias = torch.randn(sum(lengths), 64), 2 * torch.randn(2, 2 * reach_for(max(lengths)))
+    encoder = packed(layers, 2, dtype, bias)
+    y = run(encoder, x, lengths, library)
+    assert encoder.longest == max(lengths)
+    assert_near(y, oracle(layers, x, lengths, bias), dtype)
+
+
+def test_without_a_bias_any_length_will_do():
+    assert packed(bert_layers(), 2, torch.float32).longest is None
 
 
 @pytest.mark.parametrize("heads", [1, 4, 8])

@@ -1,5 +1,5 @@
-// Attention of one head of one sequence: softmax(q k^T / scale) v, eight queries at a time. Both
-// products are those of `linear.h`: the keys, and then the values, are stripes without holes.
+// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, eight queries at a time.
+// Both products are those of `linear.h`: the keys, and then the values, are stripes without holes.
 #pragma once
 #include "linear.h"
 #include "memory.h"
@@ -77,16 +77,21 @@ void pack_values(const T* v, int64_t stride, int64_t length, int64_t columns, ui
 }
 
 // Rows of scores to e^(score - largest), and the inverse of their sums. Keys past the end get 0.
+// bias: what the first row's scores have added once they are scaled, each next row's one key later.
 template <class T>
-void softmax(float* scores, int64_t length, float scale, T* out, float (&inverse)[TILE]) {
+void softmax(float* scores, int64_t length, float scale, const float* bias, T* out,
+             float (&inverse)[TILE]) {
     const int64_t padded = stripes_of(length) * KEYS;
     for (int r = 0; r < TILE; r++, scores += padded, out += padded) {
+        if (bias)
+            for (int64_t i = 0; i < padded; i += LANES)
+                store(scores + i, load<vec>(scores + i) * scale + load<vec>(bias + i - r));
         for (int64_t i = length; i < padded; i++) scores[i] = -__builtin_inff();
         vec top = splat(-__builtin_inff()), total = {};
         for (int64_t i = 0; i < padded; i += LANES) top = max(load<vec>(scores + i), top);
-        const float shift = largest(top) * scale;
+        const float left = bias ? 1 : scale, shift = largest(top) * left;
         for (int64_t i = 0; i < padded; i += LANES) {
-            vec e = exp(load<vec>(scores + i) * scale - shift);
+            vec e = exp(load<vec>(scores + i) * left - shift);
             total += e;
             store_narrow(out + i, e);
         }
@@ -94,10 +99,11 @@ void softmax(float* scores, int64_t length, float scale, T* out, float (&inverse
     }
 }
 
-// q, k, v, y: (length, features), rows `stride` and `y_stride` elements apart.
+// q, k, v, y: (length, features), rows `stride` and `y_stride` elements apart. bias: null, or of a
+// query and the key `d` after it (before it, if d < 0) at `d`; read of whole stripes and tiles.
 template <class T, class Y>
 void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, int64_t features,
-            float scale, Y* y, int64_t y_stride, AttentionScratch<T> s) {
+            float scale, const float* bias, Y* y, int64_t y_stride, AttentionScratch<T> s) {
     const int64_t key_units = units<T>(length), feature_units = units<T>(features);
     const int64_t padded = stripes_of(length) * KEYS;
     for (int64_t key = 0; key < padded; key += TILE) {
@@ -120,7 +126,7 @@ void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, 
             multiply<T>({s.keys + key * feature_units, &start, &whole_keys, 1, KEYS}, queries,
                         s.scores + key, padded);
         float inverse[TILE];
-        softmax(s.scores, length, scale, s.probabilities, inverse);
+        softmax(s.scores, length, scale, bias ? bias - query : nullptr, s.probabilities, inverse);
         for (int64_t j = 0; j < features; j += KEYS) {
             alignas(64) float sums[TILE * KEYS];
             multiply<T>({s.values + j * key_units, &start, &whole_values, 1, KEYS}, probabilities,

@@ -17,8 +17,10 @@ struct Encoder {
     const Layer* layers;
     int32_t count;
     int32_t heads;
-    int64_t features;  // of x; a head has features / heads of them
-    float scale;       // of the scores
+    int64_t features;   // of x; a head has features / heads of them
+    float scale;        // of the scores
+    const float* bias;  // null, or (heads, 2 * reach), added to them, that of distance 0 at `reach`
+    int64_t reach;      // no less than the longest sequence and a stripe of keys
 };
 
 }  // extern "C"
@@ -151,6 +153,7 @@ void attend_all(const Encoder& e, const Linear& qkv, const int64_t* starts, int6
             const int64_t at = (starts[i] - first) * own.stride;
             attend(parts[0] + at, parts[1] + at, parts[2] + at, own.stride,
                    starts[i + 1] - starts[i], s.head_features, e.scale,
+                   e.bias ? e.bias + (2 * head + 1) * e.reach : nullptr,
                    s.attended + starts[i] * s.stride + head * s.head_features, s.stride,
                    own.attention);
         }

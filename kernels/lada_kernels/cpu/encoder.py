@@ -44,12 +44,24 @@ class PackedLayer:
 
 
 class PackedEncoder:
-    """Layers of one size, with `heads` heads each; scale multiplies the scores."""
+    """Layers of one size, with `heads` heads each; scale multiplies the scores.
 
-    def __init__(self, layers: Sequence[PackedLayer], heads: int, scale: float) -> None:
+    bias: what is added to them then, by head and by how far a key is behind a query:
+    (heads, 2 * reach) fp32, contiguous, distance 0 at `reach`; None adds nothing. `reach_for` tells
+    what a sequence needs.
+    """
+
+    def __init__(
+        self, layers: Sequence[PackedLayer], heads: int, scale: float, bias: Tensor | None = None
+    ) -> None:
         self.layers = tuple(layers)
-        self.heads, self.scale = heads, scale
+        self.heads, self.scale, self.bias = heads, scale, bias
         self._structs: Any = None
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence that `bias` is wide enough for; None is any."""
+        return None if self.bias is None else self.bias.shape[1] // 2 - reach_for(0)
 
     @property
     def features(self) -> int:
@@ -78,7 +90,8 @@ class PackedEncoder:
         """x (tokens, features) becomes the output of the given layers, in place; returns it.
 
         Operands are checked by the caller: on the CPU and contiguous, x of io_dtype, starts
-        (sequences + 1,) int64: sequence i has the rows from starts[i] to starts[i + 1].
+        (sequences + 1,) int64: sequence i has the rows from starts[i] to starts[i + 1], no more of
+        them than `longest`.
 
         Raises MemoryError where there is no memory for intermediate results.
         """
@@ -86,7 +99,11 @@ class PackedEncoder:
             self._structs = (native.Layer * len(self.layers))(*(x.struct() for x in self.layers))
         begin, end, _ = layers.indices(len(self.layers))
         first = ctypes.pointer(self._structs[begin])
-        encoder = native.Encoder(first, end - begin, self.heads, self.features, self.scale)
+        bias, reach = (None, 0)
+        if self.bias is not None:
+            bias, reach = self.bias.data_ptr(), self.bias.shape[1] // 2
+        sizes = end - begin, self.heads, self.features, self.scale
+        encoder = native.Encoder(first, *sizes, bias, reach)
         failed = (library or native.library()).lada_encoder(
             native.DTYPES[self.dtype],
             ctypes.byref(encoder),
@@ -98,3 +115,8 @@ class PackedEncoder:
         if failed:
             raise MemoryError(f"encoder: no memory for {len(x)} tokens")
         return x
+
+
+def reach_for(length: int) -> int:
+    """How far a bias must reach either way for sequences of this length."""
+    return length + 32  # keys are taken by 32 and queries by 8, which looks past the last ones

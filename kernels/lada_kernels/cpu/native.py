@@ -81,6 +81,8 @@ class Encoder(Structure):
         ("heads", c_int32),
         ("features", c_int64),
         ("scale", c_float),
+        ("bias", c_void_p),
+        ("reach", c_int64),
     ]
 
 

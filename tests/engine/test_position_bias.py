@@ -1,0 +1,77 @@
+"""MPNet, whose encoder adds a bias by distance to the scores."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lada_ops import optimize
+from lada_ops.engine.layers import FoundEncoder, find_encoders
+from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
+from tests.engine.models import compress, dense
+from tests.engine.test_fused import fused
+
+
+@pytest.fixture(params=[optimize, fused])
+def pair(request):
+    """A compressed model with a bias that matters, and what an engine makes of the same one."""
+    model = dense("mpnet")
+    for parameter in model.base_model.encoder.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.2)
+    nn.init.normal_(model.base_model.encoder.relative_attention_bias.weight, std=2)
+    before = compress(model).base_model
+    return before, request.param(copy.deepcopy(before))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks(pair, mask):
+    want, got = (model(ids(), mask)[0] for model in pair)
+    assert_equal_where_seen(got, want, mask)
+
+
+@torch.no_grad()
+def test_the_bias_matters(pair):
+    before, after = pair
+    want = before(ids())[0]
+    nn.init.zeros_(before.encoder.relative_attention_bias.weight)
+    assert (want - before(ids())[0]).abs().max() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 5])
+def test_as_long_as_the_model_can_be(pair, rows):
+    want, got = (model(ids(rows, 38))[0] for model in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions(pair):
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    want, got = (model(ids(), MASKS["right"], **asked) for model in pair)
+    for after, before in zip(got.hidden_states, want.hidden_states, strict=True):
+        assert_equal_where_seen(after, before, MASKS["right"])
+    for after, before in zip(got.attentions, want.attentions, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tuples(pair):
+    want, got = (model(ids(), return_dict=False)[0] for model in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_longer_than_the_config_says_is_refused():
+    before = compress(dense("mpnet")).base_model
+    encoder = optimize(before).encoder
+    with pytest.raises(ValueError, match="encoder: 41 positions; expected no more than the 40"):
+        encoder(torch.randn(1, 41, 32))
+
+
+def test_bert_has_none():
+    (found,) = find_encoders(dense("bert")).values()
+    assert isinstance(found, FoundEncoder)
+    assert found.position_bias(5) is None
