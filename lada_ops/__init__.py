@@ -7,6 +7,7 @@ Importing this package also registers its checkpoints with transformers, so that
 from .budget import plan
 from .calibrate import input_grams
 from .counts import Counts
+from .engine.graphs import capture_graphs
 from .engine.optimize import optimize, paths
 from .formats import Bsr, LowRank, SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
@@ -38,6 +39,7 @@ __all__ = [
     "SparseLowRank",
     "SparseLowRankLinear",
     "block_sparse_linear",
+    "capture_graphs",
     "compress",
     "input_grams",
     "keep_dense",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import (
@@ -14,17 +15,25 @@ from transformers.modeling_outputs import (
 
 from .masks import NotPadding
 
+if TYPE_CHECKING:
+    from .graphs import Graphs
+
 
 class Engine(Protocol):
     """What computes the layers of an encoder."""
 
     def __call__(
-        self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        layers: slice = slice(None),
+        may_wait: bool = True,
     ) -> Tensor:
         """The output (batch, length, features) of `layers`, in x's dtype.
 
         attention_mask: what transformers makes of a padding mask, (batch or 1, 1, length or 1,
         length), bool or added to the scores; or (batch, length). None hides nothing.
+        may_wait: whether it may look at the mask's values, for which it waits for a GPU.
 
         Raises NotPadding on a mask that the engine cannot follow, ValueError on one that does not
         fit.
@@ -37,10 +46,14 @@ class ModelForward:
 
     What transformers does between them takes as long as a layer of a small model on one sentence.
     Calls that ask for anything else than the last hidden state get its own forward.
+
+    graphs: what replays it for some sizes, if anything.
     """
 
     def __init__(self, model: nn.Module, encoder: EncoderForward) -> None:
         self.model, self.encoder = model, encoder
+        self.graphs: Graphs | None = None
+        self._inside = _Inside(list(model.modules())[1:])
 
     def __call__(
         self,
@@ -66,16 +79,58 @@ class ModelForward:
         ):
             given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
             return _own_forward(model)(*given, *args, **others)
+        outputs = None
+        if self.graphs is not None and input_ids is not None and position_ids is None:
+            outputs = self._replayed(self.graphs, input_ids, attention_mask, token_type_ids)
+        if outputs is None:
+            given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            outputs = self.run(*given)
+        y, pooled = outputs
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=y, pooler_output=pooled
+        )
+
+    def run(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        may_wait: bool = True,
+    ) -> tuple[Tensor | None, ...]:
+        """The last layer's output and the pooler's; attention_mask (batch, length)."""
+        model: Any = self.model
         x = model.embeddings(
             input_ids=input_ids,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
         )
-        y = self.encoder.run(x, attention_mask.bool() if masked else None)
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=y, pooler_output=None if model.pooler is None else model.pooler(y)
-        )
+        mask = None if attention_mask is None else attention_mask.bool()
+        y = self.encoder.run(x, mask, may_wait)
+        return y, None if model.pooler is None else model.pooler(y)
+
+    def _replayed(
+        self,
+        graphs: Graphs,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> tuple[Tensor | None, ...] | None:
+        """What a graph gives, or None where none was recorded for such a call."""
+        alike = token_type_ids is None or token_type_ids.shape == input_ids.shape
+        if (
+            not alike
+            or input_ids.device != graphs.device
+            or torch.compiler.is_compiling()
+            or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
+            or torch.is_autocast_enabled(input_ids.device.type)
+            or self._inside.hooked()
+        ):
+            return None
+        self._inside.check_eval(self.model)
+        return graphs(input_ids, attention_mask, token_type_ids)
 
 
 class EncoderForward:
@@ -94,10 +149,12 @@ class EncoderForward:
             _asked(self.config, arguments, f"output_{what}") for what in asked
         )
 
-    def run(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def run(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, may_wait: bool = True
+    ) -> Tensor:
         """The last layer's output; see `Engine`. Raises RuntimeError in training mode."""
         self._inside.check_eval(self.module)
-        return self.engine(hidden_states, attention_mask)
+        return self.engine(hidden_states, attention_mask, may_wait=may_wait)
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any):
         if not self.looked_at(others):

@@ -52,7 +52,7 @@ class FusedEngine:
     """Runs fused layers one after the other.
 
     Where a mask hides something the visible tokens are laid end to end, and the others come out as
-    0; in a single layer, in what torch.compile compiles, while a CUDA graph is captured, and where
+    0. In a single layer, in what torch.compile compiles or a CUDA graph records, and where
     attention knows no ragged sequences (`attention.packs`, position biases), the padding is
     computed too.
     """
@@ -62,14 +62,19 @@ class FusedEngine:
         self.heads, self.found = found.config.num_attention_heads, found
 
     def __call__(
-        self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        layers: slice = slice(None),
+        may_wait: bool = True,
     ) -> Tensor:
         """See `forward.Engine`."""
         run = self.layers[layers]
         batch, length, _ = x.shape
         mask, bias = attention_mask, self.found.position_bias(length, x.device)
-        may_pack = mask is not None and bias is None and len(run) > 1 and not _is_recorded(x)
-        if may_pack and packs(x, self.heads):
+        may_wait = may_wait and not torch.compiler.is_compiling()
+        may_pack = mask is not None and bias is None and len(run) > 1
+        if may_wait and may_pack and packs(x, self.heads):
             with suppress(NotPadding):
                 visible = visible_positions(mask, batch, length)
                 lengths = visible.sum(1).tolist()  # waits for the GPU
@@ -95,8 +100,3 @@ class FusedEngine:
         for layer in run:
             y = layer(y, attend)
         return torch.zeros_like(rows).index_copy_(0, index, y).view(x.shape)
-
-
-def _is_recorded(x: Tensor) -> bool:
-    """Whether what is done now will be done again with other values, so that none may be read."""
-    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())

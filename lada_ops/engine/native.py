@@ -27,7 +27,11 @@ class NativeEngine:
 
     @torch.compiler.disable(recursive=True)
     def __call__(
-        self, x: Tensor, attention_mask: Tensor | None = None, layers: slice = slice(None)
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        layers: slice = slice(None),
+        may_wait: bool = True,
     ) -> Tensor:
         """See `forward.Engine`; raises where `check_inference` does, too."""
         encoder = self.encoder

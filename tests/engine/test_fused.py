@@ -223,12 +223,12 @@ def test_paths(bert):
     )
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("arguments", [{}, batch()], ids=["no mask", "a mask"])
-def test_compiled_it_is_one_graph(bert, arguments):
-    fused(bert)
+@pytest.mark.parametrize("name", ["bert", "electra", "distilbert", "mpnet"])
+def test_compiled_it_is_one_graph(name, arguments):
+    model = fused(compressed(name)).base_model
     inputs = {"input_ids": ids()} | arguments
-    with torch.no_grad():
-        want = bert(**inputs)[0]
-        compiled: Any = torch.compile(bert, fullgraph=True, backend="aot_eager")
-        got = compiled(**inputs)[0]
-    assert_equal_where_seen(got, want, arguments.get("attention_mask"))
+    want = model(**inputs)[0]
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_equal_where_seen(compiled(**inputs)[0], want, arguments.get("attention_mask"))
