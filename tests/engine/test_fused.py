@@ -1,6 +1,7 @@
 """Fused layers, on the CPU: what they say there is what they say on a GPU."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -143,12 +144,20 @@ class TestState:
         loaded = AutoModel.from_pretrained(tmp_path).eval()
         torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
 
-    def test_loading_is_refused_before_anything_changed(self, bert):
+    @pytest.mark.parametrize("name", ["", "encoder", "encoder.layer.0.attention.self.query"])
+    def test_loading_is_refused_before_anything_changed(self, bert, name):
         before = {name: t.clone() for name, t in fused(bert).state_dict().items()}
-        other = {name: t + 1 for name, t in before.items()}
+        part = bert.get_submodule(name)
+        other = {name: t + 1 for name, t in part.state_dict().items()}
         with pytest.raises(RuntimeError, match="optimized for inference; load its weights first"):
-            bert.load_state_dict(other)
+            part.load_state_dict(other)
         torch.testing.assert_close(dict(bert.state_dict()), before, rtol=0, atol=0)
+
+    def test_what_is_not_fused_can_be_loaded(self, bert):
+        embeddings = fused(bert).embeddings
+        other = {name: t + 1 for name, t in embeddings.state_dict().items()}
+        embeddings.load_state_dict(other)
+        torch.testing.assert_close(dict(embeddings.state_dict()), other, rtol=0, atol=0)
 
     def test_training_is_refused(self, bert):
         with pytest.raises(RuntimeError, match="in training mode"):
@@ -197,6 +206,16 @@ class TestRestore:
         other = {name: t + 1 for name, t in bert.state_dict().items()}
         bert.load_state_dict(other)
         torch.testing.assert_close(dict(bert.state_dict()), other)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_of_a_copy(self, bert, copied):
+        want = outputs(bert)
+        other = copied(fused(bert))
+        restore(other)
+        torch.testing.assert_close(outputs(other), want, rtol=0, atol=0)
+        other.load_state_dict(other.state_dict())
+        with pytest.raises(RuntimeError, match="optimized for inference"):
+            bert.load_state_dict(bert.state_dict())
 
     def test_a_part_is_refused(self, bert):
         fused(bert)
