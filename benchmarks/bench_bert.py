@@ -1,8 +1,8 @@
 """Whole models: BERT-base and the real MiniLM, compressed by each method, beside the dense one.
 
 BERT-base is random, and so are its compressed weights, of the sizes that `lada_ops.plan` says:
-speed only. MiniLM is the trained one, compressed by `lada_ops.compress`. On the CPU both run as
-they are served, after `lada_ops.optimize`.
+speed only. MiniLM is the trained one, compressed by `lada_ops.compress`. They run as they are
+served, after `lada_ops.optimize`, and on a GPU replayed as graphs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
 import lada_ops
-from benchmarks.shapes import DEVICE, DTYPE, MODEL_RATIOS, ModelCase, fill_with_noise
+from benchmarks.shapes import DEVICE, DTYPE, MODEL_RATIOS, ON_GPU, ModelCase, fill_with_noise
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.latency import compare_models
 from lada_ops.plans import METHODS
 
 CONFIGS = {
     "bert_base": BertConfig(),
+    "bert_large": BertConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+    ),
     "tiny": BertConfig(
         hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
     ),
@@ -63,10 +66,10 @@ def optimized(name: str) -> dict[str, nn.Module]:
 
 def test_bert(model_case: ModelCase, report):
     dense, compressed = dense_and_compressed(model_case.model)
-    served = compressed
-    if DEVICE.type == "cpu" and fast_dtypes():
-        served = optimized(model_case.model)
+    served = optimized(model_case.model) if ON_GPU or fast_dtypes() else compressed
     size = model_case.batch, model_case.length
+    for model in served.values() if ON_GPU else ():
+        lada_ops.capture_graphs(model, [size], limit=1)
     ids = torch.randint(1000, 30_000, size, device=DEVICE)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     label = str(model_case)

@@ -108,13 +108,17 @@ FFNS = [
 ]
 QUICK_FFNS = [FfnCase(128, 256, 8, 2.5)]
 
+ON_GPU = DEVICE.type == "cuda"
+BUCKETS = [(1, 16), (1, 128), (8, 128), (32, 128)]
+if ON_GPU:
+    BUCKETS = [(batch, length) for batch in (1, 8, 32, 128) for length in (32, 128, 384, 512)]
 MODELS = [
     ModelCase(model, *bucket)
-    for model in ("bert_base", "minilm")
-    for bucket in ((1, 16), (1, 128), (8, 128), (32, 128))
+    for model in ("bert_base", *(["bert_large"] if ON_GPU else []), "minilm")
+    for bucket in BUCKETS
 ]
 QUICK_MODELS = [ModelCase("tiny", 2, 8)]
-MODEL_RATIOS = (2.5, 5.0)
+MODEL_RATIOS = (2.5, 5.0, 10.0) if ON_GPU else (2.5, 5.0)
 
 Op = Callable[..., Tensor]
 
