@@ -91,12 +91,14 @@ class FusedEngine:
     def _packed(
         self, x: Tensor, visible: Tensor, lengths: list[int], run: list[FusedLayer]
     ) -> Tensor:
-        index = visible.flatten().nonzero()[:, 0]
         lengths = [n for n in lengths if n]
+        if not lengths:
+            return torch.zeros_like(x)
+        index = visible.flatten().nonzero()[:, 0]
         starts = F.pad(torch.tensor(lengths, device=x.device).cumsum(0), (1, 0)).int()
-        attend = Packed(self.heads, starts, max(lengths, default=0))
-        rows = x.flatten(0, 1)
-        y = rows[index]
+        attend = Packed(self.heads, starts, max(lengths))
+        y = x.flatten(0, 1)[index]
         for layer in run:
             y = layer(y, attend)
-        return torch.zeros_like(rows).index_copy_(0, index, y).view(x.shape)
+        whole = y.new_zeros(visible.numel(), x.shape[-1])  # autocast may have changed its dtype
+        return whole.index_copy_(0, index, y).view(x.shape)

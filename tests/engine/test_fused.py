@@ -79,6 +79,16 @@ def test_all_is_padding(bert):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mask", [None, MASKS["right"]], ids=["none", "right"])
+def test_under_autocast(bert, mask):
+    with torch.autocast("cpu", torch.bfloat16):
+        want = bert(ids(), mask)[0]
+        got = fused(bert)(ids(), mask)[0]
+    kept = torch.ones(3, 9).bool() if mask is None else mask.bool()
+    torch.testing.assert_close(got[kept].float(), want[kept].float(), rtol=5e-2, atol=5e-2)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("what", ["hidden_states", "attentions"])
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_is_asked_for_is_given(name, what):
