@@ -229,6 +229,8 @@ def joint_kind(linear: Source) -> object:
     """Equal for linears that can be one product."""
     if isinstance(linear, SparseLowRankLinear):
         return linear
+    if isinstance(linear, LowRankLinear):
+        return LowRankLinear, linear.out_features
     return type(linear), linear.block if isinstance(linear, BlockSparseLinear) else None
 
 

@@ -33,8 +33,9 @@ def test_projections_are_those_of_the_linears(kind, biases):
     torch.testing.assert_close(Projections(linears)(x), want)
 
 
-def test_projections_of_several_widths():
-    linears = [make("dense", out) for out in (8, 24, 3)]
+@pytest.mark.parametrize("kind", ["dense", "low rank", "block sparse"])
+def test_projections_of_several_widths(kind):
+    linears = [make(kind, out) for out in (8, 24, 24)]
     x = x_of(5)
     torch.testing.assert_close(Projections(linears)(x), [linear(x) for linear in linears])
 
