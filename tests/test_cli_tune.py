@@ -70,7 +70,8 @@ def test_a_models_linears_are_tuned(tuned, compressed, tmp_path):
     assert result.exit_code == 0, result.output
     ((cases, folder, kwargs),) = tuned
     assert {(case.stem, case.dtype, case.tokens) for case in cases} == {
-        ("low_rank_linear", "bfloat16", 64)
+        ("low_rank_linear", "bfloat16", 64),
+        ("low_rank_ffn", "bfloat16", 64),
     }
     assert (folder, kwargs["budget"]) == (tmp_path, 5.0)
 
