@@ -61,13 +61,13 @@ class CudaRecorder:
 
     def record(self, call: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None], int]:
         with torch.cuda.device(self.device):
+            torch.cuda.synchronize()  # replays of what was dropped for this one may still run
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):
                     call()
             torch.cuda.current_stream().wait_stream(side)
-            torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             try:

@@ -27,10 +27,10 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
     """Make `model` ready for inference where it is, on the CPU or a GPU, in place; returns it.
 
     Its encoder, compressed or dense, runs without its padding and with few calls: on the CPU in a
-    single native one, on a GPU in four launches a layer where its weights are low rank. Of encoders
-    of unknown kinds, and of those that compute something else than their class and config say (each
-    layer is tried on a few tokens), the compressed linears run one by one; `paths` tells which is
-    which, and why. Outside the model looks as before: inputs, outputs, hidden states, attention
+    single native one, on a GPU in four launches a layer where its weights are low rank, or five on
+    few tokens. Of encoders of unknown kinds, and of those that compute something else than their
+    class and config say (each layer is tried on a few tokens), the compressed linears run one by
+    one; `paths` tells which is which, and why. Outside the model looks as before: inputs, outputs, hidden states, attention
     weights, `state_dict` and `save_pretrained`; what comes out at positions that the attention mask
     hides is 0, or anything. Where attention weights are asked for, or hooks wait inside the layers,
     those are computed by their own submodules.
@@ -60,7 +60,7 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
     part = optimized_part(model)
     if part is not None:
         raise ValueError(
-            f"optimize: {part} was optimized already, with another model; expected "
+            f"optimize: {part or 'the model'} was optimized already, with another model; expected "
             "lada_ops.restore of that one first"
         )
     on_cpu, dtype = _checked(model, dtype)
