@@ -59,7 +59,7 @@ class NativeEngine:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedParts:
     """What takes the place of linears, by name, and why each is packed as it is."""
 
     modules: dict[str, PackedLinear] = field(default_factory=dict)
@@ -76,11 +76,11 @@ class Packed:
         return joined
 
 
-def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine, list[Packed]]:
+def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine, list[PackedParts]]:
     """What runs the encoder, and what takes the place of the linears of each layer."""
     from lada_kernels.cpu.encoder import PackedEncoder
 
-    linears = [Packed() for _ in found.layers]
+    linears = [PackedParts() for _ in found.layers]
     layers = [
         _packed_layer(found, layer, dtype, into)
         for layer, into in zip(found.layers, linears, strict=True)
@@ -105,7 +105,7 @@ def _bias_by_distance(found: FoundEncoder) -> Tensor | None:
 
 
 def _packed_layer(
-    found: FoundEncoder, layer: nn.Module, dtype: torch.dtype, into: Packed
+    found: FoundEncoder, layer: nn.Module, dtype: torch.dtype, into: PackedParts
 ) -> PackedLayer:
     from lada_kernels.cpu.encoder import PackedLayer
 

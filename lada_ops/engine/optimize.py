@@ -15,7 +15,7 @@ from ..ops.epilogue import KERNEL_DTYPES
 from .forward import EncoderForward, Engine, LayerForward, ModelForward
 from .fused import FusedEngine
 from .layers import FoundEncoder, find_encoders
-from .native import Packed, pack_encoder
+from .native import PackedParts, pack_encoder
 from .record import FUSED, Record, optimized_part, record_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -113,7 +113,7 @@ def _pack(
     dtype: torch.dtype,
 ) -> Record:
     """Have `encoders` in `model`, and the linears `alone`, run by the native kernels."""
-    packed = Packed()
+    packed = PackedParts()
     for name, linear in alone.items():
         packed.pack({name: linear}, dtype)
     engines = [pack_encoder(encoder, dtype) for encoder in encoders]
@@ -127,8 +127,9 @@ def _pack(
                 modules[_join(names[layer], name)] = linear
                 how = f"native encoder, {_short(dtype)}: {parts.reasons[name]}"
                 record.how[_join(names[layer], name)] = how
-    for name, linear in modules.items():
+    for name in modules:  # all of them before the first is set
         record.sources[name] = copy.deepcopy(model.get_submodule(name)).to("meta")
+    for name, linear in modules.items():
         model.set_submodule(name, linear)
     for encoder, (engine, _) in zip(encoders, engines, strict=True):
         _take_over(encoder, engine, record, names)

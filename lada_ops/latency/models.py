@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.optimize import undo
 from ..modules.packed_linear import PackedLinear
 from ..progress import progress_bar
 from ..swap import restore
@@ -128,6 +129,7 @@ def _references(
     with progress_bar(quiet) as progress:
         for name, model in progress.track(models.items(), description="references"):
             reference = copy.deepcopy(model)
+            undo(reference)
             restore(reference)
             reference.float()
             for label, inputs in batches.items():

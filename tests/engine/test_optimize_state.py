@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 import lada_ops
 from lada_ops import LowRankLinear, optimize, restore
+from lada_ops.engine import optimize as optimize_module
 from lada_ops.modules.packed_linear import PackedLinear
 from lada_ops.plans import METHODS
 from lada_ops.pretrained import compression_of
@@ -155,6 +156,23 @@ def test_a_mixed_model_keeps_what_is_dense_dense(tmp_path):
     attention = loaded.encoder.layer[1].attention.self
     assert (type(attention.key), type(attention.query)) == (LowRankLinear, nn.Linear)
     torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
+
+
+def test_without_memory_for_the_way_back_the_model_stays(bert, monkeypatch):
+    before = [id(module) for module in bert.modules()]
+    copied = []
+
+    def copy_some(module):
+        copied.append(module)
+        if len(copied) > 6:  # the two layers that were tried, and some linears
+            raise MemoryError
+        return deepcopy(module)
+
+    deepcopy = copy.deepcopy
+    monkeypatch.setattr(optimize_module.copy, "deepcopy", copy_some)
+    with pytest.raises(MemoryError):
+        optimize(bert)
+    assert [id(module) for module in bert.modules()] == before
 
 
 def test_nothing_of_the_linears_before_stays(bert):

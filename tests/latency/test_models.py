@@ -10,6 +10,7 @@ import lada_ops
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.latency import WrongOutput, compare_models
 from lada_ops.latency.models import read_output
+from tests.engine.test_fused import fused
 
 native_only = pytest.mark.skipif(not fast_dtypes(), reason="no native library was built")
 CONFIG = BertConfig(
@@ -68,6 +69,13 @@ def test_models_are_left_as_they_were(dense, compressed, batches):
     before = {name: str(model) for name, model in compressed.items()}
     compare_models(dense, compressed, batches, rounds=1, quiet=True)
     assert {name: str(model) for name, model in compressed.items()} == before
+
+
+def test_a_fused_model_is_held_to_its_dense_linears(dense, compressed, batches, monkeypatch):
+    model = fused(compressed["low_rank"])
+    monkeypatch.delattr(lada_ops.LowRankLinear, "forward")  # neither side may run it
+    found = compare_models(dense, {"low_rank": model}, batches, rounds=1, quiet=True)["3x5"]
+    assert found["low_rank"].error < 1e-5
 
 
 def test_half_precision_is_held_to_fp32(dense, compressed, batches):
