@@ -1,5 +1,6 @@
-// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, eight queries at a time.
-// Both products are those of `linear.h`: the keys, and then the values, are stripes without holes.
+// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, eight queries at a time,
+// over all keys or those in a window. Both products are those of `linear.h`: the keys, and then the
+// values, are stripes without holes.
 #pragma once
 #include "linear.h"
 #include "memory.h"
@@ -76,17 +77,37 @@ void pack_values(const T* v, int64_t stride, int64_t length, int64_t columns, ui
     }
 }
 
-// Rows of scores to e^(score - largest), and the inverse of their sums. Keys past the end get 0.
+// Queries and keys turned by the angles of their positions: the first half of a row's features are
+// the real parts of complex numbers, the second the imaginary ones ("RoFormer", eq. 34).
+// angles: (positions, features), cosines and then sines.
+template <class T>
+void rotate(T* x, int64_t stride, int64_t length, int64_t features, const float* angles) {
+    const int64_t half = features / 2;
+    for (int64_t row = 0; row < length; row++, x += stride, angles += features) {
+        for (int64_t i = 0; i < half; i += LANES) {
+            const int64_t left = half - i;
+            const vec real = load_first(x + i, left), imaginary = load_first(x + half + i, left);
+            const vec cosine = load_first(angles + i, left);
+            const vec sine = load_first(angles + half + i, left);
+            store_first(x + i, real * cosine - imaginary * sine, left);
+            store_first(x + half + i, imaginary * cosine + real * sine, left);
+        }
+    }
+}
+
+// Rows of scores to e^(score - largest), and the inverse of their sums. The first row sees the keys
+// from `first` to `end`, of `length`, each next row those one later; others get 0.
 // bias: what the first row's scores have added once they are scaled, each next row's one key later.
 template <class T>
-void softmax(float* scores, int64_t length, float scale, const float* bias, T* out,
-             float (&inverse)[TILE]) {
+void softmax(float* scores, int64_t length, int64_t first, int64_t end, float scale,
+             const float* bias, T* out, float (&inverse)[TILE]) {
     const int64_t padded = stripes_of(length) * KEYS;
-    for (int r = 0; r < TILE; r++, scores += padded, out += padded) {
+    for (int r = 0; r < TILE; r++, first++, end++, scores += padded, out += padded) {
         if (bias)
             for (int64_t i = 0; i < padded; i += LANES)
                 store(scores + i, load<vec>(scores + i) * scale + load<vec>(bias + i - r));
-        for (int64_t i = length; i < padded; i++) scores[i] = -__builtin_inff();
+        for (int64_t i = 0; i < std::min(first, padded); i++) scores[i] = -__builtin_inff();
+        for (int64_t i = std::min(length, end); i < padded; i++) scores[i] = -__builtin_inff();
         vec top = splat(-__builtin_inff()), total = {};
         for (int64_t i = 0; i < padded; i += LANES) top = max(load<vec>(scores + i), top);
         const float left = bias ? 1 : scale, shift = largest(top) * left;
@@ -101,9 +122,11 @@ void softmax(float* scores, int64_t length, float scale, const float* bias, T* o
 
 // q, k, v, y: (length, features), rows `stride` and `y_stride` elements apart. bias: null, or of a
 // query and the key `d` after it (before it, if d < 0) at `d`; read of whole stripes and tiles.
+// window: how far from a query the keys are that it sees.
 template <class T, class Y>
 void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, int64_t features,
-            float scale, const float* bias, Y* y, int64_t y_stride, AttentionScratch<T> s) {
+            float scale, const float* bias, int64_t window, Y* y, int64_t y_stride,
+            AttentionScratch<T> s) {
     const int64_t key_units = units<T>(length), feature_units = units<T>(features);
     const int64_t padded = stripes_of(length) * KEYS;
     for (int64_t key = 0; key < padded; key += TILE) {
@@ -115,22 +138,28 @@ void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, 
     for (int64_t j = 0; j < features; j += KEYS)
         pack_values(v + j, stride, length, features - j, s.values + j * key_units);
 
-    const int32_t start = 0, whole_keys = feature_units, whole_values = key_units;
-    const Rows<T> queries{(uint32_t*)s.queries, feature_units};
-    const Rows<T> probabilities{(uint32_t*)s.probabilities, padded / Unit<T>::TERMS};
+    const int32_t start = 0, whole_keys = feature_units;
     for (int64_t query = 0; query < length; query += TILE) {
         const int64_t rows = length - query < TILE ? length - query : TILE;
+        // whole stripes of keys, from the first that the first row sees to the last row's last
+        const int64_t first = std::max<int64_t>(0, query - window) / KEYS * KEYS;
+        const int64_t seen = std::min(length, query + rows + window) - first;
+        const int64_t seen_padded = stripes_of(seen) * KEYS;
+        const Rows<T> queries{(uint32_t*)s.queries, feature_units};
+        const Rows<T> probabilities{(uint32_t*)s.probabilities, seen_padded / Unit<T>::TERMS};
         copy_rows(q + query * stride, stride, rows, features, s.queries,
                   feature_units * Unit<T>::TERMS);
-        for (int64_t key = 0; key < length; key += KEYS)
-            multiply<T>({s.keys + key * feature_units, &start, &whole_keys, 1, KEYS}, queries,
-                        s.scores + key, padded);
+        for (int64_t key = 0; key < seen; key += KEYS)
+            multiply<T>({s.keys + (first + key) * feature_units, &start, &whole_keys, 1, KEYS},
+                        queries, s.scores + key, seen_padded);
         float inverse[TILE];
-        softmax(s.scores, length, scale, bias ? bias - query : nullptr, s.probabilities, inverse);
+        softmax(s.scores, seen, query - window - first, query + window + 1 - first, scale,
+                bias ? bias + first - query : nullptr, s.probabilities, inverse);
+        const int32_t whole_values = units<T>(seen);
         for (int64_t j = 0; j < features; j += KEYS) {
             alignas(64) float sums[TILE * KEYS];
-            multiply<T>({s.values + j * key_units, &start, &whole_values, 1, KEYS}, probabilities,
-                        sums, KEYS);
+            const uint32_t* values = s.values + j * key_units + first / Unit<T>::TERMS * KEYS;
+            multiply<T>({values, &start, &whole_values, 1, KEYS}, probabilities, sums, KEYS);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = 0; i < KEYS && j + i < features; i += LANES)
                     store_first(y + (query + r) * y_stride + j + i,

@@ -1,5 +1,6 @@
-// A whole BERT encoder: x = LN(x + attention(x)); x = LN(x + W2 gelu(W1 x)), layer by layer. Its
-// sequences are packed one behind the other, without padding.
+// A whole BERT encoder: x = LN(x + attention(x)); x = LN(x + W2 gelu(W1 x)), layer by layer; or,
+// where norms come first, x = x + attention(LN(x)); x = x + W2 gelu(W1 LN(x)). Its sequences are
+// packed one behind the other, without padding.
 #pragma once
 #include <numeric>
 
@@ -10,13 +11,18 @@ extern "C" {
 
 struct Layer {
     Linear qkv, out, up, down;  // qkv: the columns of q, then those of k and v
-    Norm attention_norm, output_norm;
+    // Of x before attention, where norms come first; between attention and `up`; after `down`.
+    Norm input_norm, attention_norm, output_norm;
+    const float* angles;  // null, or what queries and keys are turned by: see `rotate`
+    int64_t window;       // how far from a query the keys are that it sees
+    int32_t gate;         // the activation of the first half of `up`, times the second; or none
 };
 
 struct Encoder {
     const Layer* layers;
     int32_t count;
     int32_t heads;
+    int32_t norms_first;
     int64_t features;   // of x; a head has features / heads of them
     float scale;        // of the scores
     const float* bias;  // null, or (heads, 2 * reach), added to them, that of distance 0 at `reach`
@@ -76,7 +82,8 @@ template <class T> struct EncoderScratch {
 
     int64_t longest, head_features, stride, hidden_stride, head_bytes;
     int64_t* groups;  // the first sequence of each group, and of one beyond the last
-    T* state;         // (tokens, stride): x between layers
+    T* state;         // (tokens, stride): x between layers, or LN(x) where norms come first
+    T* stream;        // (tokens, stride): x where norms come first
     T* attended;      // (tokens, stride)
     T* between;       // (rows, stride): after attention
     T* hidden;        // (rows, hidden_stride)
@@ -94,6 +101,7 @@ template <class T> struct EncoderScratch {
                  std::max(e.features, most.hidden_features), most.ranks, e.features) {
         const int64_t tokens = starts[sequences], rows = scratch_rows(tokens, threads);
         state = c.take<T>((tokens + TILE) * stride);  // a tile begins at any of them
+        stream = c.take<T>(e.norms_first ? tokens * stride : 0);
         attended = c.take<T>((tokens + TILE) * stride);
         between = c.take<T>(rows * stride);
         hidden = c.take<T>(rows * hidden_stride);
@@ -118,8 +126,8 @@ inline int64_t group(const int64_t* starts, int64_t sequences, int64_t* groups) 
 
 // The whole stripes of an output that hold columns `first` to `end`; returns where `first` is in y.
 template <class T, class Y>
-const Y* expand_columns(const Step<T, Y>& step, int64_t first, int64_t end, int64_t rows,
-                        const Scratch<T>& s) {
+Y* expand_columns(const Step<T, Y>& step, int64_t first, int64_t end, int64_t rows,
+                  const Scratch<T>& s) {
     const int64_t width = step.linear.up.width;
     Y* y = step.y;
     for (int stripe = first / width; stripe * width < end; stripe++, y += width)
@@ -132,7 +140,7 @@ const Y* expand_columns(const Step<T, Y>& step, int64_t first, int64_t end, int6
 // Attention of all sequences; `state`, reduced, becomes `attended`. Queries, keys and values are
 // computed head by head, so that what a thread writes of them is in its cache when it reads it.
 template <class T>
-void attend_all(const Encoder& e, const Linear& qkv, const int64_t* starts, int64_t groups,
+void attend_all(const Encoder& e, const Layer& layer, const int64_t* starts, int64_t groups,
                 const EncoderScratch<T>& s) {
     typedef typename Attended<T>::Type A;
 #pragma omp for schedule(dynamic)
@@ -141,36 +149,55 @@ void attend_all(const Encoder& e, const Linear& qkv, const int64_t* starts, int6
         const int64_t first = starts[sequences[0]], rows = starts[sequences[1]] - first;
         Carver c{s.heads + omp_get_thread_num() * s.head_bytes};
         const HeadScratch<A> own = s.of_head(c);
-        const A* parts[3];
+        A* parts[3];
         for (int i = 0; i < 3; i++) {
             const int64_t column = i * e.features + head * s.head_features;
-            const Step<T, A> step{qkv, s.state + first * s.stride, s.stride,
+            const Step<T, A> step{layer.qkv, s.state + first * s.stride, s.stride,
                                   own.qkv + i * own.part_stride, own.stride};
             parts[i] = expand_columns(step, column, column + s.head_features, rows,
                                       s.qkv.from(first));
         }
         for (int64_t i = sequences[0]; i < sequences[1]; i++) {
-            const int64_t at = (starts[i] - first) * own.stride;
-            attend(parts[0] + at, parts[1] + at, parts[2] + at, own.stride,
-                   starts[i + 1] - starts[i], s.head_features, e.scale,
-                   e.bias ? e.bias + (2 * head + 1) * e.reach : nullptr,
-                   s.attended + starts[i] * s.stride + head * s.head_features, s.stride,
-                   own.attention);
+            const int64_t at = (starts[i] - first) * own.stride, length = starts[i + 1] - starts[i];
+            for (int part = 0; layer.angles && part < 2; part++)
+                rotate(parts[part] + at, own.stride, length, s.head_features, layer.angles);
+            attend(parts[0] + at, parts[1] + at, parts[2] + at, own.stride, length,
+                   s.head_features, e.scale, e.bias ? e.bias + (2 * head + 1) * e.reach : nullptr,
+                   layer.window, s.attended + starts[i] * s.stride + head * s.head_features,
+                   s.stride, own.attention);
         }
     }
 }
 
-// What follows attention, by `run`, for rows of x and `attended`; y may be x.
+// What follows attention, by `run`, for the rows from `first` on; `between` and `hidden` hold them
+// alone. The last layer's output goes to x, that of others to `state`.
 template <class T, class Run>
-void after_attention(const Layer& layer, const T* x, T* attended, T* between, T* hidden, T* y,
-                     int64_t y_stride, const EncoderScratch<T>& s, Run run) {
-    run(Step<T>{layer.out, attended, s.stride, between, s.stride, x, s.stride,
-                &layer.attention_norm});
+void after_attention(const Encoder& e, int i, int64_t first, T* between, T* hidden, T* x,
+                     const EncoderScratch<T>& s, Run run) {
+    const Layer& layer = e.layers[i];
+    const bool last = i + 1 == e.count;
+    const int64_t stride = s.stride, f = e.features, at = first * stride;
+    T *state = s.state + at, *stream = e.norms_first ? s.stream + at : nullptr;
+    T *y = last ? x + first * f : state;
+    const Norm* output_norm = &layer.output_norm;
+    if (e.norms_first) output_norm = last ? nullptr : &e.layers[i + 1].input_norm;
+
+    run(Step<T>{layer.out, s.attended + at, stride, between, stride, stream ? stream : state,
+                stride, &layer.attention_norm, stream});
     Linear up = layer.up;  // whole units: what lies beyond meets no weight, but must be finite
     up.out_features = units<T>(up.out_features) * Unit<T>::TERMS;
-    run(Step<T>{up, between, s.stride, hidden, s.hidden_stride});
-    run(Step<T>{layer.down, hidden, s.hidden_stride, y, y_stride, between, s.stride,
-                &layer.output_norm});
+    run(Step<T>{up, between, stride, hidden, s.hidden_stride, nullptr, 0, nullptr, nullptr,
+                (Activation)layer.gate});
+    run(Step<T>{layer.down, hidden, s.hidden_stride, y, last ? f : stride,
+                stream ? stream : between, stride, output_norm, stream});
+}
+
+// A row of x to where the first layer finds it.
+template <class T> void enter(const Encoder& e, const T* x, T* state, T* stream) {
+    copy_rows(x, e.features, 1, e.features, state, 0);
+    if (!e.norms_first) return;
+    convert(x, e.features, stream);
+    normalize(x, e.features, e.layers[0].input_norm, state);
 }
 
 // x (tokens, features) becomes the last layer's output. Of sequence i are rows starts[i] and on.
@@ -188,33 +215,29 @@ void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, in
         const int64_t own = omp_get_thread_num() * BLOCK;
         const Scratch<T> scratch = s.linear.from(own);
         for (int i = -1; i < e.count; i++) {
-            if (i >= 0) attend_all(e, e.layers[i].qkv, starts, groups, s);
+            if (i >= 0) attend_all(e, e.layers[i], starts, groups, s);
 #pragma omp for schedule(dynamic)
             for (int64_t first = 0; first < tokens; first += BLOCK) {
                 const int64_t rows = tokens - first < BLOCK ? tokens - first : BLOCK;
                 const auto run = [&](const auto& step) { run_alone(step, rows, scratch); };
-                const bool last = i + 1 == e.count;
-                T* state = s.state + first * stride;
                 if (i < 0)
-                    copy_rows(x + first * f, f, rows, f, state, stride);
+                    for (int64_t row = first; row < first + rows; row++)
+                        enter(e, x + row * f, s.state + row * stride, s.stream + row * stride);
                 else
-                    after_attention(e.layers[i], state, s.attended + first * stride,
-                                    s.between + own * stride, s.hidden + own * s.hidden_stride,
-                                    last ? x + first * f : state, last ? f : stride, s, run);
-                if (!last) reduce_alone(qkv_step(i + 1, first), rows, s.qkv.from(first));
+                    after_attention(e, i, first, s.between + own * stride,
+                                    s.hidden + own * s.hidden_stride, x, s, run);
+                if (i + 1 < e.count) reduce_alone(qkv_step(i + 1, first), rows, s.qkv.from(first));
             }
         }
     } else {
         const auto run = [&](const auto& step) { run_together(step, tokens, s.linear); };
 #pragma omp for
         for (int64_t row = 0; row < tokens; row++)
-            copy_rows(x + row * f, f, 1, f, s.state + row * stride, stride);
+            enter(e, x + row * f, s.state + row * stride, s.stream + row * stride);
         for (int i = 0; i < e.count; i++) {
-            const bool last = i + 1 == e.count;
             reduce_together(qkv_step(i, 0), tokens, s.qkv);
-            attend_all(e, e.layers[i].qkv, starts, groups, s);
-            after_attention(e.layers[i], s.state, s.attended, s.between, s.hidden,
-                            last ? x : s.state, last ? f : stride, s, run);
+            attend_all(e, e.layers[i], starts, groups, s);
+            after_attention(e, i, 0, s.between, s.hidden, x, s, run);
         }
     }
 }

@@ -14,14 +14,21 @@ from . import native
 from .packed import PackedLinear
 
 Norm = tuple[Tensor, Tensor, float]
+_FAR = 1 << 40  # farther than any two tokens are apart
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """``x = LN(x + out(attention(qkv(x))))``, then ``x = LN(x + down(act(up(x))))``.
+    """``x = LN(x + out(attention(qkv(x))))``, then ``x = LN(x + down(act(up(x))))``; or, where norms
+    come first, ``x = x + out(attention(qkv(LN(x))))``, then ``x = x + down(act(up(LN(x))))``.
 
     qkv holds the columns of queries, keys and values one behind the other. Norms: weight and bias
-    (features,), fp32 and contiguous, and eps.
+    (features,), fp32 and contiguous, and eps. attention_norm: between attention and `up`.
+    output_norm: after `down`. input_norm: where norms come first, before attention; None is none.
+    gated: ``act(a) * b``, with a and b the halves of what `up` gives, in place of ``act(up(x))``.
+    angles: (positions, features / heads), cosines and then sines by which the halves of queries and
+    keys are turned (rotary positions), fp32 and contiguous; None turns nothing.
+    window: how far from a query the keys are that it sees; None is any.
     """
 
     qkv: PackedLinear
@@ -29,22 +36,35 @@ class PackedLayer:
     up: PackedLinear
     down: PackedLinear
     attention_norm: Norm
-    output_norm: Norm
+    output_norm: Norm | None
     activation: str
+    input_norm: Norm | None = None
+    gated: bool = False
+    angles: Tensor | None = None
+    window: int | None = None
+
+    @property
+    def norms_first(self) -> bool:
+        return self.output_norm is None
 
     def struct(self) -> native.Layer:
+        activation, gate = ("none", self.activation) if self.gated else (self.activation, "none")
         return native.Layer(
             self.qkv.struct(),
             self.out.struct(),
-            self.up.struct(self.activation),
+            self.up.struct(activation),
             self.down.struct(),
+            native.norm_struct(self.input_norm),
             native.norm_struct(self.attention_norm),
             native.norm_struct(self.output_norm),
+            None if self.angles is None else self.angles.data_ptr(),
+            _FAR if self.window is None else self.window,
+            native.ACTIVATIONS[gate],
         )
 
 
 class PackedEncoder:
-    """Layers of one size, with `heads` heads each; scale multiplies the scores.
+    """Layers of one size and order of norms, with `heads` heads each; scale multiplies the scores.
 
     bias: what is added to them then, by head and by how far a key is behind a query:
     (heads, 2 * reach) fp32, contiguous, distance 0 at `reach`; None adds nothing. `reach_for` tells
@@ -60,8 +80,17 @@ class PackedEncoder:
 
     @property
     def longest(self) -> int | None:
-        """The longest sequence that `bias` is wide enough for; None is any."""
-        return None if self.bias is None else self.bias.shape[1] // 2 - reach_for(0)
+        """The longest sequence that bias and angles are there for; None is any."""
+        longest = [len(layer.angles) for layer in self.layers if layer.angles is not None]
+        if self.bias is not None:
+            longest.append(self.bias.shape[1] // 2 - reach_for(0))
+        return min(longest, default=None)
+
+    @property
+    def by_position(self) -> bool:
+        """Whether it makes a difference how far apart two tokens are."""
+        far = any(x.angles is not None or x.window is not None for x in self.layers)
+        return far or self.bias is not None
 
     @property
     def features(self) -> int:
@@ -102,7 +131,8 @@ class PackedEncoder:
         bias, reach = (None, 0)
         if self.bias is not None:
             bias, reach = self.bias.data_ptr(), self.bias.shape[1] // 2
-        sizes = end - begin, self.heads, self.features, self.scale
+        norms_first = self.layers[0].norms_first
+        sizes = end - begin, self.heads, norms_first, self.features, self.scale
         encoder = native.Encoder(first, *sizes, bias, reach)
         failed = (library or native.library()).lada_encoder(
             native.DTYPES[self.dtype],

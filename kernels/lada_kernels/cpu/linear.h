@@ -189,18 +189,35 @@ void expand(const Linear& l, int stripe, Rows<T> x, int64_t rows, Output<T, Y> o
 }
 
 // The sum of f over a row: four vectors at a time, whose additions need not wait for each other.
-template <class F> float sum_of(const float* row, int64_t n, F f) {
+template <class X, class F> float sum_of(const X* row, int64_t n, F f) {
     vec totals[4] = {};
     int64_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES)
-        for (int j = 0; j < 4; j++) totals[j] += f(load<vec>(row + i + j * LANES));
+        for (int j = 0; j < 4; j++) totals[j] += f(load_wide(row + i + j * LANES));
     float rest = 0;
-    for (; i < n; i++) rest += f(splat(row[i]))[0];
+    for (; i < n; i++) rest += f(splat(widen(row[i])))[0];
     return sum((totals[0] + totals[1]) + (totals[2] + totals[3])) + rest;
 }
 
-// LayerNorm of a row, in two passes over fp32.
-template <class Y> void normalize(const float* row, int64_t n, const Norm& norm, Y* y) {
+template <class X, class Y> void convert(const X* row, int64_t n, Y* y) {
+    for (int64_t i = 0; i < n; i += LANES) store_first(y + i, load_first(row + i, n - i), n - i);
+}
+
+// y[:n] = activation(y[:n]) * y[n:].
+template <class Y> void gate(Y* y, int64_t n, Activation activation) {
+    for (int64_t first = 0; first < n; first += MAX_WIDTH, y += MAX_WIDTH) {
+        alignas(64) float values[MAX_WIDTH] = {};
+        const int64_t left = std::min<int64_t>(n - first, MAX_WIDTH);
+        for (int64_t i = 0; i < left; i += LANES) store(values + i, load_first(y + i, left - i));
+        activate(values, MAX_WIDTH, activation);
+        for (int64_t i = 0; i < left; i += LANES)
+            store_first(y + i, load<vec>(values + i) * load_first(y + n + i, left - i), left - i);
+    }
+}
+
+// LayerNorm of a row, in two passes over fp32; without a weight, the row as it is.
+template <class X, class Y> void normalize(const X* row, int64_t n, const Norm& norm, Y* y) {
+    if (!norm.weight) return convert(row, n, y);
     const float mean = sum_of(row, n, [](vec v) { return v; }) / n;
     const float squares = sum_of(row, n, [=](vec v) { return (v - mean) * (v - mean); });
     const float scale = 1.0f / __builtin_sqrtf(squares / n + norm.eps);

@@ -69,8 +69,12 @@ class Layer(Structure):
         ("out", Linear),
         ("up", Linear),
         ("down", Linear),
+        ("input_norm", Norm),
         ("attention_norm", Norm),
         ("output_norm", Norm),
+        ("angles", c_void_p),
+        ("window", c_int64),
+        ("gate", c_int32),
     ]
 
 
@@ -79,6 +83,7 @@ class Encoder(Structure):
         ("layers", POINTER(Layer)),
         ("count", c_int32),
         ("heads", c_int32),
+        ("norms_first", c_int32),
         ("features", c_int64),
         ("scale", c_float),
         ("bias", c_void_p),

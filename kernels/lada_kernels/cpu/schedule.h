@@ -44,6 +44,8 @@ template <class T, class Y = T> struct Step {
     const T* residual = nullptr;
     int64_t residual_stride = 0;
     const Norm* norm = nullptr;
+    T* total = nullptr;  // rows `residual_stride` apart: where they go before they are normalised
+    Activation gate = NONE;  // y is gate(its first half) * its second
 };
 
 // From a row of x to the next one, with room between them for x v^T.
@@ -113,10 +115,21 @@ void expand(const Step<T, Y>& step, int stripe, int64_t i, int64_t rows, const S
                             step.residual_stride});
 }
 
+// What is left to do once a row is whole.
 template <class T, class Y>
-void normalize(const Step<T, Y>& step, int64_t row, const Scratch<T>& s) {
-    normalize(s.sums + row * s.sums_stride, step.linear.out_features, *step.norm,
-              step.y + row * step.y_stride);
+void complete(const Step<T, Y>& step, int64_t row, const Scratch<T>& s) {
+    Y* y = step.y + row * step.y_stride;
+    const int64_t n = step.linear.out_features;
+    if (step.norm) {
+        const float* sums = s.sums + row * s.sums_stride;
+        if (step.total) convert(sums, n, step.total + row * step.residual_stride);
+        normalize(sums, n, *step.norm, y);
+    }
+    if (step.gate != NONE) gate(y, n / 2, step.gate);
+}
+
+template <class T, class Y> bool completes(const Step<T, Y>& step) {
+    return step.norm || step.gate != NONE;
 }
 
 // By one thread, of at most BLOCK rows: x v^T, to where `expand` finds it.
@@ -134,8 +147,8 @@ void run_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
     reduce_alone(step, rows, s);
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
         for (int64_t i = 0; i < tiles_of(rows); i++) expand(step, stripe, i, rows, s);
-    if (step.norm)
-        for (int64_t row = 0; row < rows; row++) normalize(step, row, s);
+    if (completes(step))
+        for (int64_t row = 0; row < rows; row++) complete(step, row, s);
 }
 
 // By all threads of the region, each of which must call it.
@@ -163,9 +176,9 @@ void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
 #pragma omp for schedule(static)
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
         for (int64_t i = 0; i < tiles_of(rows); i++) expand(step, stripe, i, rows, s);
-    if (step.norm) {
+    if (completes(step)) {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) normalize(step, row, s);
+        for (int64_t row = 0; row < rows; row++) complete(step, row, s);
     }
 }
 
