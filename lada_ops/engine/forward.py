@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-    BaseModelOutputWithPoolingAndCrossAttentions,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from .masks import NotPadding
+from .kinds import ModelKind
+from .masks import NotForEngine
 
 if TYPE_CHECKING:
     from .graphs import Graphs
@@ -35,14 +34,14 @@ class Engine(Protocol):
         length), bool or added to the scores; or (batch, length). None hides nothing.
         may_wait: whether it may look at the mask's values, for which it waits for a GPU.
 
-        Raises NotPadding on a mask that the engine cannot follow, ValueError on one that does not
+        Raises NotForEngine on what the engine cannot compute, ValueError on a mask that does not
         fit.
         """
         ...
 
 
 class ModelForward:
-    """Embeddings, the encoder and the pooler, with nothing in between.
+    """Embeddings, the encoder and what comes after, with nothing in between.
 
     What transformers does between them takes as long as a layer of a small model on one sentence.
     Calls that ask for anything else than the last hidden state get its own forward.
@@ -50,66 +49,70 @@ class ModelForward:
     graphs: what replays it for some sizes, if anything.
     """
 
-    def __init__(self, model: nn.Module, encoder: EncoderForward) -> None:
-        self.model, self.encoder = model, encoder
+    def __init__(self, model: nn.Module, kind: ModelKind, encoder: EncoderForward) -> None:
+        self.model, self.kind, self.encoder = model, kind, encoder
         self.graphs: Graphs | None = None
         self._inside = _Inside(list(model.modules())[1:])
+        # hooks of a model that is its own encoder run in any case
+        self._left_out = [] if encoder.module is model else [encoder.module]
+        self._names = list(inspect.signature(_own_forward(model)).parameters)
 
-    def __call__(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        *args: Any,
-        **others: Any,
-    ) -> Any:
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The model's own: what it takes is looked up by sentence-transformers, for one."""
+        return inspect.signature(_own_forward(self.model))
+
+    def __call__(self, *args: Any, **others: Any) -> Any:
         model: Any = self.model
-        asked = {name for name, value in others.items() if not (value is None or value is False)}
+        given = dict(zip(self._names, args, strict=False)) | others
+        asked = {k: v for k, v in given.items() if not (v is None or v is False)}
+        input_ids, attention_mask = asked.pop("input_ids", None), asked.pop("attention_mask", None)
+        embedded = {name: asked.pop(name) for name in self.kind.inputs if name in asked}
         masked = isinstance(attention_mask, Tensor)
         if (
-            args
-            or asked - {"return_dict"}
-            or not others.get("return_dict", model.config.return_dict)
-            or (input_ids is None) == (inputs_embeds is None)
+            len(given) < len(args) + len(others)
+            or asked.keys() - {"return_dict"}
+            or not given.get("return_dict", model.config.return_dict)
+            or (input_ids is None) == ("inputs_embeds" not in embedded)
             or (attention_mask is not None and not (masked and attention_mask.ndim == 2))
             or self.encoder.looked_at(others)
-            or _hooked([self.encoder.module])
+            or _hooked(self._left_out)
         ):
-            given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-            return _own_forward(model)(*given, *args, **others)
+            return _own_forward(model)(*args, **others)
         outputs = None
-        if self.graphs is not None and input_ids is not None and position_ids is None:
-            outputs = self._replayed(self.graphs, input_ids, attention_mask, token_type_ids)
+        if self.graphs is not None and not embedded.keys() - {"token_type_ids"}:
+            types = embedded.get("token_type_ids")
+            outputs = self._replayed(self.graphs, input_ids, attention_mask, types)
         if outputs is None:
-            given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-            outputs = self.run(*given)
+            try:
+                outputs = self.run(input_ids, attention_mask, **embedded)
+            except NotForEngine:
+                return _own_forward(model)(*args, **others)
         y, pooled = outputs
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=y, pooler_output=pooled
-        )
+        pooler = {"pooler_output": pooled} if hasattr(model, "pooler") else {}
+        return self.kind.output(last_hidden_state=y, **pooler)
 
     def run(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         may_wait: bool = True,
+        **embedded: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        """The last layer's output and the pooler's; attention_mask (batch, length)."""
+        """The last hidden state and the pooler's; attention_mask (batch, length).
+
+        embedded: what of its kind's inputs the embeddings are to take beside ids.
+        """
         model: Any = self.model
-        x = model.embeddings(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-        )
+        x = model.embeddings(input_ids=input_ids, **embedded)
+        if hasattr(model, "embeddings_project"):
+            x = model.embeddings_project(x)
         mask = None if attention_mask is None else attention_mask.bool()
         y = self.encoder.run(x, mask, may_wait)
-        return y, None if model.pooler is None else model.pooler(y)
+        if hasattr(model, "final_norm"):
+            y = model.final_norm(y)
+        pooler = getattr(model, "pooler", None)
+        return y, None if pooler is None else pooler(y)
 
     def _replayed(
         self,
@@ -161,7 +164,7 @@ class EncoderForward:
             try:
                 y = self.run(hidden_states, attention_mask)
                 return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
-            except NotPadding:
+            except NotForEngine:
                 pass
         self._inside.check_eval(self.module)
         # its own loop over the layers, which are the engine's too
@@ -187,7 +190,7 @@ class LayerForward:
             try:
                 y = self.engine(hidden_states, attention_mask, one)
                 return (y,) if self.in_tuple else y
-            except NotPadding:
+            except NotForEngine:
                 pass
         return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
 

@@ -12,29 +12,38 @@ from torch import Tensor, nn
 
 from .attention import Packed, Padded, packs
 from .layers import FoundEncoder
-from .masks import NotPadding, biased, score_mask, visible_positions
-from .parts import Projections, feed_forward_of, keep_dense
+from .masks import NotForEngine, biased, in_one_piece, in_window, score_mask, visible_positions
+from .parts import HeldNorm, Projections, feed_forward_of, keep_dense
 from .products import product_of
 
 
 class FusedLayer(nn.Module):
-    """``a = LN(out(attention(q, k, v)) + x); y = LN(down(act(up(a))) + a)`` in a frozen layer.
+    """``a = LN(out(attention(q, k, v)) + x); y = LN(down(act(up(a))) + a)`` in a frozen layer; or,
+    where norms come first, ``a = out(attention(q, k, v)) + x; y = down(act(up(LN(a)))) + a``.
 
     Four calls: of the projections q, k and v, of attention, of the one that ends in the first
-    LayerNorm, and of the feed-forward.
+    LayerNorm, and of the feed-forward; and of norms that come first.
     """
 
     def __init__(self, found: FoundEncoder, layer: nn.Module) -> None:
         super().__init__()
         names = found.names
 
-        def part(name: str) -> Any:
-            return layer.get_submodule(name)
+        def part(name: str | None) -> Any:
+            return None if name is None else layer.get_submodule(name)
 
+        def held(name: str | None) -> nn.Module:
+            norm = part(name)
+            return HeldNorm(norm) if isinstance(norm, nn.LayerNorm) else nn.Identity()
+
+        first = names.output_norm is None
+        self.input_norm = held(names.input_norm)
         self.projections = Projections([part(name) for name in names.qkv])
-        self.out = product_of([part(names.out)], "none", part(names.attention_norm))
+        after_out = None if first else part(names.attention_norm)
+        self.out = product_of([part(names.out)], "none", after_out)
+        self.hidden_norm = held(names.attention_norm if first else None)
         self.feed_forward = feed_forward_of(
-            part(names.up), part(names.down), found.activation, part(names.output_norm)
+            part(names.up), part(names.down), found.activation, part(names.output_norm), names.gated
         )
         keep_dense(self)
         self.how = dict(zip(names.qkv, self.projections.how, strict=True))
@@ -44,8 +53,10 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """x (..., features) -> (..., features)."""
-        q, k, v = self.projections(x)
-        return self.feed_forward(self.out(attend(q, k, v), residual=x))
+        projected = self.projections(self.input_norm(x))
+        q, k, v = projected if len(projected) > 1 else projected[0].chunk(3, -1)
+        x = self.out(attend(q, k, v), residual=x)
+        return self.feed_forward(self.hidden_norm(x), residual=x)
 
 
 class FusedEngine:
@@ -53,8 +64,8 @@ class FusedEngine:
 
     Where a mask hides something the visible tokens are laid end to end, and the others come out as
     0. In a single layer, in what torch.compile compiles or a CUDA graph records, and where
-    attention knows no ragged sequences (`attention.packs`, position biases), the padding is
-    computed too.
+    attention knows no ragged sequences (`attention.packs`, position biases, windows over gaps), the
+    padding is computed too.
     """
 
     def __init__(self, found: FoundEncoder) -> None:
@@ -69,13 +80,13 @@ class FusedEngine:
         may_wait: bool = True,
     ) -> Tensor:
         """See `forward.Engine`."""
-        run = self.layers[layers]
+        run = [*zip(self.layers, self.found.attention_types(), strict=True)][layers]
         batch, length, _ = x.shape
         mask, bias = attention_mask, self.found.position_bias(length, x.device)
         may_wait = may_wait and not torch.compiler.is_compiling()
         may_pack = mask is not None and bias is None and len(run) > 1
         if may_wait and may_pack and packs(x, self.heads):
-            with suppress(NotPadding):
+            with suppress(NotForEngine):
                 visible = visible_positions(mask, batch, length)
                 lengths = visible.sum(1).tolist()  # waits for the GPU
                 if sum(lengths) < batch * length:
@@ -83,22 +94,34 @@ class FusedEngine:
                 mask = None
         if mask is not None:
             mask = score_mask(mask, batch, length, x.dtype)
-        attend = Padded(self.heads, biased(mask, bias))
-        for layer in run:
-            x = layer(x, attend)
+        mask = biased(mask, bias)
+        attend = {}
+        for name in {name for _, name in run}:
+            window = self.found.window(name)
+            own = mask if window is None else in_window(window, length, mask, x.device)
+            attend[name] = Padded(self.heads, own, self.found.angles(name, length, x.device))
+        for layer, name in run:
+            x = layer(x, attend[name])
         return x
 
     def _packed(
-        self, x: Tensor, visible: Tensor, lengths: list[int], run: list[FusedLayer]
+        self, x: Tensor, visible: Tensor, lengths: list[int], run: list[tuple[FusedLayer, str]]
     ) -> Tensor:
+        windows = {name: self.found.window(name) for _, name in run}
+        if {*windows.values()} != {None} and not in_one_piece(visible):
+            raise NotForEngine  # what is apart would move into the window
         lengths = [n for n in lengths if n]
         if not lengths:
             return torch.zeros_like(x)
         index = visible.flatten().nonzero()[:, 0]
         starts = F.pad(torch.tensor(lengths, device=x.device).cumsum(0), (1, 0)).int()
-        attend = Packed(self.heads, starts, max(lengths))
+        attend = {}
+        for name, window in windows.items():
+            angles = self.found.angles(name, x.shape[1], x.device)
+            angles = None if angles is None else angles[index % x.shape[1]]
+            attend[name] = Packed(self.heads, starts, max(lengths), angles, window)
         y = x.flatten(0, 1)[index]
-        for layer in run:
-            y = layer(y, attend)
+        for layer, name in run:
+            y = layer(y, attend[name])
         whole = y.new_zeros(visible.numel(), x.shape[-1])  # autocast may have changed its dtype
         return whole.index_copy_(0, index, y).view(x.shape)

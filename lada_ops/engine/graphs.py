@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .forward import ModelForward
+from .kinds import MODELS
 
 Outputs: TypeAlias = tuple[Tensor | None, ...]
 Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Outputs]
@@ -195,14 +196,14 @@ def capture_graphs(
     Returns what is recorded, and the bytes that each keeps: no more than `limit`, of which the
     least recently used goes first, and no more than the memory holds.
 
-    Raises ValueError on a model that `lada_ops.optimize` did not make ready on a GPU, or of another
-    kind than BERT, RoBERTa, XLM-R and CamemBERT, and on sizes that it has no positions for.
+    Raises ValueError on a model that `lada_ops.optimize` did not make ready on a GPU, or of a kind
+    that it does not know, and on sizes that it has no positions for.
     """
     found = [f for m in model.modules() if isinstance(f := vars(m).get("forward"), ModelForward)]
     if not found:
         raise ValueError(
-            f"capture_graphs: {type(model).__name__} holds no BERT, RoBERTa, XLM-R or CamemBERT "
-            "that lada_ops.optimize made ready; expected one, or torch.compile of others"
+            f"capture_graphs: {type(model).__name__} holds no model of {', '.join(MODELS)} that "
+            "lada_ops.optimize made ready; expected one, or torch.compile of others"
         )
     (forward,) = found[:1]
     whole: Any = forward.model
@@ -217,10 +218,7 @@ def record_graphs(
 ) -> dict[str, int]:
     """`capture_graphs` of one model, in what it has or else in what `make` returns."""
     whole: Any = forward.model
-    positions = whole.embeddings.position_embeddings
-    # RoBERTa and its kin count positions from the one after the padding
-    first = 0 if positions.padding_idx is None else positions.padding_idx + 1
-    longest = positions.num_embeddings - first
+    longest = _longest(whole)
     wanted = [Size(*size) for size in sizes]
     for size in wanted:
         if size.batch < 1 or not 1 <= size.length <= longest:
@@ -232,7 +230,18 @@ def record_graphs(
         forward.graphs = make()
 
     def run(ids: Tensor, mask: Tensor, types: Tensor) -> Outputs:
-        return forward.run(ids, mask, types, may_wait=False)
+        typed = {"token_type_ids": types} if "token_type_ids" in forward.kind.inputs else {}
+        return forward.run(ids, mask, may_wait=False, **typed)
 
     forward.graphs.record(run, wanted, getattr(whole.config, "pad_token_id", None) or 0)
     return forward.graphs.sizes
+
+
+def _longest(model: Any) -> int:
+    """How many positions a model has."""
+    positions = getattr(model.embeddings, "position_embeddings", None)
+    if positions is None:
+        return model.config.max_position_embeddings
+    # RoBERTa and its kin count them from the one after the padding
+    first = 0 if positions.padding_idx is None else positions.padding_idx + 1
+    return positions.num_embeddings - first

@@ -1,4 +1,4 @@
-"""Which encoders the native kernels can run whole, and where their layers keep what."""
+"""Which encoders of a model the engines can run whole."""
 
 from __future__ import annotations
 
@@ -13,72 +13,15 @@ from torch import Tensor, nn
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.packed_linear import PackedLinear
 from ..reference import ACTIVATIONS
+from .attention import Padded
+from .kinds import BIASED, FIXED_ROTATIONS, LAYERS, MODELS, ROTATED, LayerNames, ModelKind
 
-
-@dataclass(frozen=True)
-class LayerNames:
-    """Submodules of a layer that computes what `layer_ref` does.
-
-    in_tuple: whether its output comes in one.
-    """
-
-    qkv: tuple[str, str, str]
-    out: str
-    attention_norm: str
-    up: str
-    down: str
-    output_norm: str
-    in_tuple: bool = False
-
-    @property
-    def linears(self) -> tuple[str, ...]:
-        return *self.qkv, self.out, self.up, self.down
-
-
-_BERT = LayerNames(
-    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
-    out="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-    output_norm="output.LayerNorm",
-)
-_DISTILBERT = LayerNames(
-    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    out="attention.out_lin",
-    attention_norm="sa_layer_norm",
-    up="ffn.lin1",
-    down="ffn.lin2",
-    output_norm="output_layer_norm",
-)
-_MPNET = LayerNames(
-    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    out="attention.attn.o",
-    attention_norm="attention.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-    output_norm="output.LayerNorm",
-    in_tuple=True,
-)
-LAYERS = {  # by the class of the layer; others of these names are not known to compute the same
-    "BertLayer": _BERT,
-    "RobertaLayer": _BERT,
-    "XLMRobertaLayer": _BERT,
-    "CamembertLayer": _BERT,
-    "ElectraLayer": _BERT,
-    "TransformerBlock": _DISTILBERT,
-    "MPNetLayer": _MPNET,
-}
-BIASED = {"MPNetLayer": "compute_position_bias"}
-"""Layers whose encoder adds to the scores what a method of its makes of x's size: (batch, heads,
-length, length), which depends on the distance of query and key alone."""
-MODELS = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
-"""Those that are `embeddings`, an `encoder` and perhaps a `pooler`, one after the other."""
 _TOLERANCE = 1e-4  # of outputs near 1: those of a LayerNorm; tanh for erf in GELU is 5e-4 off
 MAX_STRIPE = 32  # queries, keys and values fill whole stripes of columns
 
 _LISTS = ("layer", "layers", "albert_layer_groups")  # where transformers keeps an encoder's layers
 
+_ACTIVATION_ATTRIBUTES = ("hidden_act", "hidden_activation", "activation")  # of configs
 _ACTIVATION_NAMES = {  # of Hugging Face's configs, as the kernels name them
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -91,9 +34,9 @@ _ACTIVATION_NAMES = {  # of Hugging Face's configs, as the kernels name them
 
 @dataclass(frozen=True)
 class FoundEncoder:
-    """A module that runs its `layers` one after the other, which the native kernels can do.
+    """A module that runs its `layers` one after the other, which the engines can do.
 
-    model: the one of `MODELS` around it, None if there is none.
+    model: the one of `MODELS` that it is in, or that it is itself; None if there is none.
     """
 
     model: nn.Module | None
@@ -103,12 +46,39 @@ class FoundEncoder:
     config: Any
     activation: str
 
+    @property
+    def kind(self) -> ModelKind:
+        """Of `model`."""
+        return MODELS[type(self.model).__name__]
+
     def position_bias(self, length: int, device: torch.device | None = None) -> Tensor | None:
         """What is added to the scores of one sequence, (1, heads, length, length), if anything."""
         method = BIASED.get(type(self.layers[0]).__name__)
         if method is None:
             return None
         return getattr(self.module, method)(torch.empty(1, length, 0, device=device))
+
+    def attention_types(self) -> list[str]:
+        """Of each layer, as its config calls them."""
+        return [getattr(layer, "attention_type", "full_attention") for layer in self.layers]
+
+    def angles(
+        self, attention_type: str, length: int, device: torch.device | None = None
+    ) -> Tensor | None:
+        """What queries and keys are turned by: (length, features of a head), cosines, then sines.
+
+        In fp32; None turns nothing.
+        """
+        module = ROTATED.get(type(self.layers[0]).__name__)
+        if module is None:
+            return None
+        like, at = torch.empty(0, device=device), torch.arange(length, device=device)[None]
+        turned = getattr(self.module, module)(like, at, attention_type)
+        return torch.cat([both[0].chunk(2, -1)[0] for both in turned], -1)
+
+    def window(self, attention_type: str) -> int | None:
+        """How far from a query the keys are that it sees; None is any."""
+        return self.config.sliding_window if attention_type == "sliding_attention" else None
 
 
 def find_encoders(model: nn.Module) -> dict[str, FoundEncoder | str]:
@@ -124,25 +94,37 @@ def find_encoders(model: nn.Module) -> dict[str, FoundEncoder | str]:
 
 
 def layer_ref(
-    layer: nn.Module, names: LayerNames, heads: int, activation: str, x: Tensor
+    found: FoundEncoder, layer: nn.Module, x: Tensor, angles: Tensor | None = None
 ) -> Tensor:
-    """What the kernels compute of a layer, in plain torch.
+    """What the engines compute of a layer, in plain torch; x, y (batch, length, features).
 
-    ``a = LN(x + out(attention(x))); y = LN(a + down(act(up(a))))``; x, y (batch, length, features).
+    ``a = LN(x + out(attention(x))); y = LN(a + down(act(up(a))))``, or, where norms come first,
+    ``a = x + out(attention(LN(x))); y = a + down(act(up(LN(a))))``.
     """
+    names = found.names
 
     def linear(name: str, x: Tensor) -> Tensor:
         return layer.get_submodule(name)(x)
 
-    def norm(name: str, x: Tensor) -> Tensor:
-        module: Any = layer.get_submodule(name)
+    def norm(name: str | None, x: Tensor) -> Tensor:
+        module: Any = nn.Identity() if name is None else layer.get_submodule(name)
+        if isinstance(module, nn.Identity):
+            return x
         return F.layer_norm(x, x.shape[-1:], module.weight, module.bias, module.eps)
 
-    q, k, v = (linear(name, x).unflatten(-1, (heads, -1)).transpose(1, 2) for name in names.qkv)
-    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    a = norm(names.attention_norm, x + linear(names.out, attended))
-    up = ACTIVATIONS[activation](linear(names.up, a))
-    return norm(names.output_norm, a + linear(names.down, up))
+    normed, after = norm(names.input_norm, x), names.attention_norm
+    q, k, v = torch.cat([linear(name, normed) for name in names.qkv], -1).chunk(3, -1)
+    attended = Padded(found.config.num_attention_heads, None, angles)(q, k, v)
+    a = x + linear(names.out, attended)
+    between = norm(after, a)
+    up, act = linear(names.up, between), ACTIVATIONS[found.activation]
+    if names.gated:
+        first, second = up.chunk(2, -1)
+        hidden = act(first) * second
+    else:
+        hidden = act(up)
+    down = linear(names.down, hidden)
+    return a + down if names.output_norm is None else norm(names.output_norm, between + down)
 
 
 def _examined(
@@ -154,20 +136,25 @@ def _examined(
     names = LAYERS.get(kind)
     if names is None:
         return f"layers of {kind} are not known; known are {', '.join(LAYERS)}"
-    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
+    every = (getattr(config, name, None) for name in _ACTIVATION_ATTRIBUTES)
+    activation = next(filter(None, every), None)
     if activation not in _ACTIVATION_NAMES:
         return f"activation {activation!r} is not known; known are {', '.join(_ACTIVATION_NAMES)}"
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "it is a decoder"
     if "forward" in vars(module):
         return "its forward was replaced"
-    known = around if type(around).__name__ in MODELS and _is_of_transformers(around) else None
+    rotations = set(getattr(getattr(module, ROTATED.get(kind, ""), None), "rope_type", {}).values())
+    if not rotations <= {*FIXED_ROTATIONS}:
+        return f"positions of kinds {sorted(rotations)} are not known"
+    known = next((m for m in (module, around) if type(m).__name__ in MODELS), None)
+    known = known if _is_of_transformers(known) else None
     found = FoundEncoder(known, module, layers, names, config, _ACTIVATION_NAMES[activation])
-    for i, layer in enumerate(layers):
+    for i, (layer, attention_type) in enumerate(zip(layers, found.attention_types(), strict=True)):
         reason = (
             f"is a {type(layer).__name__}"
             if type(layer) is not type(layers[0])
-            else _unfit(layer, names) or _different(layer, found)
+            else _unfit(layer, names) or _different(layer, attention_type, found)
         )
         if reason is not None:
             return f"layer {i} {reason}"
@@ -180,7 +167,7 @@ def _is_of_transformers(module: Any) -> bool:
 
 def _unfit(layer: nn.Module, names: LayerNames) -> str | None:
     within = dict(layer.named_modules())
-    for name in (*names.linears, names.attention_norm, names.output_norm):
+    for name in (*names.linears, *names.norms):
         if name not in within:
             return f"has no {name}"
     for linear in (within[name] for name in names.linears):
@@ -191,12 +178,16 @@ def _unfit(layer: nn.Module, names: LayerNames) -> str | None:
         if getattr(linear, "activation", "none") != "none":
             return "has a linear with an activation"
     features: Any = within[names.out].out_features
-    if features % MAX_STRIPE:
+    hidden: Any = within[names.down].in_features
+    if features % MAX_STRIPE or (names.gated and hidden % MAX_STRIPE):
         return f"has features that are no multiple of {MAX_STRIPE}"
-    for norm in (within[names.attention_norm], within[names.output_norm]):
+    for name in names.norms:
+        norm = within[name]
+        if name == names.input_norm and isinstance(norm, nn.Identity):
+            continue
         if not isinstance(norm, nn.LayerNorm):
             return f"has a {type(norm).__name__}"
-        if norm.weight is None or norm.bias is None:
+        if norm.weight is None or (norm.bias is None and names.output_norm is not None):
             return "has a LayerNorm without weight or bias"
     for name, module in within.items():
         if "forward" in vars(module):
@@ -205,7 +196,7 @@ def _unfit(layer: nn.Module, names: LayerNames) -> str | None:
 
 
 @torch.no_grad()
-def _different(layer: nn.Module, found: FoundEncoder) -> str | None:
+def _different(layer: nn.Module, attention_type: str, found: FoundEncoder) -> str | None:
     """Why a layer, on a few tokens, computes something else than its class and config say."""
     try:
         layer = copy.deepcopy(layer).float().cpu().eval()  # others' hooks, modes and dtypes stay
@@ -214,8 +205,13 @@ def _different(layer: nn.Module, found: FoundEncoder) -> str | None:
             module._forward_hooks.clear()
         features: Any = layer.get_submodule(found.names.out).out_features
         x = torch.randn(2, 5, features, generator=torch.Generator().manual_seed(0))
-        want = layer_ref(layer, found.names, found.config.num_attention_heads, found.activation, x)
-        got = layer(x)[0] if found.names.in_tuple else layer(x)
+        angles, positions = found.angles(attention_type, x.shape[1]), {}
+        want = layer_ref(found, layer, x, angles)
+        if angles is not None:
+            both = (half.repeat(1, 2)[None] for half in angles.chunk(2, 1))
+            positions = {"position_embeddings": tuple(both)}
+        got = layer(x, **positions)
+        got = got[0] if found.names.in_tuple else got
     except Exception as error:
         return f"cannot be tried: {error}"
     if not isinstance(got, Tensor) or got.shape != want.shape:

@@ -10,8 +10,11 @@ from torch import Tensor
 _MASKED = -1e4  # what a mask adds to scores is 0, or this and less
 
 
-class NotPadding(Exception):
-    """An attention mask is more than a choice of positions that all queries and heads share."""
+class NotForEngine(Exception):
+    """A call that the engine cannot compute, though the model's own forward can.
+
+    As a rule since its mask is more than a choice of positions that all queries and heads share.
+    """
 
 
 def visible_positions(mask: Any, batch: int, length: int) -> Tensor:
@@ -20,14 +23,14 @@ def visible_positions(mask: Any, batch: int, length: int) -> Tensor:
     mask: (batch or 1, 1, length or 1, length) or (batch or 1, length); bool, or 0 and 1, or, of
     four dimensions, floats that are added to the scores.
 
-    Raises NotPadding on a mask of another kind, ValueError on one of another size.
+    Raises NotForEngine on a mask of another kind, ValueError on one of another size.
     """
     _check(mask, batch, length)
     whole = mask > _MASKED if mask.ndim == 4 and mask.is_floating_point() else mask.bool()
     if mask.ndim == 4:
         first = whole[:, 0, :1]
         if not torch.equal(whole[:, 0], first.expand_as(whole[:, 0])):
-            raise NotPadding
+            raise NotForEngine
         whole = first[:, 0]
     return whole.expand(batch, length)
 
@@ -58,9 +61,24 @@ def biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
     return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
 
 
+def in_window(window: int, length: int, mask: Tensor | None, device: torch.device) -> Tensor:
+    """A score mask that hides, too, keys farther than `window` from their query.
+
+    A query from which everything is hidden sees what is in its window, rather than becoming NaN.
+    """
+    at = torch.arange(length, device=device)
+    near = (at - at[:, None]).abs() <= window
+    if mask is None:
+        return near
+    if mask.dtype != torch.bool:
+        return mask.masked_fill(~near, float("-inf"))
+    both = mask & near
+    return torch.where(both.any(-1, keepdim=True), both, near)
+
+
 def _check(mask: Any, batch: int, length: int) -> None:
     if not isinstance(mask, Tensor) or (mask.ndim == 4 and mask.shape[1] != 1):
-        raise NotPadding
+        raise NotForEngine
     fits = mask.ndim == 2 or (mask.ndim == 4 and mask.shape[2] in (1, length))
     if not fits or mask.shape[0] not in (1, batch) or mask.shape[-1] != length:
         raise ValueError(

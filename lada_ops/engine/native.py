@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..modules.packed_linear import PackedLinear, check_inference, pack_linears
 from .choice import choose
 from .layers import FoundEncoder
-from .masks import NotPadding, in_one_piece, visible_positions
+from .masks import NotForEngine, in_one_piece, visible_positions
 
 if TYPE_CHECKING:
     from lada_kernels.cpu import packed
@@ -38,10 +38,7 @@ class NativeEngine:
         check_inference("encoder", x, encoder.features)
         batch, length, features = x.shape
         if encoder.longest is not None and length > encoder.longest:
-            raise ValueError(
-                f"encoder: {length} positions; expected no more than the {encoder.longest} of the "
-                "model's config"
-            )
+            raise NotForEngine  # positions beyond those of the model's config
         visible = None
         if attention_mask is not None:
             visible = visible_positions(attention_mask, batch, length)
@@ -50,8 +47,8 @@ class NativeEngine:
             starts = torch.arange(batch + 1) * length
             y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
             return y.to(x.dtype).view(batch, length, features)
-        if encoder.bias is not None and not in_one_piece(visible):
-            raise NotPadding  # positions would move together
+        if encoder.by_position and not in_one_piece(visible):
+            raise NotForEngine  # positions would move together
         index = visible.flatten().nonzero()[:, 0]
         starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
         y = encoder.run_(rows[index].to(encoder.io_dtype), starts, layers)
@@ -81,9 +78,15 @@ def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine,
     from lada_kernels.cpu.encoder import PackedEncoder
 
     linears = [PackedParts() for _ in found.layers]
+    positions = getattr(found.config, "max_position_embeddings", 0)
+    types = found.attention_types()
+    attention = {  # which layers of a type share
+        name: {"angles": found.angles(name, positions), "window": found.window(name)}
+        for name in {*types}
+    }
     layers = [
-        _packed_layer(found, layer, dtype, into)
-        for layer, into in zip(found.layers, linears, strict=True)
+        _packed_layer(found, layer, attention[name], dtype, into)
+        for layer, name, into in zip(found.layers, types, linears, strict=True)
     ]
     heads = found.config.num_attention_heads
     scale = (layers[0].out.out_features / heads) ** -0.5
@@ -104,26 +107,39 @@ def _bias_by_distance(found: FoundEncoder) -> Tensor | None:
     return torch.cat([behind.flip(1), ahead], 1).float().contiguous()
 
 
+@torch.no_grad()
 def _packed_layer(
-    found: FoundEncoder, layer: nn.Module, dtype: torch.dtype, into: PackedParts
+    found: FoundEncoder,
+    layer: nn.Module,
+    attention: Mapping[str, Any],
+    dtype: torch.dtype,
+    into: PackedParts,
 ) -> PackedLayer:
     from lada_kernels.cpu.encoder import PackedLayer
 
     def linear(*together: str) -> packed.PackedLinear:
         return into.pack({name: layer.get_submodule(name) for name in together}, dtype)
 
-    def norm(name: str) -> tuple[Tensor, Tensor, float]:
-        module = layer.get_submodule(name)
-        assert isinstance(module, nn.LayerNorm)
-        return module.weight.detach().clone(), module.bias.detach().clone(), module.eps
+    def norm(name: str | None) -> tuple[Tensor, Tensor, float] | None:
+        module: Any = nn.Identity() if name is None else layer.get_submodule(name)
+        if isinstance(module, nn.Identity):
+            return None
+        weight = module.weight.detach().clone()
+        bias = torch.zeros_like(weight) if module.bias is None else module.bias.detach().clone()
+        return weight, bias, module.eps
 
     names = found.names
+    after_attention = norm(names.attention_norm)
+    assert after_attention is not None
     return PackedLayer(
         linear(*names.qkv),
         linear(names.out),
         linear(names.up),
         linear(names.down),
-        norm(names.attention_norm),
+        after_attention,
         norm(names.output_norm),
         found.activation,
+        input_norm=norm(names.input_norm),
+        gated=names.gated,
+        **attention,
     )

@@ -142,11 +142,13 @@ def _take_over(
 ) -> None:
     """The engine's forward passes, in place of those of the model, its encoder and its layers."""
     forward = EncoderForward(found.module, found.config, found.layers, engine)
-    forwards: dict[nn.Module, object] = {found.module: forward}
-    for i, layer in enumerate(found.layers):
-        forwards[layer] = LayerForward(layer, found.config, engine, i, found.names.in_tuple)
+    forwards: dict[nn.Module, object] = {}
+    if found.module is not found.model:  # others compute what their layers need besides x
+        forwards[found.module] = forward
+        for i, layer in enumerate(found.layers):
+            forwards[layer] = LayerForward(layer, found.config, engine, i, found.names.in_tuple)
     if found.model is not None and "forward" not in vars(found.model):
-        forwards[found.model] = ModelForward(found.model, forward)
+        forwards[found.model] = ModelForward(found.model, found.kind, forward)
     for module, forward in forwards.items():
         module.forward = forward  # type: ignore[assignment]
         record.forwards.append(names[module])

@@ -7,11 +7,13 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules.low_rank_linear import LowRankLinear
 from ..modules.packed_linear import Source
 from ..ops.low_rank_ffn import low_rank_ffn
+from ..reference import ACTIVATIONS
 from ..user_tables import use_user_tables
 from .products import Product, joint_kind, product_of
 
@@ -45,12 +47,14 @@ class Projections(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """``LN(down(act(up(x))) + x)`` in two products."""
+    """``LN(down(act(up(x))) + residual)`` in two products; without norm there is no LN."""
 
     up: Any
     down: Any
 
-    def __init__(self, up: Source, down: Source, activation: str, norm: nn.LayerNorm) -> None:
+    def __init__(
+        self, up: Source, down: Source, activation: str, norm: nn.LayerNorm | None
+    ) -> None:
         super().__init__()
         self.up, self.down = product_of([up], activation), product_of([down], "none", norm)
 
@@ -59,25 +63,39 @@ class FeedForward(nn.Module):
         """By linear, up and down, what computes it."""
         return [self.up.how, self.down.how]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., features) -> (..., features)."""
-        return self.down(self.up(x), residual=x)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x and residual (..., features) -> (..., features)."""
+        return self.down(self.up(x), residual=residual)
+
+
+class GatedFeedForward(FeedForward):
+    """``LN(down(act(a) * b) + residual)``, with a and b the halves of up(x)."""
+
+    def __init__(
+        self, up: Source, down: Source, activation: str, norm: nn.LayerNorm | None
+    ) -> None:
+        super().__init__(up, down, "none", norm)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        first, second = self.up(x).chunk(2, -1)
+        return self.down(ACTIVATIONS[self.activation](first) * second, residual=residual)
 
 
 class LowRankFeedForward(FeedForward):
-    """The same by one op, which need not write the features between them."""
+    """`FeedForward` by one op, which need not write the features between its products."""
 
     @property
     def how(self) -> list[str]:
         return [f"{product.how}, the feed-forward in one op" for product in (self.up, self.down)]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         up, down = self.up, self.down
         dense: Any = up.dense, down.dense
         return low_rank_ffn(
             *(x, up.u, up.v, up.bias, down.u, down.v, down.bias),
             activation=up.activation,
-            residual=x,
+            residual=residual,
             norm=down.norm,
             dense=None if any(weight is None for weight in dense) else dense,
         )
@@ -90,12 +108,35 @@ class LowRankFeedForward(FeedForward):
         return ffn_name(self.up.u.shape[1], len(self.up.u), self.down.u.shape[1])
 
 
-def feed_forward_of(up: Source, down: Source, activation: str, norm: nn.LayerNorm) -> FeedForward:
+def feed_forward_of(
+    up: Source, down: Source, activation: str, norm: nn.LayerNorm | None, gated: bool = False
+) -> FeedForward:
     """The feed-forward half of a layer, by one op where its ranks let it be one launch."""
+    if gated:
+        return GatedFeedForward(up, down, activation, norm)
     ranks = [linear.rank for linear in (up, down) if isinstance(linear, LowRankLinear)]
     one_launch = len(ranks) == 2 and max(ranks) <= ONE_LAUNCH_RANK
     kind = LowRankFeedForward if one_launch else FeedForward
     return kind(up, down, activation, norm)
+
+
+class HeldNorm(nn.Module):
+    """A LayerNorm over the last dimension, its tensors in no state dict."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        bias = None if norm.bias is None else norm.bias.detach()
+        self.register_buffer("weight", norm.weight.detach(), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., features) -> (..., features)."""
+        # autocast would leave it in fp32
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 class Tuned(NamedTuple):

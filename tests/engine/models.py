@@ -10,7 +10,8 @@ from lada_ops.plans import Method
 from tests.tiny_encoders import ARCHITECTURES, batch, with_head
 
 KNOWN = ["bert", "tokens", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
-UNKNOWN = ["modernbert", "albert", "deberta", "deberta-v2"]
+KNOWN += ["modernbert"]
+UNKNOWN = ["albert", "deberta", "deberta-v2"]
 _LIKE: dict[str, Any] = {  # name -> whose config, and the classes
     "tokens": ("bert", hf.BertConfig, hf.BertForTokenClassification),
     "xlm-roberta": ("roberta", hf.XLMRobertaConfig, hf.XLMRobertaForMaskedLM),

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lada_ops.engine.attention import Packed, Padded, packs
+from lada_ops.engine.attention import Packed, Padded, packs, rotated
+from lada_ops.engine.masks import in_window
 
 HEADS = 3
 
@@ -41,6 +42,32 @@ def test_padded_with_a_mask():
     got = Padded(HEADS, mask)(q, k, v)
     want = torch.stack([reference(a, b[:3], c[:3]) for a, b, c in zip(q, k, v, strict=True)])
     torch.testing.assert_close(got, want)
+
+
+def test_rotated_pairs_are_complex_numbers_turned():
+    x, angle = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    got = rotated(x, torch.cat([angle.cos(), angle.sin()], -1))
+    turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angle)
+    torch.testing.assert_close(got, torch.cat([turned.real, turned.imag], -1))
+
+
+def test_rotated_in_another_dtype_it_is_rounded_once():
+    x, angles = torch.randn(5, 8).bfloat16(), torch.randn(5, 8)
+    got = rotated(x, angles)
+    torch.testing.assert_close(got, rotated(x.double(), angles.double()).bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2])
+def test_packed_as_padded_with_angles_and_windows(window):
+    q, k, v = drawn(2, 5)
+    angles = torch.randn(5, 8, dtype=torch.float64)
+    near = None if window is None else in_window(window, 5, None, q.device)
+    want = Padded(HEADS, near, angles)(q, k, v)
+    starts = torch.tensor([0, 5, 10], dtype=torch.int32)
+    packed = Packed(HEADS, starts, 5, angles.repeat(2, 1), window)
+    got = packed(*(t.flatten(0, 1) for t in (q, k, v)))
+    torch.testing.assert_close(got, want.flatten(0, 1))
+    assert not torch.allclose(want, Padded(HEADS, near)(q, k, v))
 
 
 def test_parts_of_a_wider_product():

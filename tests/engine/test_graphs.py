@@ -200,6 +200,18 @@ def test_threads_get_their_own_answers(pair):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["roberta", "electra", "distilbert", "mpnet", "modernbert"])
+def test_other_kinds(name):
+    before = compressed(name).base_model
+    model, recorder = recorded(copy.deepcopy(before))
+    for mask in (None, MASKS["right"], MASKS["left"]):
+        got, want = model(ids(), mask), before(ids(), mask)
+        assert got.keys() == want.keys()
+        assert_equal_where_seen(got[0], want[0], mask)
+    assert len(recorder.replays) == 3
+
+
 def test_recorded_in_inference_mode_it_replays_outside(bert):
     with torch.inference_mode():
         model, recorder = recorded(bert)
@@ -259,12 +271,14 @@ class TestState:
 
 class TestRefuses:
     def test_a_model_that_is_not_optimized(self, bert):
-        with pytest.raises(ValueError, match="BertModel holds no BERT.*lada_ops.optimize made rea"):
+        with pytest.raises(
+            ValueError, match="BertModel holds no model of BertMod.*lada_ops.optimize made"
+        ):
             capture_graphs(bert, [(1, 8)])
 
     def test_another_kind(self):
         with pytest.raises(ValueError, match="or torch.compile of others"):
-            capture_graphs(fused(compressed("distilbert")), [(1, 8)])
+            capture_graphs(compressed("deberta"), [(1, 8)])
 
     def test_the_cpu(self, bert):
         with pytest.raises(ValueError, match="the model is on cpu; expected a GPU"):
@@ -277,7 +291,11 @@ class TestRefuses:
             record_graphs(model.forward, [(1, 8), size], lambda: pytest.fail("recorded"))
         assert model.forward.graphs is None
 
-    def test_lengths_that_roberta_has_no_positions_for(self):
-        model = fused(compressed("roberta")).base_model
-        with pytest.raises(ValueError, match="of 1 to 39"):
-            record_graphs(model.forward, [(1, 40)], lambda: pytest.fail("recorded"))
+    @pytest.mark.parametrize(
+        ("name", "longest"),
+        [("roberta", 39), ("mpnet", 38), ("distilbert", 40), ("modernbert", 40)],
+    )
+    def test_lengths_that_there_are_no_positions_for(self, name, longest):
+        model = fused(compressed(name)).base_model
+        with pytest.raises(ValueError, match=f"of 1 to {longest}"):
+            record_graphs(model.forward, [(1, longest + 1)], lambda: pytest.fail("recorded"))

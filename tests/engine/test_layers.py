@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import ModernBertConfig, ModernBertModel
 
 from lada_ops import LowRankLinear
 from lada_ops.engine.layers import FoundEncoder, find_encoders
@@ -114,9 +115,36 @@ def test_weights_that_are_not_finite_fit():
     assert isinstance(only(model), FoundEncoder)
 
 
-@pytest.mark.parametrize("name", ["deberta", "deberta-v2", "modernbert", "albert"])
+@pytest.mark.parametrize("name", ["deberta", "deberta-v2", "albert"])
 def test_layers_of_other_kinds_are_not_known(name):
     assert "are not known" in str(only(with_head(name)))
+
+
+def test_a_model_may_be_its_own_encoder():
+    model = with_head("modernbert")
+    found = only(model)
+    assert isinstance(found, FoundEncoder)
+    assert found.module is found.model is model.model
+    assert found.attention_types() == ["full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "dynamic"])
+def test_angles_that_depend_on_the_length_are_not_known(kind):
+    config = with_head("modernbert").config
+    for rope in config.rope_parameters.values():
+        rope |= {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 20}
+    found = only(ModernBertModel(config))
+    if kind == "dynamic":
+        assert found == "positions of kinds ['dynamic'] are not known"
+    else:
+        assert isinstance(found, FoundEncoder)
+
+
+def test_gates_of_any_width_do_not_fit():
+    config = ModernBertConfig(
+        **with_head("modernbert").config.to_diff_dict() | {"intermediate_size": 48}
+    )
+    assert only(ModernBertModel(config)) == "layer 0 has features that are no multiple of 32"
 
 
 def test_layers_of_two_kinds_do_not_fit():

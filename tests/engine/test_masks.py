@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from lada_ops.engine.masks import (
-    NotPadding,
+    NotForEngine,
     biased,
     in_one_piece,
+    in_window,
     score_mask,
     visible_positions,
 )
@@ -55,7 +56,7 @@ def test_one_row_is_that_of_all():
 
 @pytest.mark.parametrize("mask", OTHERS.values(), ids=OTHERS)
 def test_more_than_padding(mask):
-    with pytest.raises(NotPadding):
+    with pytest.raises(NotForEngine):
         visible_positions(mask, 2, 3)
 
 
@@ -84,7 +85,7 @@ def test_score_mask_hides_other_things_from_each_query(name):
 
 @pytest.mark.parametrize("name", ["by head", "a list"])
 def test_score_mask_of_what_it_is_not(name):
-    with pytest.raises(NotPadding):
+    with pytest.raises(NotForEngine):
         score_mask(OTHERS[name], 2, 3, torch.float32)
 
 
@@ -120,3 +121,18 @@ def test_biased_without_one_of_them():
     assert biased(FOUR, None) is FOUR
     assert biased(None, bias) is bias
     assert biased(None, None) is None
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 9])
+@pytest.mark.parametrize("name", ["none", "four dimensions", "added, -inf"])
+def test_in_window(name, window):
+    q, k, v = torch.randn(3, 2, 4, 3, 8)
+    at = torch.arange(3)
+    near = (at - at[:, None]).abs() <= window
+    mask = None if name == "none" else score_mask(PADDING[name], 2, 3, q.dtype)
+    got = attended(in_window(window, 3, mask, q.device), q, k, v)
+    want = attended(near if mask is None else FOUR & near, q, k, v)
+    sees = (near if mask is None else FOUR & near).any(-1)[..., None].expand(want.shape)
+    torch.testing.assert_close(got[sees], want[sees])
+    if name != "added, -inf":
+        assert got.isfinite().all()

@@ -7,6 +7,7 @@ from lada_kernels import tuning
 from lada_ops import LowRankLinear
 from lada_ops.engine import parts as parts_module
 from lada_ops.engine.parts import (
+    HeldNorm,
     LowRankFeedForward,
     Projections,
     feed_forward_of,
@@ -86,7 +87,7 @@ class TestFeedForward:
         x = x_of(2, 3)
         feed_forward = feed_forward_of(up, down, "gelu", norm)
         assert type(feed_forward) is LowRankFeedForward
-        torch.testing.assert_close(feed_forward(x), norm(down(F.gelu(up(x))) + x))
+        torch.testing.assert_close(feed_forward(x, x), norm(down(F.gelu(up(x))) + x))
 
     def test_of_high_rank_are_two(self):
         up = LowRankLinear(16, 300, 4, dtype=torch.float64)
@@ -98,8 +99,30 @@ class TestFeedForward:
         up, down, norm = make(kind), nn.Linear(24, 16, dtype=torch.float64), norm_of(16)
         x = x_of(2, 3)
         feed_forward = feed_forward_of(up, down, "relu", norm)
-        torch.testing.assert_close(feed_forward(x), norm(down(F.relu(up(x))) + x))
+        torch.testing.assert_close(feed_forward(x, x), norm(down(F.relu(up(x))) + x))
         assert feed_forward.how == [kind, "dense"]
+
+    @pytest.mark.parametrize("norm", [None, norm_of(16)], ids=["no norm", "norm"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_gated_one(self, kind, norm):
+        up, down = make(kind, 48), nn.Linear(24, 16, dtype=torch.float64)
+        x, residual = x_of(2, 3), x_of(2, 3)
+        first, second = up(x).chunk(2, -1)
+        want = down(F.silu(first) * second) + residual
+        feed_forward = feed_forward_of(up, down, "silu", norm, gated=True)
+        got = feed_forward(x, residual)
+        torch.testing.assert_close(got, want if norm is None else norm(want))
+        assert feed_forward.how == [kind, "dense"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_norm_that_is_held_is_in_no_state_dict(bias):
+    norm = nn.LayerNorm(16, eps=0.1, bias=bias, dtype=torch.float64)
+    nn.init.normal_(norm.weight)
+    held, x = HeldNorm(norm), x_of(2, 3)
+    torch.testing.assert_close(held(x), norm(x), rtol=0, atol=0)
+    assert held.state_dict() == {}
+    assert [*held.parameters()] == []
 
 
 def parts():
@@ -180,6 +203,6 @@ class TestKeepDense:
         keep_dense(made)
         given = {}
         monkeypatch.setattr(parts_module, "low_rank_ffn", lambda *_, **kwargs: given.update(kwargs))
-        made[0](x_of(5))
+        made[0](x_of(5), x_of(5))
         up, down = tuned_parts(made)[0].products
         assert given["dense"] == (up.dense, down.dense)

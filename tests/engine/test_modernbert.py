@@ -1,0 +1,133 @@
+"""ModernBERT, whose norms come first, with rotary positions, local attention and gates."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import ModernBertConfig
+
+from lada_ops import optimize, paths
+from lada_ops.engine import fused as fused_module
+from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
+from tests.engine.models import compress, dense
+from tests.engine.test_fused import fused
+from tests.tiny_encoders import ARCHITECTURES
+
+
+@pytest.fixture
+def before():
+    """A compressed model that sees three tokens either way in every other layer."""
+    config, head = ARCHITECTURES["modernbert"]
+    changes = {"local_attention": 6, "layer_types": ["full_attention", "sliding_attention"] * 2}
+    sizes = config.to_diff_dict() | changes | {"num_hidden_layers": 4}
+    torch.manual_seed(0)
+    model = head(ModernBertConfig(**sizes)).eval()
+    for parameter in model.model.layers.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.3)
+    return compress(model).model
+
+
+@pytest.fixture(params=[optimize, fused])
+def pair(request, before):
+    """The model, and what an engine makes of the same one."""
+    return before, request.param(copy.deepcopy(before))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks(pair, mask):
+    want, got = (model(ids(), mask)[0] for model in pair)
+    assert_equal_where_seen(got, want, mask)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (2, 33), (1, 40), (5, 38)])
+def test_lengths(pair, rows, length):
+    want, got = (model(ids(rows, length))[0] for model in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_longer_than_the_config_says(pair):
+    want, got = (model(ids(2, 70))[0] for model in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_row_that_is_all_padding(pair):
+    mask = MASKS["right"].clone()
+    mask[1] = 0
+    want, got = (model(ids(), mask)[0] for model in pair)
+    assert got.isfinite().all()
+    assert_equal_where_seen(got, want, mask)
+
+
+@torch.no_grad()
+def test_what_is_far_is_seen_by_other_layers_alone(before):
+    """What the tests above hold to transformers is not the same without windows, or turned."""
+    want = before(ids())[0]
+    wide = copy.deepcopy(before)
+    wide.config.local_attention = 40
+    assert (wide(ids())[0] - want).abs().max() > 0.1
+    for name in ("full_attention", "sliding_attention"):
+        getattr(before.rotary_emb, f"{name}_inv_freq").zero_()
+    assert (before(ids())[0] - want).abs().max() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"position_ids": torch.arange(9)[None] * 2},
+        {"output_hidden_states": True},
+        {"attention_mask": MASKS["right"], "output_attentions": True},
+        {"attention_mask": torch.ones(3, 1, 9, 9).tril().bool()},
+        {"return_dict": False},
+    ],
+    ids=["positions", "hidden states", "attentions", "causal", "a tuple"],
+)
+def test_what_the_engine_cannot_give_the_model_does(pair, arguments):
+    for model in pair:
+        model.set_attn_implementation("eager")
+    want, got = (model(ids(), **arguments) for model in pair)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(got[0], want[0], **close)
+    for name in ("hidden_states", "attentions"):
+        every, first = (getattr(output, name, None) or () for output in (got, want))
+        torch.testing.assert_close(every, first, **close)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("mask", "packed"), [("right", True), ("left", True), ("holes", False)])
+def test_padding_is_left_out_where_windows_allow(before, mask, packed, monkeypatch):
+    calls = []
+    real = fused_module.Packed
+    monkeypatch.setattr(fused_module, "Packed", lambda *a: calls.append(a) or real(*a))
+    fused(before)(ids(), MASKS[mask])
+    assert bool(calls) is packed
+
+
+def test_paths_tell_of_its_linears():
+    model = optimize(compress(dense("modernbert")))
+    found = paths(model)
+    assert len(found) == 8
+    assert all(how.startswith("native encoder, float32: ") for how in found.values())
+
+
+def test_layers_of_a_type_share_their_angles():
+    model = optimize(compress(dense("modernbert"))).model
+    layers = model.forward.encoder.engine.encoder.layers
+    assert [len(layer.angles) for layer in layers] == [40, 40]
+    assert [layer.window for layer in layers] == [None, 64]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arguments", [{}, {"attention_mask": MASKS["right"]}])
+def test_compiled_it_is_one_graph(before, arguments):
+    model = fused(copy.deepcopy(before))
+    torch._dynamo.reset()  # every model's is the same code, compiled so often and no more
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    want = before(ids(), **arguments)[0]
+    assert_equal_where_seen(compiled(ids(), **arguments)[0], want, arguments.get("attention_mask"))
