@@ -19,8 +19,10 @@ _FAR = 1 << 40  # farther than any two tokens are apart
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """``x = LN(x + out(attention(qkv(x))))``, then ``x = LN(x + down(act(up(x))))``; or, where norms
-    come first, ``x = x + out(attention(qkv(LN(x))))``, then ``x = x + down(act(up(LN(x))))``.
+    """``x = LN(x + out(attention(qkv(x))))``, then ``x = LN(x + down(act(up(x))))``.
+
+    Where norms come first: ``x = x + out(attention(qkv(LN(x))))``, then
+    ``x = x + down(act(up(LN(x))))``.
 
     qkv holds the columns of queries, keys and values one behind the other. Norms: weight and bias
     (features,), fp32 and contiguous, and eps. attention_norm: between attention and `up`.
