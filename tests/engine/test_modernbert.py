@@ -1,6 +1,7 @@
 """ModernBERT, whose norms come first, with rotary positions, local attention and gates."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_what_the_engine_cannot_give_the_model_does(pair, arguments):
     for model in pair:
         model.set_attn_implementation("eager")
     want, got = (model(ids(), **arguments) for model in pair)
-    close = {"rtol": 1e-4, "atol": 1e-4}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(got[0], want[0], **close)
     for name in ("hidden_states", "attentions"):
         every, first = (getattr(output, name, None) or () for output in (got, want))

@@ -1,7 +1,6 @@
 """Where the kernels run: compiled on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,51 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.interpreter import interpreted
+
 ROOM = Path(__file__).parents[2] / "kernels/lada_kernels"
 MODULES = sorted(path.stem for path in ROOM.glob("*.py") if path.stem != "__init__")
 PAD = 4096
 CANARY = 1234.0
 
 
-def _python_modules(*packages: str) -> list[str]:
-    """Imported modules of `packages`, compiled extensions aside: those cannot be loaded twice."""
-    return [
-        name
-        for name in sys.modules
-        if name.split(".")[0] in packages and not name.startswith("triton._C")
-    ]
-
-
-def _interpreted_copy() -> SimpleNamespace:
-    """A second copy of Triton and of our kernels, imported in interpreter mode, then hidden again.
-
-    Triton decides at decoration, so one copy cannot both interpret and compile.
-    """
-    import triton  # noqa: F401  the first copy, if nobody has imported it yet
-
-    first = {n: sys.modules.pop(n) for n in _python_modules("triton", "lada_kernels")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        copy = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in MODULES}
-        importlib.import_module("triton.runtime.interpreter")
-        namespace = SimpleNamespace(**copy, triton=sys.modules["triton"])
-    for name in _python_modules("triton", "lada_kernels"):
-        del sys.modules[name]
-    sys.modules.update(first)
-    return namespace
-
-
 @pytest.fixture(scope="session")
 def kernels() -> SimpleNamespace:
     """The modules of lada_kernels by name, to be called on the tensors of `device`."""
     if not torch.cuda.is_available():
-        copy = _interpreted_copy()
-        if (
-            copy.triton.__version__.startswith("3.6.")
-            and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
-        ):
-            pytest.skip("the interpreter of Triton 3.6 cannot loop with numpy 2.4 or later")
-        return copy
+        return interpreted({stem: f"lada_kernels.{stem}" for stem in MODULES})
     modules = {stem: importlib.import_module(f"lada_kernels.{stem}") for stem in MODULES}
     return SimpleNamespace(**modules, triton=importlib.import_module("triton"))
 

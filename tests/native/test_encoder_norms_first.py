@@ -51,8 +51,6 @@ def packed(layers, dtype):
         return pack([weight], [module.bias], dtype)
 
     def norm(module):
-        if isinstance(module, nn.Identity):
-            return None
         return module.weight.detach(), module.bias.detach(), module.eps
 
     packed_layers = [
@@ -64,7 +62,7 @@ def packed(layers, dtype):
             norm(layer.mlp_norm),
             None,
             "gelu",
-            input_norm=norm(layer.attn_norm),
+            input_norm=None if isinstance(layer.attn_norm, nn.Identity) else norm(layer.attn_norm),
             gated=True,
             angles=angles_of(layer),
             window=window_of(layer),
@@ -83,8 +81,8 @@ def oracle(layers, x, lengths):
     for sequence in x.double().split(lengths):
         hidden, at = sequence[None], torch.arange(len(sequence))
         for layer in (copy.deepcopy(layer).double() for layer in layers):
-            window = len(sequence) if window_of(layer) is None else window_of(layer)
-            far = (at - at[:, None]).abs() > window
+            window = window_of(layer)
+            far = (at - at[:, None]).abs() > (len(sequence) if window is None else window)
             mask = torch.zeros(far.shape).masked_fill(far, -torch.inf)[None, None]
             angles = angles_of(layer).double()[: len(sequence)]
             cos, sin = (half.repeat(1, 2)[None] for half in angles.chunk(2, 1))
