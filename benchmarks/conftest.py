@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from benchmarks import shapes
+from benchmarks.suite.ceilings import measure_ceilings
 from lada_ops.environment import device_slug
 from lada_ops.latency import Candidate, Comparison, collect, compare, write_json
+from lada_ops.latency.clock import clock_for
 
 RESULTS = pytest.StashKey[dict[str, list[Comparison]]]()
 Report = Callable[[Comparison, str, Sequence[Callable[[], Any]]], None]
@@ -92,5 +94,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     # a run that failed halfway would replace a whole result file by part of one
     if folder is None or exitstatus != pytest.ExitCode.OK:
         return
+    quick = session.config.getoption("--quick")
+    with torch.no_grad():
+        top = measure_ceilings(shapes.DEVICE, shapes.DTYPE, clock_for(shapes.DEVICE), quick)
     for stem, comparisons in session.config.stash[RESULTS].items():
-        write_json(Path(folder) / device_slug() / f"{stem}.json", collect(comparisons))
+        content = collect(comparisons) | {"ceilings": top}
+        write_json(Path(folder) / device_slug() / f"{stem}.json", content)

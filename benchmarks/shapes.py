@@ -118,7 +118,8 @@ MODELS = [
     for bucket in BUCKETS
 ]
 QUICK_MODELS = [ModelCase("tiny", 2, 8)]
-MODEL_RATIOS = (2.5, 5.0, 10.0) if ON_GPU else (2.5, 5.0)
+MODEL_RATIOS = (2.5, 5.0, 10.0)
+PEER_RATIO = 5.0
 
 Op = Callable[..., Tensor]
 

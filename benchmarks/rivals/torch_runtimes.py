@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import lada_ops
+from benchmarks import model_peers
 
 from .setup import Bind, Call, NotMeasured, Setup
 
@@ -18,12 +19,8 @@ def eager(setup: Setup) -> Bind:
 
 
 def compiled(setup: Setup) -> Bind:
-    """torch.compile at its best here: anew for each shape, weights frozen so that it packs them."""
-    import torch._inductor.config as inductor
-
-    inductor.compile_threads = 1  # else a pool of processes stays beside what is timed
-    model = torch.compile(setup.model(), dynamic=False, options={"freezing": True})
-    return _bind(model)
+    """torch.compile at its best here."""
+    return _bind(model_peers.compiled(setup.model()))
 
 
 def packed(setup: Setup) -> Bind:

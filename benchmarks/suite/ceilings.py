@@ -17,10 +17,16 @@ from .roofline import Ceilings
 SAMPLES = 15
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, Any]:
-    """Rates in bytes and operations per second, a graph node's seconds, and the L2's bytes."""
-    cuda = device.type == "cuda"
-    length, side = (2**30, 8192) if cuda else (2**22, 256)
+def measure_ceilings(
+    device: torch.device, dtype: torch.dtype, clock: Clock, quick: bool = False
+) -> dict[str, Any]:
+    """Rates in bytes and operations per second, a graph node's seconds, and the L2's bytes.
+
+    quick: of operands that are too small to tell, to see that it works.
+    """
+    length, side = (2**30, 8192) if device.type == "cuda" else (2**28, 2048)
+    if quick:
+        length, side = 2**22, 256
     source = torch.empty(length, dtype=torch.uint8, device=device).random_(0, 256)
     target = torch.empty_like(source)
     # random, since a product of zeros is faster than any other

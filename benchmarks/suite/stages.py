@@ -95,7 +95,7 @@ def tests(run: Run) -> int:
 def measure_ceilings(run: Run) -> int:
     store = run.store(CHECKS)
     if not store.done(CEILINGS):
-        row = ceilings.measure_ceilings(run.device, run.dtype, run.clock)
+        row = ceilings.measure_ceilings(run.device, run.dtype, run.clock, run.dry_run)
         _keep(store, CEILINGS, row, ceilings_text)
     return 0
 

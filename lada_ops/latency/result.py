@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,8 @@ class Comparison:
     """Candidates timed in one run; ``comparison[name]`` is one's `Timing`.
 
     settings: rounds, warmup, threads, order, seed, clock and shortest sample in seconds: what it
-    takes to do it again. environment: see `lada_ops.environment.environment`.
+    takes to do it again. environment: see `lada_ops.environment.environment`. missing: name -> why
+    it could not be timed here.
     """
 
     label: str
@@ -79,6 +80,7 @@ class Comparison:
     timings: tuple[Timing, ...]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Timing:
         for timing in self.timings:
@@ -93,6 +95,7 @@ class Comparison:
             cells = [f"{1e3 * s:10.3f}" for s in (t.seconds.median, t.seconds.q25, t.seconds.q75)]
             ratios = f"{t.speedup.median:7.2f}x  [{t.speedup.q25:.2f}, {t.speedup.q75:.2f}]"
             lines.append(f"  {t.name:{width}}{''.join(cells)}  {ratios}")
+        lines += [f"  {name}: missing, {why}" for name, why in self.missing.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,6 +106,7 @@ class Comparison:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "timings": [timing.to_dict() for timing in self.timings],
+            "missing": dict(self.missing),
         }
 
 
