@@ -17,6 +17,7 @@ import triton.language as tl
 from .activations import kernel_activation
 from .block_tiles import add_blocks, first_column, zero_tile
 from .epilogue import epilogue, store_tile
+from .overlap import take_turn
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest
 from .weight_names import sparse_name, token_bucket
@@ -56,7 +57,9 @@ def _block_sparse_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    take_turn(OVERLAP)
     # programs that share rows of x are neighbours, to meet in L2
     n_tiles = N // BLOCK_N
     first_n = first_column(order_ptr, tl.program_id(0) % n_tiles, BSR_ROWS, BLOCK_N, HAS_ORDER)
@@ -118,15 +121,19 @@ def guess(
     n: int,
     k: int,
     rank: int,
+    groups: int,
     block_rows: int,
     block_cols: int,
     nnz: int,
     dtype: torch.dtype,
     dense: bool,
 ) -> Way:
-    """The way expected to be fastest for ``x (u v + S)^T``, where no table knows."""
+    """The way expected to be fastest for ``x (u v + S)^T``, where no table knows.
+
+    u v: of `groups` pairs of factors, each for as many rows.
+    """
     # a stored weight costs as much as 256 / block_rows weights of a dense product
-    if dense and nnz * block_cols * 256 + rank * (n + k) > n * k:
+    if dense and nnz * block_cols * 256 + rank * (n + groups * k) > n * k:
         return Way("dense")
     if m <= 64 and block_rows >= 64 and dtype != torch.float32:
         return Way("weights_left")
@@ -157,7 +164,7 @@ def choose(
     allowed = ways(block_rows, dense)
     key = (dtype, k, n, name, epilogue, m, device_index, allowed)
     return fastest("block_sparse_linear", *key) or guess(
-        m, n, k, 0, block_rows, block_cols, nnz, dtype, dense
+        m, n, k, 0, 1, block_rows, block_cols, nnz, dtype, dense
     )
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .block_sparse_linear import PACK_WIDTH, block_sparse_linear_fwd, choose, guess
+from .overlap import take_turn
 from .tuning import TileConfig
 from .weight_names import token_bucket
 
@@ -40,7 +41,9 @@ def _block_sparse_linear_dvalues_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    take_turn(OVERLAP)
     tl.static_assert(BSR_ROWS % BLOCK_N == 0 and BLOCK_K % BSR_COLS == 0)
     PACK: tl.constexpr = BLOCK_K // BSR_COLS
     TILES: tl.constexpr = BSR_ROWS // BLOCK_N
@@ -148,7 +151,7 @@ def block_sparse_linear_dvalues(
     if m == 0 or nnz == 0:
         return dy.new_zeros(nnz, block_cols, block_rows).transpose(1, 2)
     if tiles is None:
-        way = guess(m, n, k, 0, block_rows, block_cols, nnz, dy.dtype, dense=True)
+        way = guess(m, n, k, 0, 1, block_rows, block_cols, nnz, dy.dtype, dense=True)
         if way.name == "dense":
             blocks = (x.T @ dy).view(k // block_cols, block_cols, n // block_rows, block_rows)
             rows = rows_of_blocks(crow_indices, nnz)

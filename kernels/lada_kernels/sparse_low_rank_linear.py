@@ -16,6 +16,7 @@ from .activations import kernel_activation
 from .block_sparse_linear import block_constants, default_tiles, guess, ways
 from .block_tiles import add_blocks, add_product, first_column, zero_tile
 from .epilogue import epilogue, store_tile
+from .overlap import take_turn
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import Way, fastest
 from .weight_names import sparse_low_rank_name, token_bucket
@@ -24,7 +25,7 @@ from .weight_names import sparse_low_rank_name, token_bucket
 @triton.jit
 def _sparse_low_rank_linear_fwd_kernel(
     x_ptr,  # (M, K)
-    t_ptr,  # (M, RANK)
+    t_ptr,  # (M, GROUPS * RANK)
     u_ptr,  # (N, RANK)
     crow_ptr,  # (N / BSR_ROWS + 1,)
     col_ptr,  # (nnz,)
@@ -35,6 +36,7 @@ def _sparse_low_rank_linear_fwd_kernel(
     y_ptr,  # (M, N)
     M,
     N,
+    n_group,
     rank,
     stride_xm,
     stride_vb,
@@ -43,6 +45,7 @@ def _sparse_low_rank_linear_fwd_kernel(
     stride_rm,
     stride_ym,
     RANK: tl.constexpr,
+    GROUPS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BSR_ROWS: tl.constexpr,
     BSR_COLS: tl.constexpr,
@@ -55,7 +58,9 @@ def _sparse_low_rank_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    take_turn(OVERLAP)
     # programs that share rows of x are neighbours, to meet in L2
     n_tiles = N // BLOCK_N
     first_n = first_column(order_ptr, tl.program_id(0) % n_tiles, BSR_ROWS, BLOCK_N, HAS_ORDER)
@@ -64,7 +69,9 @@ def _sparse_low_rank_linear_fwd_kernel(
     offs_r = tl.arange(0, BLOCK_R)
 
     acc = zero_tile(BLOCK_M, BLOCK_N, WEIGHTS_LEFT)
-    t_rows = t_ptr + tl.minimum(offs_m, M - 1) * RANK
+    t_rows = t_ptr + tl.minimum(offs_m, M - 1) * (GROUPS * RANK)
+    if GROUPS > 1:  # a tile lies in a block row, and that in a group
+        t_rows += first_n // n_group * RANK
     # the bound is no constant: a loop known to run once would be unrolled, and not pipelined
     for r in range(0, rank, BLOCK_R):
         acc = add_product(
@@ -96,6 +103,7 @@ def choose(
     n: int,
     k: int,
     rank: int,
+    groups: int,
     block_rows: int,
     block_cols: int,
     nnz: int,
@@ -106,11 +114,11 @@ def choose(
 ) -> Way:
     """The fastest way for `m` tokens, "dense" only where the caller has the dense weight."""
     density = nnz * block_rows * block_cols / (n * k)
-    name = sparse_low_rank_name(rank, block_rows, block_cols, density)
+    name = sparse_low_rank_name(rank, block_rows, block_cols, density, groups)
     allowed = ways(block_rows, dense)
     key = (dtype, k, n, name, epilogue, m, device_index, allowed)
     return fastest("sparse_low_rank_linear", *key) or guess(
-        m, n, k, rank, block_rows, block_cols, nnz, dtype, dense
+        m, n, k, rank, groups, block_rows, block_cols, nnz, dtype, dense
     )
 
 
@@ -125,6 +133,7 @@ def sparse_low_rank_linear_fwd(
     residual: torch.Tensor | None = None,
     activation: str = "none",
     norm: Norm | None = None,
+    groups: int = 1,
     order: torch.Tensor | None = None,
     exact: bool = False,
     dense: torch.Tensor | None = None,
@@ -137,11 +146,12 @@ def sparse_low_rank_linear_fwd(
 
     Args:
         x: (M, K), contiguous in the last dimension, any row stride.
-        u: (N, R), contiguous, R >= 1.
-        v: (R, K), contiguous.
+        u: (N, R), contiguous, R >= 1; its rows are `groups` equal runs of whole block rows.
+        v: (groups * R, K), contiguous; run g of u is multiplied by run g of v.
         crow_indices, col_indices, values: S (N, K), as in `block_sparse_linear_fwd`.
         bias: (N,) or None.
         residual: (M, N), any row stride, or None; added after the activation.
+        groups: how many low-rank pairs share x, such as 3 for query, key and value.
         activation, norm, order, exact: as in `block_sparse_linear_fwd`.
         dense: u @ v + S (N, K) as a dense weight, if the caller keeps it; else None.
         way: "one_launch" (after that of x @ v.T), "weights_left" (br >= 64) or "dense"; chosen by
@@ -155,7 +165,7 @@ def sparse_low_rank_linear_fwd(
         return x.new_empty(m, n)
     if way is None:
         way = choose(
-            *(token_bucket(m), n, k, rank, block_rows, block_cols, nnz, x.dtype),
+            *(token_bucket(m), n, k, rank, groups, block_rows, block_cols, nnz, x.dtype),
             *(epilogue_kind(activation, residual, norm), dense is not None, x.get_device()),
         )
     if way.name == "dense":
@@ -167,6 +177,7 @@ def sparse_low_rank_linear_fwd(
     tiles = way.tiles or default_tiles(m, n, block_rows, block_cols, x.dtype, crowded, left)
     constants: dict[str, Any] = {
         "RANK": rank,
+        "GROUPS": groups,
         "BLOCK_R": rank_step(rank, x.dtype),
         **block_constants(block_rows, block_cols, order, left, tiles),
         "HAS_BIAS": bias is not None,
@@ -187,6 +198,7 @@ def sparse_low_rank_linear_fwd(
         y,
         m,
         n,
+        n // groups,
         rank,
         x.stride(0),
         values.stride(0),

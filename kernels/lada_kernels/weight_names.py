@@ -12,7 +12,9 @@ DENSITIES = (5, 10, 20, 30, 50, 100)
 _WEIGHTS = {
     "low_rank_linear": r"r(?P<rank>\d+)(?:x(?P<groups>\d+))?",
     "block_sparse_linear": r"(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
-    "sparse_low_rank_linear": r"r(?P<rank>\d+)\+(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)",
+    "sparse_low_rank_linear": (
+        r"r(?P<rank>\d+)(?:x(?P<groups>\d+))?\+(?P<rows>\d+)x(?P<cols>\d+)-d(?P<percent>\d+)"
+    ),
     "low_rank_ffn": r"r(?P<rank>\d+)-(?P<hidden>\d+)-r(?P<rank2>\d+)",
 }
 
@@ -52,7 +54,7 @@ class Weight(NamedTuple):
         sparse = self.rows, self.cols, self.percent / 100
         if not self.rank:
             return sparse_name(*sparse)
-        return sparse_low_rank_name(self.rank, *sparse)
+        return sparse_low_rank_name(self.rank, *sparse, self.groups)
 
 
 def low_rank_name(rank: int, groups: int = 1) -> str:
@@ -67,9 +69,11 @@ def sparse_name(block_rows: int, block_cols: int, density: float) -> str:
     return f"{block_rows}x{block_cols}-d{percent:02d}"
 
 
-def sparse_low_rank_name(rank: int, block_rows: int, block_cols: int, density: float) -> str:
-    """How tables name the sum of both: "r64+128x16-d05"."""
-    return f"{low_rank_name(rank)}+{sparse_name(block_rows, block_cols, density)}"
+def sparse_low_rank_name(
+    rank: int, block_rows: int, block_cols: int, density: float, groups: int = 1
+) -> str:
+    """How tables name the sum of both: "r64+128x16-d05", or "r64x3+128x16-d05"."""
+    return f"{low_rank_name(rank, groups)}+{sparse_name(block_rows, block_cols, density)}"
 
 
 def ffn_name(rank1: int, hidden: int, rank2: int) -> str:
