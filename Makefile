@@ -41,7 +41,8 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	$(BIN)/python -m benchmarks.traffic --data $(GLUE)
 	$(MAKE) readme
 
-readme: $(SET_UP)  ## write the README's tables from the committed results
+readme: $(SET_UP)  ## draw the pictures, and write the README's tables, from the committed results
+	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.readme
 
 # torch is pinned by constraints.txt: without the pin, pip may fetch a build of several gigabytes

@@ -94,7 +94,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     # a run that failed halfway would replace a whole result file by part of one
     if folder is None or exitstatus != pytest.ExitCode.OK:
         return
-    quick = session.config.getoption("--quick")
+    quick = bool(session.config.getoption("--quick"))
     with torch.no_grad():
         top = measure_ceilings(shapes.DEVICE, shapes.DTYPE, clock_for(shapes.DEVICE), quick)
     for stem, comparisons in session.config.stash[RESULTS].items():

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plots import LATENCY, RATIOS
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,7 +41,6 @@ def results() -> str:
 
 def device_section(folder: Path) -> str:
     demo = json.loads((folder / "demo.json").read_text())
-    bert = json.loads((folder / "bert.json").read_text())
     where = demo["environment"]
     device = where["gpu"] or f"{where['cpu']} ({where['cpu_instruction_set']})"
     dtype = demo["comparisons"][0]["timings"][0]["dtype"]
@@ -51,10 +52,34 @@ times as fast as dense in eager mode, by batch x length: medians of ratios withi
 CPU compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
 
 {quality_table(demo)}
-**A BERT-base** on the same machine, its weights random: speed only.
-
-{speed_table(bert["comparisons"], "bert_base ")}
+{bert_section(folder)}
 {traffic_section(folder)}{rivals_section(folder)}"""
+
+
+def bert_section(folder: Path) -> str:
+    """A BERT-base beside its peers, and two pictures of it."""
+    content = json.loads((folder / "bert.json").read_text())
+    top = content["ceilings"]
+    missing = {
+        f"{name} ({why})": None
+        for comparison in content["comparisons"]
+        for name, why in comparison["missing"].items()
+    }
+    listed = f"Missing: {'; '.join(missing)}.\n\n" if missing else ""
+    here = folder.relative_to(ROOT)
+    return f"""**A BERT-base** on the same machine, its weights random: speed only. Beside ours, \
+in the same run: torch.compile, at its best here, of the dense model, of the same low-rank factors \
+as two linears each, and of a dense model with as few weights, for which heads and feed-forward \
+are cut; and torch's own block-sparse tensors.
+
+{speed_table(content["comparisons"], "bert_base ")}
+{listed}![Latency by batch and length]({here / LATENCY})
+
+How much sooner it may get: below the dashed line lies what this machine's measured \
+{top["flops_per_second"] / 1e9:,.0f} GFLOP/s and {top["bytes_per_second"] / 1e9:,.0f} GB/s allow.
+
+![Speed-up by compression ratio]({here / RATIOS})
+"""
 
 
 def traffic_section(folder: Path) -> str:
@@ -171,13 +196,8 @@ def speed_table(comparisons: Sequence[Mapping[str, Any]], prefix: str) -> str:
 
 
 def speedups(comparisons: Iterable[Mapping[str, Any]], name: str) -> list[str]:
-    ratios = [
-        timing["speedup_median"]
-        for comparison in comparisons
-        for timing in comparison["timings"]
-        if timing["name"] == name
-    ]
-    return [speedup(ratio) for ratio in ratios]
+    found = ({t["name"]: t["speedup_median"] for t in c["timings"]} for c in comparisons)
+    return [speedup(ratios.get(name)) for ratios in found]
 
 
 def speedup(ratio: float | None) -> str:

@@ -109,8 +109,12 @@ def sparse_low_rank_linear_ref(
     activation: str = "none",
     residual: Tensor | None = None,
     norm: Norm | None = None,
+    groups: int = 1,
 ) -> Tensor:
-    """``LN(act(x v^T u^T + x S^T + bias) + residual)`` with S as a dense weight."""
+    """``LN(act(x v^T u^T + x S^T + bias) + residual)`` with S as a dense weight.
+
+    groups: as in `low_rank_linear_ref`.
+    """
     weight = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
-    z = F.linear(F.linear(x, v), u, bias) + F.linear(x, weight)
+    z = grouped_linear(F.linear(x, v), u, bias, groups) + F.linear(x, weight)
     return epilogue_ref(z, activation, residual, norm)

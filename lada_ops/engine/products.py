@@ -111,14 +111,7 @@ class LowRankProduct(Product):
 
     def __init__(self, linears: Sequence[LowRankLinear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        us, vs = [linear.u for linear in linears], [linear.v for linear in linears]
-        rank = max(linear.rank for linear in linears)
-        if all(linear.rank == rank for linear in linears):
-            self.hold(u=_joined(us), v=_joined(vs))
-        else:
-            filled_us = [F.pad(u.detach(), (0, rank - u.shape[1])) for u in us]
-            filled_vs = [F.pad(v.detach(), (0, 0, 0, rank - v.shape[0])) for v in vs]
-            self.hold(u=torch.cat(filled_us), v=torch.cat(filled_vs))
+        self.hold(**_joined_factors(linears))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         groups = len(self.widths)
@@ -127,8 +120,7 @@ class LowRankProduct(Product):
         )
 
     def to_dense(self) -> Tensor:
-        pairs = zip(*(t.chunk(len(self.widths)) for t in (self.u, self.v)), strict=True)
-        return torch.cat([u @ v for u, v in pairs])
+        return _product_of_factors(self.u, self.v, len(self.widths))
 
     @property
     def weight_name(self) -> str:
@@ -146,16 +138,7 @@ class BlockSparseProduct(Product):
 
     def __init__(self, linears: Sequence[BlockSparseLinear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        counts = torch.cat([linear.crow_indices.diff() for linear in linears])
-        bsr = Bsr(
-            F.pad(counts.cumsum(0), (1, 0)),
-            torch.cat([linear.col_indices for linear in linears]),
-            _joined([linear.values for linear in linears]),
-            (sum(self.widths), self.in_features),
-        )
-        order = bsr.order if bsr.whole_packs else None
-        self.hold(crow_indices=bsr.crow_indices, col_indices=bsr.col_indices, order=order)
-        self.hold(values=bsr.values)
+        self.hold(**_joined_blocks(linears))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         bsr = self.crow_indices, self.col_indices, self.values
@@ -176,7 +159,7 @@ class BlockSparseProduct(Product):
 
 
 class SparseLowRankProduct(Product):
-    """Of one linear: the op joins none."""
+    """The lower ranks among several are filled up with zeros; then the factors are copies."""
 
     kind = "sparse + low rank"
     u: Tensor
@@ -188,20 +171,17 @@ class SparseLowRankProduct(Product):
 
     def __init__(self, linears: Sequence[SparseLowRankLinear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        (linear,) = linears
-        self.hold(u=linear.u.detach(), v=linear.v.detach(), values=linear.values.detach())
-        self.hold(crow_indices=linear.crow_indices, col_indices=linear.col_indices)
-        self.hold(order=linear.order)
+        self.hold(**_joined_factors(linears), **_joined_blocks(linears))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
-        bsr = self.crow_indices, self.col_indices, self.values
-        return sparse_low_rank_linear(
-            x, self.u, self.v, *bsr, self.bias, **epilogue, order=self.order, dense=self.dense
-        )
+        factors, bsr = (self.u, self.v), (self.crow_indices, self.col_indices, self.values)
+        more = {"groups": len(self.widths), "order": self.order, "dense": self.dense}
+        return sparse_low_rank_linear(x, *factors, *bsr, self.bias, **epilogue, **more)
 
     def to_dense(self) -> Tensor:
         bsr = self.crow_indices, self.col_indices, self.values
-        return self.u @ self.v + bsr_to_dense(*bsr, self.in_features)
+        product = _product_of_factors(self.u, self.v, len(self.widths))
+        return product + bsr_to_dense(*bsr, self.in_features)
 
     @property
     def weight_name(self) -> str:
@@ -209,7 +189,7 @@ class SparseLowRankProduct(Product):
 
         density = self.values.numel() / (sum(self.widths) * self.in_features)
         _, rows, cols = self.values.shape
-        return sparse_low_rank_name(self.u.shape[1], rows, cols, density)
+        return sparse_low_rank_name(self.u.shape[1], rows, cols, density, len(self.widths))
 
 
 def product_of(
@@ -227,11 +207,40 @@ def product_of(
 
 def joint_kind(linear: Source) -> object:
     """Equal for linears that can be one product."""
-    if isinstance(linear, SparseLowRankLinear):
-        return linear
-    if isinstance(linear, LowRankLinear):
-        return LowRankLinear, linear.out_features
-    return type(linear), linear.block if isinstance(linear, BlockSparseLinear) else None
+    has_factors = isinstance(linear, (LowRankLinear, SparseLowRankLinear))
+    has_blocks = isinstance(linear, (BlockSparseLinear, SparseLowRankLinear))
+    width, block = linear.out_features if has_factors else 0, linear.block if has_blocks else None
+    return type(linear), width, block
+
+
+def _joined_factors(linears: Sequence[LowRankLinear | SparseLowRankLinear]) -> dict[str, Tensor]:
+    us, vs = [linear.u for linear in linears], [linear.v for linear in linears]
+    rank = max(linear.rank for linear in linears)
+    if all(linear.rank == rank for linear in linears):
+        return {"u": _joined(us), "v": _joined(vs)}
+    us = [F.pad(u.detach(), (0, rank - u.shape[1])) for u in us]
+    vs = [F.pad(v.detach(), (0, 0, 0, rank - v.shape[0])) for v in vs]
+    return {"u": torch.cat(us), "v": torch.cat(vs)}
+
+
+def _product_of_factors(u: Tensor, v: Tensor, groups: int) -> Tensor:
+    pairs = zip(u.chunk(groups), v.chunk(groups), strict=True)
+    return torch.cat([a @ b for a, b in pairs])
+
+
+def _joined_blocks(
+    linears: Sequence[BlockSparseLinear | SparseLowRankLinear],
+) -> dict[str, Tensor | None]:
+    counts = torch.cat([linear.crow_indices.diff() for linear in linears])
+    bsr = Bsr(
+        F.pad(counts.cumsum(0), (1, 0)),
+        torch.cat([linear.col_indices for linear in linears]),
+        _joined([linear.values for linear in linears]),
+        (sum(linear.out_features for linear in linears), linears[0].in_features),
+    )
+    order = bsr.order if bsr.whole_packs else None
+    indices = {"crow_indices": bsr.crow_indices, "col_indices": bsr.col_indices}
+    return {**indices, "values": bsr.values, "order": order}
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import Norm, epilogue_ref, sparse_low_rank_linear_ref
+from ..reference import Norm, epilogue_ref, grouped_linear, sparse_low_rank_linear_ref
 from .block_sparse_linear import (
     add_block_rows_,
     blocks_run,
@@ -42,15 +42,16 @@ def sparse_low_rank_linear(
     activation: str = "none",
     residual: Tensor | None = None,
     norm: Norm | None = None,
+    groups: int = 1,
     order: Tensor | None = None,
     exact: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     """``LN(act(x v^T u^T + x S^T + bias) + residual)`` (..., out), into one accumulator.
 
-    x (..., in), u (out, rank), v (rank, in); crow_indices, col_indices, values and order as in
-    `block_sparse_linear`; dtypes, activation, norm, exact, autograd and autocast as in
-    `low_rank_linear`.
+    x (..., in), u (out, rank), v (groups * rank, in); crow_indices, col_indices, values and order
+    as in `block_sparse_linear`; dtypes, activation, norm, groups, exact, autograd and autocast as
+    in `low_rank_linear`. A group has whole block rows.
 
     dense: ``u @ v + S``, if the caller keeps it, as in `low_rank_linear`.
 
@@ -62,18 +63,20 @@ def sparse_low_rank_linear(
     )
     norm = join_norm(weight, shift, eps)
     args = x, u, v, crow_indices, col_indices, values, bias, activation, residual
-    _check(*args, norm, order, dense)
+    _check(*args, norm, groups, order, dense)
     if torch.compiler.is_exporting():
-        return sparse_low_rank_linear_ref(*args, norm)
+        return sparse_low_rank_linear_ref(*args, norm, groups)
     trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:
-        return _op(*args, weight, shift, eps, order, exact, dense)
-    return _forward_cpu(*args, norm)
+        return _op(*args, weight, shift, eps, order, groups, exact, dense)
+    return _forward_cpu(*args, norm, groups)
 
 
-def _forward_cpu(x, u, v, crow_indices, col_indices, values, bias, activation, residual, norm):
+def _forward_cpu(
+    x, u, v, crow_indices, col_indices, values, bias, activation, residual, norm, groups
+):
     x2 = x.reshape(-1, x.shape[-1])
-    z = F.linear(F.linear(x2, v), u, bias)
+    z = grouped_linear(F.linear(x2, v), u, bias, groups)
     add_block_rows_(z, x2, crow_indices, col_indices, values)
     return epilogue_ref(z.view(*x.shape[:-1], u.shape[0]), activation, residual, norm)
 
@@ -93,12 +96,13 @@ def _op(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
     order: Tensor | None = None,
+    groups: int = 1,
     exact: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
     bsr = crow_indices, col_indices, values
-    return _forward_cpu(x, u, v, *bsr, bias, activation, residual, norm)
+    return _forward_cpu(x, u, v, *bsr, bias, activation, residual, norm, groups)
 
 
 @_op.register_kernel("cuda")
@@ -117,13 +121,14 @@ def _(
     norm_bias=None,
     eps=0.0,
     order=None,
+    groups=1,
     exact=False,
     dense=None,
 ):
     norm = join_norm(norm_weight, norm_bias, eps)
     if not blocks_run("sparse_low_rank_linear", x, *values.shape[1:]):
         bsr = crow_indices, col_indices, values
-        return sparse_low_rank_linear_ref(x, u, v, *bsr, bias, activation, residual, norm)
+        return sparse_low_rank_linear_ref(x, u, v, *bsr, bias, activation, residual, norm, groups)
     from lada_kernels.sparse_low_rank_linear import sparse_low_rank_linear_fwd
 
     y = sparse_low_rank_linear_fwd(
@@ -137,6 +142,7 @@ def _(
         None if residual is None else rows(residual),
         activation,
         norm,
+        groups,
         contiguous(order),
         exact,
         dense,
@@ -151,7 +157,7 @@ def _(x, u, *args, **kwargs):
 
 def _setup_context(ctx, inputs, output):
     (x, u, v, crow, col, values, bias, ctx.activation, residual), last = inputs[:9], inputs[9:]
-    weight, shift, ctx.eps, order, *_ = last
+    weight, shift, ctx.eps, order, ctx.groups, *_ = last
     # of the residual, only a norm's gradient depends
     residual = None if weight is None else residual
     ctx.save_for_backward(x, u, v, crow, col, values, bias, residual, weight, shift, order)
@@ -164,13 +170,14 @@ def _backward(ctx, grad):
     residual2 = None if residual is None else residual.reshape(grad2.shape)
     z = None
     if needs_z(ctx.activation, norm):
-        z = _op(x2, u, v, crow, col, values, bias, "none", None, order=order)
+        bsr = crow, col, values
+        z = _op(x2, u, v, *bsr, bias, "none", None, groups=ctx.groups, order=order)
     dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
     # autograd copies the very gradient that it gave, but would keep a view of it
     d_residual = grad if norm is None else d_residual.view_as(grad)
-    dx, dt = low_rank_dx(dz, u, v, 1)
+    dx, dt = low_rank_dx(dz, u, v, ctx.groups)
     dx = dx + block_sparse_dx(dz, crow, col, values, x.shape[-1])
-    du, dv, dbias = dfactors_op(dz, x2, F.linear(x2, v), dt, 1)
+    du, dv, dbias = dfactors_op(dz, x2, F.linear(x2, v), dt, ctx.groups)
     return (
         dx.view_as(x),
         du,
@@ -183,7 +190,7 @@ def _backward(ctx, grad):
         d_residual if ctx.needs_input_grad[8] else None,
         d_weight,
         d_shift,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
@@ -191,15 +198,33 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _check(
-    x, u, v, crow_indices, col_indices, values, bias, activation, residual, norm, order, dense
+    x,
+    u,
+    v,
+    crow_indices,
+    col_indices,
+    values,
+    bias,
+    activation,
+    residual,
+    norm,
+    groups,
+    order,
+    dense,
 ):
     op = "sparse_low_rank_linear"
     check_bsr_operands(op, x, crow_indices, col_indices, values, order)
-    out_features = (crow_indices.numel() - 1) * values.shape[1]
-    if u.ndim != 2 or v.ndim != 2 or u.shape != (out_features, v.shape[0]):
+    block_rows = crow_indices.numel() - 1
+    out_features = block_rows * values.shape[1]
+    if groups < 1 or block_rows % groups:
         raise ValueError(
-            f"{op}: u {tuple(u.shape)}, v {tuple(v.shape)}; "
-            f"expected u ({out_features}, rank) and v (rank, in), as the sparse part"
+            f"{op}: groups {groups}; expected a number that {block_rows} block rows divide into"
+        )
+    fits = u.ndim == v.ndim == 2 and v.shape[0] == groups * u.shape[1]
+    if not fits or u.shape[0] != out_features:
+        raise ValueError(
+            f"{op}: u {tuple(u.shape)} and v {tuple(v.shape)} in {groups} groups; expected u "
+            f"({out_features}, rank) and v (groups * rank, in), as the sparse part"
         )
     check_x(op, x, v.shape[1])
     check_operands(op, x, u=u, v=v, values=values)

@@ -12,7 +12,9 @@ KINDS = {
     "block sparse": lambda out=24, block=BLOCK, **more: BlockSparseLinear(
         16, out, block, 0.4, **more
     ),
-    "sparse + low rank": lambda out=24, **more: SparseLowRankLinear(16, out, 3, BLOCK, 0.3, **more),
+    "sparse + low rank": lambda out=24, rank=3, **more: SparseLowRankLinear(
+        16, out, rank, BLOCK, 0.3, **more
+    ),
 }
 
 

@@ -34,15 +34,16 @@ def test_projections_are_those_of_the_linears(kind, biases):
     torch.testing.assert_close(Projections(linears)(x), want)
 
 
-@pytest.mark.parametrize("kind", ["dense", "low rank", "block sparse"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_projections_of_several_widths(kind):
     linears = [make(kind, out) for out in (8, 24, 24)]
     x = x_of(5)
     torch.testing.assert_close(Projections(linears)(x), [linear(x) for linear in linears])
 
 
-def test_projections_of_several_ranks():
-    linears = [make("low rank", rank=rank) for rank in (2, 7, 1)]
+@pytest.mark.parametrize("kind", ["low rank", "sparse + low rank"])
+def test_projections_of_several_ranks(kind):
+    linears = [make(kind, rank=rank) for rank in (2, 7, 1)]
     x = x_of(5)
     projections = Projections(linears)
     torch.testing.assert_close(projections(x), [linear(x) for linear in linears])
@@ -55,7 +56,7 @@ def test_projections_of_several_ranks():
         (["dense"] * 3, ["dense, 3 in one product"] * 3),
         (["low rank"] * 3, ["low rank, 3 in one product"] * 3),
         (["block sparse"] * 3, ["block sparse, 3 in one product"] * 3),
-        (["sparse + low rank"] * 3, ["sparse + low rank"] * 3),
+        (["sparse + low rank"] * 3, ["sparse + low rank, 3 in one product"] * 3),
         (["low rank", "dense", "dense"], ["low rank", *["dense, 2 in one product"] * 2]),
     ],
 )

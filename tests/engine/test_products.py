@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from lada_ops.engine.products import Product, product_of
 from tests.engine.linears import KINDS, make, norm_of, x_of
 
-JOINED = ["dense", "low rank", "block sparse"]
-
 
 @pytest.fixture(autouse=True)
 def _exactly():
@@ -32,7 +30,7 @@ def test_an_activation_alone(kind):
     torch.testing.assert_close(product_of([linear], "relu")(x), F.relu(linear(x)))
 
 
-@pytest.mark.parametrize("kind", JOINED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_joined_is_stored_once(kind):
     linears = [make(kind) for _ in range(3)]
     before = [{name: p.clone() for name, p in x.named_parameters()} for x in linears]

@@ -115,6 +115,22 @@ def test_rows_of_whole_packs_in_any_order(kernels, fwd, rank, way, m, device):
     assert_matches(y, dense_oracle(x, weight, None, residual))
 
 
+@pytest.mark.parametrize("way", ["one_launch", "weights_left"])
+@pytest.mark.parametrize("rank", [7, 32])
+@pytest.mark.parametrize("m", [1, 33])
+def test_groups_are_pairs_side_by_side(kernels, fwd, m, rank, way, device):
+    kind = {"dtype": torch.float16, "device": device}
+    pattern, block = whole_rows(1, 0, 3, 2, 2, 1), (64, 16)
+    x, _, _, sparse, _ = operands(m, pattern, block, rank, **kind)
+    pairs = [factors(128, x.shape[1], rank, **kind) for _ in range(3)]
+    u, v = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    weight = torch.cat([a.double() @ b.double() for a, b in pairs]) + sparse.double()
+    order = torch.tensor([2, 3, 4, 0, 5, 1], dtype=torch.int32, device=device)
+    given = x, u, v, *to_bsr(sparse, block), normal(384, **kind)
+    y = fwd(*given, groups=3, order=order, way=kernels.tuning.Way(way))
+    assert_matches(y, dense_oracle(x, weight, given[-1]))
+
+
 def test_norm(fwd, dtype, device):
     kind = {"dtype": dtype, "device": device}
     x, u, v, sparse, weight = operands(19, torch.rand(3, 5) < 0.5, (16, 16), 6, **kind)
@@ -154,7 +170,16 @@ def test_the_rank_counts_against_a_dense_product(kernels, rank, way):
     """768 -> 3072 with 30 % of 128x16 blocks: .6 of a dense product, and the factors' share."""
     nnz = round(0.3 * 768 * 3072 / 128 / 16)
     choose = kernels.sparse_low_rank_linear.choose
-    assert choose(8192, 3072, 768, rank, 128, 16, nnz, torch.float16, "fused", True, -1).name == way
+    given = 8192, 3072, 768, rank, 1, 128, 16, nnz, torch.float16, "fused", True, -1
+    assert choose(*given).name == way
+
+
+def test_each_group_reads_x_for_its_factors(kernels):
+    nnz = round(0.3 * 768 * 3072 / 128 / 16)
+    choose = kernels.sparse_low_rank_linear.choose
+    given = 128, 16, nnz, torch.float16, "fused", True, -1
+    assert choose(8192, 3072, 768, 192, 1, *given).name == "one_launch"
+    assert choose(8192, 3072, 768, 192, 3, *given).name == "dense"
 
 
 def test_no_rows(fwd, device):

@@ -25,6 +25,7 @@ def test_a_density_is_named_by_the_next_bucket_up(density, name):
 
 def test_sums_and_pairs_are_named_by_their_parts():
     assert weight_names.sparse_low_rank_name(64, 64, 32, 0.3) == "r64+64x32-d30"
+    assert weight_names.sparse_low_rank_name(64, 64, 32, 0.3, 3) == "r64x3+64x32-d30"
     assert weight_names.ffn_name(60, 3072, 128) == "r64-3072-r128"
 
 

@@ -1,0 +1,77 @@
+"""Pictures of whole models, and the work that their roofline counts."""
+
+import json
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from benchmarks import plots
+from benchmarks.plots import LATENCY, RATIOS, encoder_work, plot_device
+from benchmarks.suite.roofline import Ceilings
+
+pytest.importorskip("matplotlib", reason="needs: pip install lada-ops[bench]")
+TOP = {"flops_per_second": 1e11, "bytes_per_second": 1e10}
+NAMES = [
+    "dense",
+    "low_rank 2.5x",
+    "low_rank 5x",
+    "block_sparse 5x",
+    "dense, optimized",
+    "torch BSR 5x",
+]
+
+
+def comparison(label, names=NAMES):
+    timings = [
+        {"name": name, "median_seconds": 0.1 / (i + 1), "speedup_median": i + 1, "dtype": "float32"}
+        for i, name in enumerate(names)
+    ]
+    return {"label": label, "timings": timings}
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The axes of the pictures of a device, by file name."""
+    comparisons = [
+        comparison("bert_base 1x16"),
+        comparison("bert_base 8x128", NAMES[:-1]),
+        comparison("minilm 1x16"),
+    ]
+    content = {"ceilings": TOP, "comparisons": comparisons}
+    (tmp_path / "bert.json").write_text(json.dumps(content))
+    figures, real = [], plots._figure
+    monkeypatch.setattr(
+        plots, "_figure", lambda *sizes: figures.append(real(*sizes)) or figures[-1]
+    )
+    plot_device(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {LATENCY, RATIOS}
+    return dict(zip((LATENCY, RATIOS), (panels for _, panels in figures), strict=True))
+
+
+def test_latency_is_a_line_for_each_model_of_one_ratio(drawn):
+    (axes,) = drawn[LATENCY]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines.keys() == {*NAMES} - {"low_rank 2.5x"}
+    assert lines["dense"] == [[0, 100], [1, 100]]
+    assert lines["torch BSR 5x"] == [[0, pytest.approx(100 / 6)]]  # missing in the other one
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1x16", "8x128"]
+
+
+def test_ratios_have_a_panel_for_each_bucket_and_a_roofline(drawn):
+    panels = drawn[RATIOS]
+    assert [axes.get_title() for axes in panels] == ["1 x 16", "8 x 128"]
+    lines = {line.get_label(): line.get_xydata() for line in panels[1].lines}
+    assert lines["low_rank"].tolist() == [[2.5, 2], [5, 3]]
+    work = encoder_work(BertConfig(), 8, 128, 5, torch.float32)
+    at_five = dict(lines["roofline"].tolist())[5]
+    assert at_five == pytest.approx(0.1 / Ceilings(**TOP).seconds(work))
+
+
+def test_work_of_one_layer_by_hand():
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, intermediate_size=32)
+    work = encoder_work(config, batch=2, length=3, ratio=4, dtype=torch.float16)
+    weights = (4 * 8 * 8 + 2 * 8 * 32) / 4
+    products = 2 * 2 * (3 * 3 * 8) * 2  # of two sequences: q k^T, and that by v
+    assert work.flops == 2 * weights * 6 + products
+    assert work.bytes == 2 * (weights + 2 * 6 * 8)
