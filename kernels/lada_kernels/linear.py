@@ -12,7 +12,6 @@ import triton.language as tl
 
 from .activations import kernel_activation
 from .epilogue import epilogue, store_tile
-from .overlap import take_turn
 from .tuning import TileConfig
 
 
@@ -68,9 +67,7 @@ def _linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    take_turn(OVERLAP)
     # programs that share rows of x are neighbours, to meet in L2; a tile lies in one group
     tiles = tl.cdiv(n_group, BLOCK_N)
     pid_n = tl.program_id(0) % (tiles * GROUPS)

@@ -17,7 +17,6 @@ from .activations import activate, kernel_activation
 from .epilogue import store_tile
 from .low_rank_linear import low_rank_linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_ut, times_vt
-from .overlap import take_turn
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest
 from .weight_names import ffn_name, token_bucket
@@ -135,9 +134,7 @@ def _low_rank_ffn_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    take_turn(OVERLAP)
     # programs that share rows of x are neighbours, to meet in L2
     splits = tl.cdiv(F, f_per_program)
     first_f = tl.program_id(0) % splits * f_per_program
@@ -298,8 +295,9 @@ def low_rank_ffn_fwd(
     if way.name == "dense":
         assert dense1 is not None, "way 'dense' needs the dense weights"
         assert dense2 is not None, "way 'dense' needs the dense weights"
-        h = torch_epilogue(torch.nn.functional.linear(x, dense1, bias1), activation, None, None)
-        return torch_epilogue(torch.nn.functional.linear(h, dense2, bias2), "none", residual, norm)
+        linear = torch.nn.functional.linear
+        h = torch_epilogue(linear(x, dense1, bias1), activation, None, None)
+        return torch_epilogue(linear(h, dense2, bias2), "none", residual, norm)
     if way.name == "two_launches":
         h = low_rank_linear_fwd(x, u1, v1, bias1, None, activation, exact=exact, dense=dense1)
         return low_rank_linear_fwd(h, u2, v2, bias2, residual, norm=norm, dense=dense2)

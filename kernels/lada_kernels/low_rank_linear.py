@@ -16,7 +16,6 @@ import triton.language as tl
 from .activations import kernel_activation
 from .linear import linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_vt
-from .overlap import take_turn
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest
 from .weight_names import low_rank_name, token_bucket
@@ -58,9 +57,7 @@ def _low_rank_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    take_turn(OVERLAP)
     # programs that share rows of x are neighbours, to meet in L2; the columns of one lie in a group
     splits = tl.cdiv(n_group, n_per_program)
     pid_n = tl.program_id(0) % (splits * GROUPS)

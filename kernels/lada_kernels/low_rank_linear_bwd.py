@@ -18,7 +18,6 @@ import triton.language as tl
 from .epilogue import store_tile
 from .low_rank_linear import choose, columns_per_program, default_tiles
 from .low_rank_tiles import split_rank
-from .overlap import take_turn
 from .tuning import TileConfig, Way
 from .weight_names import token_bucket
 
@@ -54,9 +53,7 @@ def _low_rank_linear_dx_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    take_turn(OVERLAP)
     splits = tl.cdiv(K, k_per_program)
     first_k = tl.program_id(0) % splits * k_per_program
     end_k = tl.minimum(first_k + k_per_program, K)
@@ -193,9 +190,7 @@ def _low_rank_linear_dfactors_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    take_turn(OVERLAP)
     du_tiles = tl.cdiv(n_group, BLOCK_N)  # of each group
     tile = tl.program_id(0)
     first_m = tl.program_id(1) * m_per_program

@@ -16,7 +16,6 @@ from .activations import kernel_activation
 from .block_sparse_linear import block_constants, default_tiles, guess, ways
 from .block_tiles import add_blocks, add_product, first_column, zero_tile
 from .epilogue import epilogue, store_tile
-from .overlap import take_turn
 from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import Way, fastest
 from .weight_names import sparse_low_rank_name, token_bucket
@@ -58,9 +57,7 @@ def _sparse_low_rank_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    take_turn(OVERLAP)
     # programs that share rows of x are neighbours, to meet in L2
     n_tiles = N // BLOCK_N
     first_n = first_column(order_ptr, tl.program_id(0) % n_tiles, BSR_ROWS, BLOCK_N, HAS_ORDER)

@@ -18,24 +18,17 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step.
-
-    overlap: whether its launch may begin before the one before it ends, see `overlap`.
-    """
+    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step."""
 
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
     num_warps: int
     num_stages: int
-    overlap: bool = False
 
     def kwargs(self) -> dict[str, Any]:
         """The fields as keyword arguments of a kernel launch."""
-        fields = asdict(self)
-        overlap = fields.pop("overlap")
-        # not every GPU's compiler knows the option
-        return fields | {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -206,9 +199,9 @@ def _measured(where: str, item: Any) -> Measured:
     if tiles is None:
         return Measured(float(us))
     _check_keys(f"{where}: tiles", tiles, set(TileConfig.__annotations__))
-    for name, value in tiles.items():
-        check = {"num_stages": _check_size, "overlap": _check_bool}.get(name, _check_power)
-        check(f"{where}: {name}", value)
+    for name, size in tiles.items():
+        check = _check_size if name == "num_stages" else _check_power
+        check(f"{where}: {name}", size)
     return Measured(float(us), TileConfig(**tiles))
 
 
@@ -220,10 +213,6 @@ def _check(right: bool, reason: str) -> None:
 def _check_keys(where: str, item: Any, want: set[str]) -> None:
     got = set(item) if isinstance(item, dict) else type(item).__name__
     _check(got == want, f"{where} has {got}; expected {want}")
-
-
-def _check_bool(where: str, value: Any) -> None:
-    _check(type(value) is bool, f"{where} is {value!r}; expected true or false")
 
 
 def _check_size(where: str, size: Any) -> None:

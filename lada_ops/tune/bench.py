@@ -39,7 +39,7 @@ class Bench:
 
     name: the device's, as tables have it. l2_bytes: of the cache that must be cold. faults: what
     speaks against a way before it is run; empty lets it pass. rounds: timed samples of each way.
-    now: seconds, for the budget. overlaps: whether its launches can (`lada_kernels.overlap`).
+    now: seconds, for the budget.
     """
 
     device: torch.device
@@ -49,7 +49,6 @@ class Bench:
     faults: Faults
     rounds: int = 15
     now: Callable[[], float] = time.monotonic
-    overlaps: bool = False
 
     @classmethod
     def of_gpu(cls) -> Bench:
@@ -68,10 +67,7 @@ class Bench:
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         target = TARGETS.get(_architecture(device))
         gate = gate_for(target) if target is not None else lambda case, way: []
-        name = _architecture(device)
-        overlaps = name.startswith("sm_") and int(name.removeprefix("sm_")) >= 90
-        clock = GraphClock(device)
-        return cls(device, device_slug(device), clock, l2_bytes, gate, overlaps=overlaps)
+        return cls(device, device_slug(device), GraphClock(device), l2_bytes, gate)
 
     def check_alive(self) -> None:
         """Raise NoGpu if an error in a kernel has left the device unusable in this process."""

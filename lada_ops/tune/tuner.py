@@ -119,7 +119,7 @@ def _measure(
     torch.manual_seed(0)
     problem = Problem.draw(case, bench.device)
     ways = [Way("dense")]
-    for name, space in ways_of(case, bench.overlaps).items():
+    for name, space in ways_of(case).items():
         if space is None:
             ways.append(Way(name))
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,19 +17,9 @@ Axes = dict[str, tuple[int, ...]]
 Spaces = dict[str, Space | None]
 
 
-def ways_of(case: Case, overlap: bool = False) -> Spaces:
-    """The ways by name, "dense" aside; None for those that torch computes alone.
-
-    overlap: whether launches of the GPU can (`lada_kernels.overlap`), so that it is tried.
-    """
-    ways = _WAYS[case.stem](case)
-    if not overlap:
-        return ways
-    more = {"overlap": (False, True)}
-    return {
-        name: None if space is None else replace(space, axes={**space.axes, **more})
-        for name, space in ways.items()
-    }
+def ways_of(case: Case) -> Spaces:
+    """The ways by name, "dense" aside; None for those that torch computes alone."""
+    return _WAYS[case.stem](case)
 
 
 def _low_rank_linear(case: Case) -> Spaces:

@@ -72,10 +72,6 @@ def test_entries_of_two_environments_know_their_own():
             lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(num_stages=0),
             "one_launch: num_stages is 0; expected a positive integer",
         ),
-        (
-            lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(overlap=1),
-            "one_launch: overlap is 1; expected true or false",
-        ),
     ],
 )
 def test_damage_is_named(content, tmp_path, change, reason):

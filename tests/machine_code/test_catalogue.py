@@ -94,7 +94,7 @@ def test_tables_are_shipped_too(tmp_path):
     (found,) = tabled(tmp_path)
     constants = dict(found.launch.constants)
     assert (constants["RANK"], constants["ACTIVATION"]) == (96, "gelu_poly")
-    assert found.launch.tiles | {"OVERLAP": False} == tiles.kwargs()
+    assert found.launch.tiles == tiles.kwargs()
     assert found.limits == design(found.launch)
 
 

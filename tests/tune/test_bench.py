@@ -53,15 +53,6 @@ def test_a_gpu_is_measured_by_graphs_with_its_own_cache_and_gate(gpu, monkeypatc
     assert asked == ["sm_90"]
 
 
-@pytest.mark.parametrize(
-    ("capability", "overlaps"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), True)]
-)
-def test_launches_overlap_from_sm_90_on(gpu, monkeypatch, capability, overlaps):
-    gated_for(monkeypatch)
-    gpu(capability)
-    assert Bench.of_gpu().overlaps is overlaps
-
-
 def test_a_gpu_that_the_gate_does_not_know_has_none(gpu, monkeypatch):
     asked = gated_for(monkeypatch)
     gpu((10, 3))

@@ -51,9 +51,7 @@ def clock():
 def launcher(clock, monkeypatch):
     fake = Launcher(clock)
     space = Space(START, {"BLOCK_M": (16, 32, 64, 128)})
-    monkeypatch.setattr(
-        module, "ways_of", lambda case, overlap: {"two_launches": None, "one_launch": space}
-    )
+    monkeypatch.setattr(module, "ways_of", lambda case: {"two_launches": None, "one_launch": space})
     monkeypatch.setattr(low_rank_linear, "low_rank_linear_fwd", fake)
     return fake
 
@@ -132,7 +130,7 @@ def test_a_case_whose_ways_are_all_refused_fails_and_others_go_on(
     launcher, clock, monkeypatch, tmp_path
 ):
     space = Space(START, {})
-    monkeypatch.setattr(module, "ways_of", lambda case, overlap: {"one_launch": space})
+    monkeypatch.setattr(module, "ways_of", lambda case: {"one_launch": space})
     bench = Bench(
         torch.device("cpu"), "FAKE", clock, 1, lambda case, way: ["bad"] * (case == CASE), rounds=2
     )
@@ -173,7 +171,7 @@ def test_another_number_of_tokens_is_another_entry(launcher, bench, tmp_path):
 
 
 def test_every_entry_is_on_disk_before_the_next_begins(launcher, bench, monkeypatch, tmp_path):
-    def interrupt(case, overlap):
+    def interrupt(case):
         if case == OTHER:
             raise KeyboardInterrupt
         return {"two_launches": None}
@@ -194,7 +192,7 @@ def test_a_case_that_the_budget_cuts_short_is_not_written(launcher, clock, tmp_p
 
 def test_no_case_begins_after_the_budget(launcher, clock, monkeypatch, tmp_path):
     spent = []
-    monkeypatch.setattr(module, "ways_of", lambda case, overlap: {"two_launches": None})
+    monkeypatch.setattr(module, "ways_of", lambda case: {"two_launches": None})
     bench = Bench(
         torch.device("cpu"), "FAKE", clock, 1, lambda *_: [], 2, now=lambda: 10.0 * len(spent)
     )

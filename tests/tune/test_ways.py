@@ -59,12 +59,3 @@ def test_tiles_fit_into_the_blocks():
     assert space is not None
     assert space.axes["BLOCK_N"] == (16, 32)
     assert space.axes["BLOCK_K"] == (64,)
-
-
-def test_overlap_is_tried_where_launches_can():
-    case = Case(768, 768, "r64")
-    (space,) = (space for space in ways_of(case, overlap=True).values() if space is not None)
-    assert not space.start.overlap
-    assert sum(tiles.overlap for tiles in space.neighbours(space.start)) == 1
-    (space,) = (space for space in ways_of(case).values() if space is not None)
-    assert not any(tiles.overlap for tiles in space.neighbours(space.start))
