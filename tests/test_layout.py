@@ -47,7 +47,10 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
         *("calibrate", "compress", "counts", "engine", "formats", "modules"),
         *("plans", "pretrained", "progress", "report"),
     },
-    "tune": {"compress", "engine", "environment", "grid", "latency", "machine_code", "modules"},
+    "tune": {
+        *("compress", "engine", "environment", "grid", "latency", "machine_code", "modules"),
+        *("ops", "reference"),
+    },
 }
 
 
@@ -146,9 +149,9 @@ def test_every_stem_has_its_names(stem):
     assert {stem, module} <= {name.lower() for name in lada_ops.__all__}
 
 
-def test_every_op_is_a_stem():
+def test_every_op_is_a_stem_but_what_follows_a_product():
     ops = {path.stem for path in files("lada_ops/ops")}
-    assert ops == {*STEMS, "__init__", "epilogue"}
+    assert ops == {*STEMS, "__init__", "add_norm", "epilogue"}
 
 
 def test_public_names_are_there():

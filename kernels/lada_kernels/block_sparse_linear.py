@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 
 from .activations import kernel_activation
+from .add_norm import add_norm_fwd
 from .block_tiles import add_blocks, first_column, zero_tile
-from .epilogue import epilogue, store_tile
-from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
+from .epilogue import Norm, epilogue, epilogue_kind, store_tile
 from .tuning import TileConfig, Way, fastest
 from .weight_names import sparse_name, token_bucket
 
@@ -211,7 +211,7 @@ def block_sparse_linear_fwd(
         bias: (N,) or None.
         residual: (M, N), any row stride, or None; added after the activation.
         activation: a name known to `activations.activate`.
-        norm: LayerNorm's weight (N,), bias (N,) and eps, or None; a launch of its own, by torch.
+        norm: LayerNorm's weight (N,), bias (N,) and eps, or None; a launch of its own.
         order: (N / br,) int32, the block rows by descending number of blocks, or None. Given, it
             promises that each of them holds whole packs, a multiple of PACK_WIDTH / bc blocks.
         exact: gelu by erf in 16-bit dtypes too, see `activations.kernel_activation`.
@@ -232,7 +232,7 @@ def block_sparse_linear_fwd(
         )
     if way.name == "dense":
         assert dense is not None, "way 'dense' needs the dense weight"
-        return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
+        return add_norm_fwd(F.linear(x, dense, bias), activation, residual, norm)
     y = x.new_empty(m, n)
     left = way.name == "weights_left"
     tiles = way.tiles or default_tiles(
@@ -264,4 +264,4 @@ def block_sparse_linear_fwd(
         **constants,
         **tiles.kwargs(),
     )
-    return torch_epilogue(y, "none", None, norm)
+    return add_norm_fwd(y, "none", None, norm)

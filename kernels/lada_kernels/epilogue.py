@@ -4,10 +4,24 @@ All of it in fp32 on registers. LayerNorm needs whole rows: a kernel sweeps the 
 moments, and once more, computing each tile again, to normalise and store it.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from .activations import activate
+
+Norm = tuple[torch.Tensor, torch.Tensor, float]
+"""LayerNorm's weight (N,), bias (N,) and eps."""
+
+
+def epilogue_kind(activation: str, residual: torch.Tensor | None, norm: Norm | None) -> str:
+    """What follows the product and its bias: "plain" (nothing), "fused", or "norm".
+
+    cuBLAS does the first alone; the second needs a tile at a time, the third whole rows.
+    """
+    if norm is not None:
+        return "norm"
+    return "plain" if activation == "none" and residual is None else "fused"
 
 
 @triton.jit

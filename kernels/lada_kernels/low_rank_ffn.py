@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 
 from .activations import activate, kernel_activation
-from .epilogue import store_tile
+from .add_norm import add_norm_fwd
+from .epilogue import Norm, epilogue_kind, store_tile
 from .low_rank_linear import low_rank_linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_ut, times_vt
-from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest
 from .weight_names import ffn_name, token_bucket
 
@@ -296,8 +296,8 @@ def low_rank_ffn_fwd(
         assert dense1 is not None, "way 'dense' needs the dense weights"
         assert dense2 is not None, "way 'dense' needs the dense weights"
         linear = torch.nn.functional.linear
-        h = torch_epilogue(linear(x, dense1, bias1), activation, None, None)
-        return torch_epilogue(linear(h, dense2, bias2), "none", residual, norm)
+        h = add_norm_fwd(linear(x, dense1, bias1), activation, None, None)
+        return add_norm_fwd(linear(h, dense2, bias2), "none", residual, norm)
     if way.name == "two_launches":
         h = low_rank_linear_fwd(x, u1, v1, bias1, None, activation, exact=exact, dense=dense1)
         return low_rank_linear_fwd(h, u2, v2, bias2, residual, norm=norm, dense=dense2)

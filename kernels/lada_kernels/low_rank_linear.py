@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 
 from .activations import kernel_activation
+from .add_norm import add_norm_fwd
+from .epilogue import Norm, epilogue_kind
 from .linear import linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_vt
-from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
 from .tuning import TileConfig, Way, fastest
 from .weight_names import low_rank_name, token_bucket
 
@@ -170,13 +171,13 @@ def low_rank_linear_fwd(
         way = choose(tokens, n, k, rank, groups, x.dtype, kind, kept, x.get_device())
     if way.name == "dense":
         assert dense is not None, "way 'dense' needs the dense weight"
-        return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
+        return add_norm_fwd(F.linear(x, dense, bias), activation, residual, norm)
     if way.name == "two_launches":
         t = F.linear(x, v)
         if groups == 1 and (kind == "plain" or x.dtype == torch.float32):
-            return torch_epilogue(F.linear(t, u, bias), activation, residual, norm)
+            return add_norm_fwd(F.linear(t, u, bias), activation, residual, norm)
         y = linear_fwd(t, u, bias, residual, activation, groups, exact, way.tiles)
-        return torch_epilogue(y, "none", None, norm)
+        return add_norm_fwd(y, "none", None, norm)
     return _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, way.tiles)
 
 

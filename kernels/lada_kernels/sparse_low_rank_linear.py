@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 
 from .activations import kernel_activation
+from .add_norm import add_norm_fwd
 from .block_sparse_linear import block_constants, default_tiles, guess, ways
 from .block_tiles import add_blocks, add_product, first_column, zero_tile
-from .epilogue import epilogue, store_tile
-from .torch_epilogue import Norm, epilogue_kind, torch_epilogue
+from .epilogue import Norm, epilogue, epilogue_kind, store_tile
 from .tuning import Way, fastest
 from .weight_names import sparse_low_rank_name, token_bucket
 
@@ -167,7 +167,7 @@ def sparse_low_rank_linear_fwd(
         )
     if way.name == "dense":
         assert dense is not None, "way 'dense' needs the dense weight"
-        return torch_epilogue(F.linear(x, dense, bias), activation, residual, norm)
+        return add_norm_fwd(F.linear(x, dense, bias), activation, residual, norm)
     y = x.new_empty(m, n)
     left = way.name == "weights_left"
     crowded = residual is not None or order is None
@@ -206,4 +206,4 @@ def sparse_low_rank_linear_fwd(
         **constants,
         **tiles.kwargs(),
     )
-    return torch_epilogue(y, "none", None, norm)
+    return add_norm_fwd(y, "none", None, norm)

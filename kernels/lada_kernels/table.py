@@ -46,7 +46,7 @@ class Key(NamedTuple):
     """What an entry is about, but for the number of tokens.
 
     x (M, k) of dtype; y (M, n); weight as `lada_kernels.weight_names` has it; epilogue as
-    `lada_kernels.torch_epilogue.epilogue_kind` does.
+    `lada_kernels.epilogue.epilogue_kind` does.
     """
 
     dtype: str

@@ -65,7 +65,7 @@ def fastest(
         stem: the op, such as "low_rank_linear".
         dtype: of x; k, n: x is (M, k), y is (M, n).
         weight: as `lada_kernels.weight_names` names it.
-        epilogue: as `torch_epilogue.epilogue_kind` names it.
+        epilogue: as `epilogue.epilogue_kind` names it.
         m: tokens, 1 or more.
         device_index: of x's GPU, ``x.get_device()``; -1 is the CPU, for which there is no table.
         allowed: names of ways; "dense" only where the caller keeps a dense weight.

@@ -28,12 +28,13 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
 
     Its encoder, compressed or dense, runs without its padding and with few calls: on the CPU in a
     single native one, on a GPU in four launches a layer where its weights are low rank, or five on
-    few tokens. Of encoders of unknown kinds, and of those that compute something else than their
-    class and config say (each layer is tried on a few tokens), the compressed linears run one by
-    one; `paths` tells which is which, and why. Outside the model looks as before: inputs, outputs,
-    hidden states, attention weights, `state_dict` and `save_pretrained`; what comes out at
-    positions that the attention mask hides is 0, or anything. Where attention weights are asked
-    for, or hooks wait inside the layers, those are computed by their own submodules.
+    few tokens, and in eight where they are dense. Of encoders of unknown kinds, and of those that
+    compute something else than their class and config say (each layer is tried on a few tokens),
+    the compressed linears run one by one; `paths` tells which is which, and why. Outside the model
+    looks as before: inputs, outputs, hidden states, attention weights, `state_dict` and
+    `save_pretrained`; what comes out at positions that the attention mask hides is 0, or anything.
+    Where attention weights are asked for, or hooks wait inside the layers, those are computed by
+    their own submodules.
 
     The model is put in eval mode and frozen: train, load, and move it before. `lada_ops.restore`
     undoes all of it. On the CPU the weights are kept in packed form alone; without the native

@@ -92,6 +92,11 @@ def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
+def contiguous_norm(norm: Norm | None) -> Norm | None:
+    """`norm` as the kernels want it."""
+    return norm and Norm(norm.weight.contiguous(), norm.bias.contiguous(), norm.eps)
+
+
 def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:
     """`body` run with the GPU of its first argument as the current one: Triton launches there."""
 

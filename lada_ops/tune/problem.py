@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..compress.blocks import prune_blocks
 from ..latency import Candidate, Rotation, copies_for
+from ..ops.add_norm import add_norm
+from ..reference import Norm
 from .case import Case
 
 if TYPE_CHECKING:
@@ -59,13 +61,13 @@ class Problem:
             for name, t in (both | weights).items()
         }
         dense = both | {name: t.to(dtype) for name, t in weights.items()}
-        return cls(case, both | ours, dense, rows, _by_torch(case, **exact))
+        return cls(case, both | ours, dense, rows, _dense(case, **exact))
 
     def candidate(self, way: Way, l2_bytes: int) -> Candidate:
         """`way` over so many copies of its operands that none is found in an L2 this large."""
         run, tensors = partial(_launch, self.case, way), self.ours
         if way.name == "dense":
-            run, tensors = partial(_by_torch, self.case), self.dense
+            run, tensors = partial(_dense, self.case), self.dense
         bytes_per_call = sum(t.numel() * t.element_size() for t in tensors.values())
         copies = copies_for(bytes_per_call + self.output_bytes, l2_bytes)
         sets = [tensors]
@@ -148,7 +150,7 @@ def _launch(
     )
 
 
-def _by_torch(
+def _dense(
     case: Case,
     x: Tensor,
     weight: Tensor,
@@ -159,11 +161,9 @@ def _by_torch(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
 ) -> Tensor:
-    """The dense product, or for a feed-forward both, with the epilogue by torch."""
-    from lada_kernels.torch_epilogue import torch_epilogue
-
+    """The dense product, or for a feed-forward both, and what follows, as fused layers have it."""
     activation = _activation(case)
     if first is not None:
-        x, activation = torch_epilogue(F.linear(x, first, bias1), activation, None, None), "none"
-    norm = None if norm_weight is None or norm_bias is None else (norm_weight, norm_bias, EPS)
-    return torch_epilogue(F.linear(x, weight, bias), activation, residual, norm)
+        x, activation = add_norm(F.linear(x, first, bias1), activation=activation), "none"
+    norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, EPS)
+    return add_norm(F.linear(x, weight, bias), activation=activation, residual=residual, norm=norm)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from lada_ops.ops import (
+    add_norm,
     block_sparse_linear,
     low_rank_ffn,
     low_rank_linear,
@@ -21,7 +22,10 @@ from lada_ops.ops import (
 
 OPS = {
     op._op._qualname: op._op
-    for op in (low_rank_linear, block_sparse_linear, sparse_low_rank_linear, low_rank_ffn)
+    for op in (
+        *(low_rank_linear, block_sparse_linear, sparse_low_rank_linear, low_rank_ffn),
+        add_norm,
+    )
 }
 NO_KERNELS = {"empty", "empty_like", "new_empty", "_unsafe_view", "detach"}
 

@@ -29,7 +29,7 @@ def of_a_layer(method, optimized, size, monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "before", "after"),
-    [(None, 12, 10), ("low_rank", 12, 4), ("block_sparse", 12, 7), ("sparse_low_rank", 18, 11)],
+    [(None, 12, 8), ("low_rank", 12, 4), ("block_sparse", 12, 7), ("sparse_low_rank", 18, 11)],
 )
 def test_launches_of_a_layer(method, before, after, monkeypatch):
     assert of_a_layer(method, False, MANY, monkeypatch) == before
