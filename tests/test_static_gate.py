@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lada_kernels.tuning import Way
 from lada_ops.machine_code.cases import Case
 from lada_ops.machine_code.catalogue import design, shipped, tabled
 from lada_ops.machine_code.compile import compile_launch
@@ -24,6 +25,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET leaves nothing to compile", allow_module_level=True)
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+DENSE = Way("dense")
 OTHERS = [name for name in TARGETS if name != "sm_90"]
 PORTABLE = [
     Case("low_rank_linear", 16, 768, 3072, "r64", "gelu", FP16),
@@ -40,11 +42,14 @@ PORTABLE = [
     Case("block_sparse_linear", 512, 768, 3072, "128x16-d05", "none", gradient="values"),
     Case("low_rank_ffn", 16, 768, 768, "r64-3072-r64", "norm"),
     Case("low_rank_ffn", 8192, 768, 768, "r128-3072-r128", "norm"),
+    Case("low_rank_linear", 8192, 768, 3072, "r64", "gelu+residual", way=DENSE),
+    Case("low_rank_linear", 8192, 3072, 768, "r64", "norm", FP16, DENSE),
 ]
 ACTIVATIONS = ["relu", "gelu_tanh", "silu", "tanh"]  # those that are shipped have the others
 SINGLE = [  # fp32: in registers, without tensor cores
     Case("block_sparse_linear", 8192, 768, 3072, "64x16-d20", "gelu", FP32),
     Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "none", FP32),
+    Case("low_rank_linear", 8192, 3072, 768, "r64", "norm", FP32, DENSE),
 ]
 
 binary = functools.cache(compile_launch)

@@ -55,6 +55,8 @@ class Case:
         if self.whole_packs and "crow_indices" in weights:
             rows = weights["crow_indices"].numel() - 1
             weights["order"] = meta(rows, dtype=torch.int32)
+        if self.way is not None and self.way.name == "dense":
+            weights |= self._dense
         activation, _, residual = self.epilogue.partition("+")
         norm = (meta(self.n), meta(self.n), 1e-12) if self.epilogue == "norm" else None
         if norm:
@@ -124,6 +126,16 @@ class Case:
                 "values": meta(blocks, parts.cols, parts.rows).transpose(1, 2),
             }
         return weights
+
+    @property
+    def _dense(self) -> dict[str, torch.Tensor]:
+        """The weights multiplied out, by the names of the launcher's parameters."""
+        from lada_kernels.weight_names import Weight
+
+        meta, k, n, hidden = self._meta, self.k, self.n, Weight.parse(self.weight).hidden
+        if hidden:
+            return {"dense1": meta(hidden, k), "dense2": meta(n, hidden)}
+        return {"dense": meta(n, k)}
 
     @property
     def _groups(self) -> dict[str, int]:

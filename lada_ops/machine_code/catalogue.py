@@ -12,7 +12,7 @@ import torch
 from .cases import Case
 from .gate import Limits
 from .launches import Launch, check_triton
-from .regimes import DFACTORS, DVALUES, FFN, REGIMES, Regime
+from .regimes import ADD_NORM, DFACTORS, DVALUES, FFN, REGIMES, Regime
 
 _EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}  # of the tuned tables
 
@@ -84,14 +84,15 @@ def tabled(folder: Path | None = None) -> list[Shipped]:
                 for name, measured in entry.ways.items():
                     way = Way(name, measured.tiles)
                     case = Case(stem, tokens, *size, _EPILOGUES[key.epilogue], dtype, way)
-                    # torch's part of a way launches nothing of ours
-                    for launch in [] if name == "dense" else case.launches():
+                    for launch in case.launches():
                         found.setdefault(launch, Shipped(case, launch, design(launch)))
     return list(found.values())
 
 
 def design(launch: Launch) -> Limits:
     """What a launch of our kernels is held to by its design, whatever its tiles."""
+    if launch.name == ADD_NORM:
+        return Limits(tensor_cores=False)
     tile = dict(launch.constants)
     rows = tile["BLOCK_M"]  # of the left operand of the products
     if tile.get("WEIGHTS_LEFT"):

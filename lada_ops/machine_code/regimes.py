@@ -53,6 +53,7 @@ SPARSE, BOTH = "_block_sparse_linear_fwd_kernel", "_sparse_low_rank_linear_fwd_k
 DX, DFACTORS = "_low_rank_linear_dx_kernel", "_low_rank_linear_dfactors_kernel"
 DVALUES = "_block_sparse_linear_dvalues_kernel"
 FFN, FFN_SUM = "_low_rank_ffn_fwd_kernel", "_low_rank_ffn_sum_kernel"
+ADD_NORM = "_add_norm_kernel"
 INF = float("inf")
 
 REGIMES = [
@@ -285,5 +286,11 @@ REGIMES = [
             **{"r96-3072-r96": (2, 1.7), "r128-3072-r128": (2, 1.22)},
         },
         {"none": 8, "norm": 17.7},
+    ),
+    Regime(  # what follows a product that torch makes, of whatever weight
+        *(ADD_NORM, "low_rank_linear", (8192,)),
+        {"r64": (16, INF)},
+        {"gelu": 33.5, "gelu+residual": 37.5, "norm": 38.5},
+        way="dense",
     ),
 ]

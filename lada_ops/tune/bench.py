@@ -13,6 +13,7 @@ import torch
 from ..environment import device_slug
 from ..latency import Clock, GraphClock
 from ..machine_code.cases import Case as LaunchCase
+from ..machine_code.catalogue import design
 from ..machine_code.compile import CompileError, compile_launch
 from ..machine_code.gate import Limits, faults
 from ..machine_code.launches import Launch
@@ -88,7 +89,7 @@ def gate_for(target: Target) -> Faults:
     @functools.cache  # most numbers of tokens launch the same
     def judged(launch: Launch) -> list[str]:
         limits = Limits(
-            tensor_cores=launch.itemsize == 2,
+            tensor_cores=design(launch).tensor_cores,
             # lower tiles than a warpgroup's are right for few tokens
             wgmma=launch.tiles.get("BLOCK_M", 0) >= 64,
             **_FOR_THE_CLOCK,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lada_kernels.tuning import Way
 from lada_ops.machine_code.cases import Case
 
 
@@ -74,6 +75,16 @@ def test_gradients_of_low_rank_are_cases_too(gradient, kernel):
 
 def test_what_torch_does_alone_launches_nothing():
     assert kernels(Case("low_rank_linear", 8192, 768, 3072, "r256", "none")) == []
+
+
+@pytest.mark.parametrize(
+    ("stem", "weight", "launches"),
+    [("low_rank_linear", "r64", 1), ("block_sparse_linear", "64x16-d20", 1)]
+    + [("sparse_low_rank_linear", "r64+64x16-d05", 1), ("low_rank_ffn", "r64-3072-r64", 2)],
+)
+def test_a_dense_product_is_followed_by_the_rest(stem, weight, launches):
+    case = Case(stem, 8192, 768, 768, weight, "norm", way=Way("dense"))
+    assert kernels(case) == ["_add_norm_kernel"] * launches
 
 
 def test_every_weight_is_met_once_by_every_token():

@@ -6,7 +6,7 @@ import pytest
 
 from lada_kernels.table import Key, Measured, Table, TableError, TileConfig
 from lada_ops.machine_code.catalogue import design, launches_of, shipped, tabled
-from lada_ops.machine_code.regimes import FFN, LINEAR, LOW_RANK, REGIMES, Regime
+from lada_ops.machine_code.regimes import ADD_NORM, FFN, LINEAR, LOW_RANK, REGIMES, Regime
 from tests.test_layout import STEMS
 
 REGIME = Regime(
@@ -46,6 +46,13 @@ def test_a_regime_holds_its_own_kernel_alone():
     assert {s.launch.name for s in launches_of([replace(sums, epilogues={"gelu": 9.0})])} == {
         LINEAR
     }
+
+
+def test_what_follows_a_product_needs_no_tensor_cores():
+    weights, epilogues = {"r64": (1, 9.0)}, {"norm": 99.0}
+    regime = Regime(ADD_NORM, "low_rank_linear", (16,), weights, epilogues, way="dense")
+    (found,) = launches_of([regime])
+    assert not found.limits.tensor_cores
 
 
 def test_a_kernel_that_is_not_launched_is_an_error():
@@ -91,9 +98,10 @@ def test_tables_are_shipped_too(tmp_path):
     path = tmp_path / "low_rank_linear" / Table.name("NVIDIA_H200", "3.7")
     path.parent.mkdir()
     path.write_text(json.dumps(table.to_dict()))
-    (found,) = tabled(tmp_path)
+    found, after_dense = sorted(tabled(tmp_path), key=lambda s: s.case.way.name, reverse=True)
     constants = dict(found.launch.constants)
     assert (constants["RANK"], constants["ACTIVATION"]) == (96, "gelu_poly")
+    assert after_dense.launch.name == ADD_NORM
     assert found.launch.tiles == tiles.kwargs()
     assert found.limits == design(found.launch)
 
