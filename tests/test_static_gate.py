@@ -6,6 +6,7 @@ present, and its machine code is judged.
 
 import functools
 import os
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lada_kernels.tuning import Way
+from lada_kernels.tuning import TileConfig, Way
 from lada_ops.machine_code.cases import Case
 from lada_ops.machine_code.catalogue import design, shipped, tabled
 from lada_ops.machine_code.compile import compile_launch
@@ -79,6 +80,37 @@ def test_every_activation_compiles(activation, target):
 def test_single_precision_compiles_clean(case, target):
     for launch in case.launches():
         assert faults(binary(launch, TARGETS[target]), design(launch)) == []
+
+
+DEPENDENT = [  # together, every kernel that can be a dependent launch
+    ("low_rank_linear", "r64", "one_launch", None),
+    ("low_rank_linear", "r256", "two_launches", None),
+    ("block_sparse_linear", "64x16-d20", "one_launch", None),
+    ("sparse_low_rank_linear", "r64+64x16-d05", "one_launch", None),
+    ("low_rank_ffn", "r64-3072-r64", "one_launch", None),
+    ("low_rank_ffn", "r64-3072-r64", "split", None),
+    ("low_rank_linear", "r64", "one_launch", "x"),
+]
+# global memory; the rest is a program's own
+MEMORY = re.compile(r"LD\b|LDG|ST\b|STG|ATOM|RED\b|REDG|UTMA|UBLK")
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("pdl", [True, False], ids=["dependent", "not"])
+@pytest.mark.parametrize(("stem", "weight", "way", "gradient"), DEPENDENT)
+def test_a_dependent_launch_waits_before_it_touches_memory(
+    stem, weight, way, gradient, pdl, target
+):
+    tiles = TileConfig(16, 64, 64, 4, 2, pdl)
+    case = Case(stem, 16, 768, 768, weight, "norm", way=Way(way, tiles), gradient=gradient)
+    for launch in case.launches():
+        found = binary(launch, TARGETS[target])
+        assert found.code is not None
+        opcodes = [opcode.split(".")[0] for opcode in found.code.opcodes]
+        first = next(i for i, opcode in enumerate(opcodes) if MEMORY.match(opcode))
+        for name in ("ACQBULK", "PREEXIT"):  # wait for the kernel before; let the next start
+            assert opcodes.count(name) == opcodes[:first].count(name) == pdl
+        assert faults(found, design(launch)) == []
 
 
 @triton.jit

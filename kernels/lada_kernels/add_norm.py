@@ -10,7 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .dependent_launch import wait_for_predecessor
 from .epilogue import Norm, epilogue, epilogue_kind, merge_moments, normalize, store_tile
+from .table import pdl_kwargs
 
 _TILE = 1024  # elements: 16 bytes of 16-bit ones for each thread of four warps
 
@@ -33,11 +35,13 @@ def _add_norm_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,  # N or more, if HAS_NORM
+    PDL: tl.constexpr,
 ):
     n_tiles = tl.cdiv(N, BLOCK_N)
     offs_m = (tl.program_id(0) // n_tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(0) % n_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    wait_for_predecessor(PDL)
     x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :], mask=mask, other=0.0)
     y = epilogue(
         *(x.to(tl.float32), None, residual_ptr, offs_m, offs_n, M, N, stride_rm),
@@ -52,7 +56,11 @@ def _add_norm_kernel(
 
 
 def add_norm_fwd(
-    x: torch.Tensor, activation: str, residual: torch.Tensor | None, norm: Norm | None
+    x: torch.Tensor,
+    activation: str,
+    residual: torch.Tensor | None,
+    norm: Norm | None,
+    pdl: bool = False,
 ) -> torch.Tensor:
     """``LN(activation(x) + residual)``, in fp32 inside; x itself where nothing is to be done.
 
@@ -65,6 +73,7 @@ def add_norm_fwd(
             costs less than the memory.
         residual: (M, N), any row stride, or None; added after the activation.
         norm: LayerNorm's weight (N,), bias (N,) and eps, or None; N up to 2^20.
+        pdl: whether the launch is a programmatic dependent one, see `dependent_launch`.
 
     Returns:
         (M, N), contiguous, in x's dtype.
@@ -91,5 +100,6 @@ def add_norm_fwd(
         *(x, residual, norm_weight, norm_bias, y, m, n, x.stride(0)),
         *(0 if residual is None else residual.stride(0), y.stride(0), eps),
         **constants,
+        **pdl_kwargs(pdl),
     )
     return y

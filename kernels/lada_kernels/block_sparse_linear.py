@@ -17,6 +17,7 @@ import triton.language as tl
 from .activations import kernel_activation
 from .add_norm import add_norm_fwd
 from .block_tiles import add_blocks, first_column, zero_tile
+from .dependent_launch import wait_for_predecessor
 from .epilogue import Norm, epilogue, epilogue_kind, store_tile
 from .tuning import TileConfig, Way, fastest
 from .weight_names import sparse_name, token_bucket
@@ -56,7 +57,9 @@ def _block_sparse_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     # programs that share rows of x are neighbours, to meet in L2
     n_tiles = N // BLOCK_N
     first_n = first_column(order_ptr, tl.program_id(0) % n_tiles, BSR_ROWS, BLOCK_N, HAS_ORDER)
@@ -264,4 +267,4 @@ def block_sparse_linear_fwd(
         **constants,
         **tiles.kwargs(),
     )
-    return add_norm_fwd(y, "none", None, norm)
+    return add_norm_fwd(y, "none", None, norm, way.pdl)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .block_sparse_linear import PACK_WIDTH, block_sparse_linear_fwd, choose, guess
+from .dependent_launch import wait_for_predecessor
 from .tuning import TileConfig
 from .weight_names import token_bucket
 
@@ -40,7 +41,9 @@ def _block_sparse_linear_dvalues_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     tl.static_assert(BSR_ROWS % BLOCK_N == 0 and BLOCK_K % BSR_COLS == 0)
     PACK: tl.constexpr = BLOCK_K // BSR_COLS
     TILES: tl.constexpr = BSR_ROWS // BLOCK_N

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .activations import kernel_activation
+from .dependent_launch import wait_for_predecessor
 from .epilogue import epilogue, store_tile
 from .tuning import TileConfig
 
@@ -67,6 +68,7 @@ def _linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # programs that share rows of x are neighbours, to meet in L2; a tile lies in one group
     tiles = tl.cdiv(n_group, BLOCK_N)
@@ -76,6 +78,7 @@ def _linear_fwd_kernel(
     offs_m = (tl.program_id(0) // (tiles * GROUPS)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = group * n_group + pid_n % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
 
+    wait_for_predecessor(PDL)
     acc = accumulate_product(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32),
         x_ptr + group * K,

@@ -15,9 +15,11 @@ import triton.language as tl
 
 from .activations import activate, kernel_activation
 from .add_norm import add_norm_fwd
+from .dependent_launch import wait_for_predecessor
 from .epilogue import Norm, epilogue_kind, store_tile
 from .low_rank_linear import low_rank_linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_ut, times_vt
+from .table import pdl_kwargs
 from .tuning import TileConfig, Way, fastest
 from .weight_names import ffn_name, token_bucket
 
@@ -134,12 +136,14 @@ def _low_rank_ffn_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # programs that share rows of x are neighbours, to meet in L2
     splits = tl.cdiv(F, f_per_program)
     first_f = tl.program_id(0) % splits * f_per_program
     end_f = tl.minimum(first_f + f_per_program, F)
     offs_m = (tl.program_id(0) // splits).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_predecessor(PDL)
     s1, s2 = _reduce_rows(
         *(x_ptr, u1_ptr, v1_ptr, bias1_ptr, v2_ptr, offs_m, first_f, end_f, M, F, K, stride_xm),
         *(R1, R1A, R1B, R2, R2A, R2B, EVEN_K, EVEN_F, HAS_BIAS1, ACTIVATION),
@@ -183,6 +187,7 @@ def _low_rank_ffn_sum_kernel(
     HAS_NORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     WIDTH: tl.constexpr = R2A + R2B
@@ -191,6 +196,7 @@ def _low_rank_ffn_sum_kernel(
     s2 = s1
     if R2B > 0:
         s2 = tl.zeros((BLOCK_M, R2B), dtype=tl.float32)
+    wait_for_predecessor(PDL)
     # unrolled, so that the loads do not wait for each other
     for _ in tl.range(0, splits, loop_unroll_factor=6):
         s1 += tl.load(rows + tl.arange(0, R2A)[None, :])
@@ -312,9 +318,7 @@ def low_rank_ffn_fwd(
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     stride_rm = 0 if residual is None else residual.stride(0)
     first: dict[str, Any] = {
-        "R1": rank1,
-        "R1A": r1a,
-        "R1B": r1b,
+        **{"R1": rank1, "R1A": r1a, "R1B": r1b},
         "EVEN_K": k % tiles.BLOCK_K == 0,
         "EVEN_F": f % tiles.BLOCK_N == 0,
         "HAS_BIAS1": bias1 is not None,
@@ -322,9 +326,7 @@ def low_rank_ffn_fwd(
         "SPLIT": splits > 1,
     }
     second: dict[str, Any] = {
-        "R2": rank2,
-        "R2A": r2a,
-        "R2B": r2b,
+        **{"R2": rank2, "R2A": r2a, "R2B": r2b},
         "HAS_BIAS2": bias2 is not None,
         "HAS_RESIDUAL": residual is not None,
         "HAS_NORM": norm is not None,
@@ -342,7 +344,6 @@ def low_rank_ffn_fwd(
     if splits > 1:
         _low_rank_ffn_sum_kernel[(-(-m // _SUM_TILES["BLOCK_M"]),)](
             *(out, *expand, y, m, n, splits, stride_rm, y.stride(0), eps),
-            **second,
-            **_SUM_TILES,
+            **(second | _SUM_TILES | pdl_kwargs(tiles.pdl)),
         )
     return y

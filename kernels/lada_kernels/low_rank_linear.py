@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .activations import kernel_activation
 from .add_norm import add_norm_fwd
+from .dependent_launch import wait_for_predecessor
 from .epilogue import Norm, epilogue_kind
 from .linear import linear_fwd
 from .low_rank_tiles import split_rank, sweep, times_vt
@@ -58,6 +59,7 @@ def _low_rank_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # programs that share rows of x are neighbours, to meet in L2; the columns of one lie in a group
     splits = tl.cdiv(n_group, n_per_program)
@@ -68,6 +70,7 @@ def _low_rank_linear_fwd_kernel(
     offs_m = (tl.program_id(0) // (splits * GROUPS)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
 
     v_ptr += group * RANK * K
+    wait_for_predecessor(PDL)
     h1, h2 = times_vt(
         x_ptr, v_ptr, offs_m, M, K, stride_xm, RANK, RANK1, RANK2, BLOCK_M, BLOCK_K, EVEN_K
     )
@@ -177,7 +180,7 @@ def low_rank_linear_fwd(
         if groups == 1 and (kind == "plain" or x.dtype == torch.float32):
             return add_norm_fwd(F.linear(t, u, bias), activation, residual, norm)
         y = linear_fwd(t, u, bias, residual, activation, groups, exact, way.tiles)
-        return add_norm_fwd(y, "none", None, norm)
+        return add_norm_fwd(y, "none", None, norm, way.pdl)
     return _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, way.tiles)
 
 

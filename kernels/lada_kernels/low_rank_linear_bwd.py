@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .dependent_launch import wait_for_predecessor
 from .epilogue import store_tile
 from .low_rank_linear import choose, columns_per_program, default_tiles
 from .low_rank_tiles import split_rank
@@ -53,7 +54,9 @@ def _low_rank_linear_dx_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     splits = tl.cdiv(K, k_per_program)
     first_k = tl.program_id(0) % splits * k_per_program
     end_k = tl.minimum(first_k + k_per_program, K)
@@ -190,7 +193,9 @@ def _low_rank_linear_dfactors_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     du_tiles = tl.cdiv(n_group, BLOCK_N)  # of each group
     tile = tl.program_id(0)
     first_m = tl.program_id(1) * m_per_program

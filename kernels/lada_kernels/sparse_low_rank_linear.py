@@ -16,6 +16,7 @@ from .activations import kernel_activation
 from .add_norm import add_norm_fwd
 from .block_sparse_linear import block_constants, default_tiles, guess, ways
 from .block_tiles import add_blocks, add_product, first_column, zero_tile
+from .dependent_launch import wait_for_predecessor
 from .epilogue import Norm, epilogue, epilogue_kind, store_tile
 from .tuning import Way, fastest
 from .weight_names import sparse_low_rank_name, token_bucket
@@ -57,7 +58,9 @@ def _sparse_low_rank_linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     # programs that share rows of x are neighbours, to meet in L2
     n_tiles = N // BLOCK_N
     first_n = first_column(order_ptr, tl.program_id(0) % n_tiles, BSR_ROWS, BLOCK_N, HAS_ORDER)
@@ -206,4 +209,4 @@ def sparse_low_rank_linear_fwd(
         **constants,
         **tiles.kwargs(),
     )
-    return add_norm_fwd(y, "none", None, norm)
+    return add_norm_fwd(y, "none", None, norm, way.pdl)

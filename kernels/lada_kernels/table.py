@@ -18,17 +18,30 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step."""
+    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step.
+
+    pdl: whether launches are programmatic dependent ones, which sm_90 and newer can.
+    """
 
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
     num_warps: int
     num_stages: int
+    pdl: bool = False
 
     def kwargs(self) -> dict[str, Any]:
         """The fields as keyword arguments of a kernel launch."""
-        return asdict(self)
+        fields = asdict(self)
+        return pdl_kwargs(fields.pop("pdl")) | fields
+
+
+def pdl_kwargs(pdl: bool) -> dict[str, Any]:
+    """Keyword arguments of a launch: whether the kernel is to wait, and that it may start early.
+
+    The second is an option that backends without it refuse.
+    """
+    return {"PDL": pdl} | ({"launch_pdl": True} if pdl else {})
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,11 @@ class Way:
 
     name: str
     tiles: TileConfig | None = None
+
+    @property
+    def pdl(self) -> bool:
+        """Whether its kernels are launched as programmatic dependent ones."""
+        return self.tiles is not None and self.tiles.pdl
 
 
 class Key(NamedTuple):
@@ -198,10 +216,11 @@ def _measured(where: str, item: Any) -> Measured:
     )
     if tiles is None:
         return Measured(float(us))
-    _check_keys(f"{where}: tiles", tiles, set(TileConfig.__annotations__))
-    for name, size in tiles.items():
-        check = _check_size if name == "num_stages" else _check_power
-        check(f"{where}: {name}", size)
+    _check(isinstance(tiles, dict), f"{where}: tiles is not an object")
+    not_yet = {"pdl"} - set(tiles)  # in tables that are older than it
+    _check_keys(f"{where}: tiles", tiles, set(TileConfig.__annotations__) - not_yet)
+    for name, value in tiles.items():
+        _CHECKS.get(name, _check_power)(f"{where}: {name}", value)
     return Measured(float(us), TileConfig(**tiles))
 
 
@@ -222,3 +241,10 @@ def _check_size(where: str, size: Any) -> None:
 def _check_power(where: str, size: Any) -> None:
     _check_size(where, size)
     _check(size & (size - 1) == 0, f"{where} is {size}; expected a power of two")
+
+
+def _check_bool(where: str, value: Any) -> None:
+    _check(type(value) is bool, f"{where} is {value!r}; expected true or false")
+
+
+_CHECKS = {"num_stages": _check_size, "pdl": _check_bool}

@@ -16,7 +16,7 @@ _TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-_OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Bench:
 
     name: the device's, as tables have it. l2_bytes: of the cache that must be cold. faults: what
     speaks against a way before it is run; empty lets it pass. rounds: timed samples of each way.
-    now: seconds, for the budget.
+    now: seconds, for the budget. pdl: whether it has programmatic dependent launch.
     """
 
     device: torch.device
@@ -50,6 +50,7 @@ class Bench:
     faults: Faults
     rounds: int = 15
     now: Callable[[], float] = time.monotonic
+    pdl: bool = False
 
     @classmethod
     def of_gpu(cls) -> Bench:
@@ -68,7 +69,8 @@ class Bench:
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         target = TARGETS.get(_architecture(device))
         gate = gate_for(target) if target is not None else lambda case, way: []
-        return cls(device, device_slug(device), GraphClock(device), l2_bytes, gate)
+        pdl = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+        return cls(device, device_slug(device), GraphClock(device), l2_bytes, gate, pdl=pdl)
 
     def check_alive(self) -> None:
         """Raise NoGpu if an error in a kernel has left the device unusable in this process."""

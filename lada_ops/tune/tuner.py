@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,8 @@ def _measure(
         if space is None:
             ways.append(Way(name))
             continue
+        if bench.pdl:  # a replay is one launch after the other, as in a model
+            space = replace(space, axes={**space.axes, "pdl": (False, True)})
         tiles, reasons = _best_tiles(problem, name, space, bench, deadline)
         if tiles is None:
             say(f"{case}: {name} does not run: {reasons[0]}")

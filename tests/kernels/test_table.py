@@ -1,9 +1,10 @@
 import copy
+from dataclasses import replace
 
 import pytest
 
 from lada_kernels import tuning
-from lada_kernels.table import Measured, Table, TableError
+from lada_kernels.table import Measured, Table, TableError, TileConfig
 from tests.kernels.tables import DEVICE, KEY, STEM, TILES, table, with_entry, write
 
 
@@ -64,6 +65,7 @@ def test_entries_of_two_environments_know_their_own():
         (lambda c: c["entries"][0]["ways"]["dense"].update(us=float("nan")), "us is nan"),
         (lambda c: c["entries"][0]["ways"]["dense"].update(us="1"), "us is '1'"),
         (lambda c: c["entries"][0]["ways"]["dense"].update(tiles={}), "tiles has set()"),
+        (lambda c: c["entries"][0]["ways"]["dense"].update(tiles=[]), "tiles is not an object"),
         (
             lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(BLOCK_M=48),
             "one_launch: BLOCK_M is 48; expected a power of two",
@@ -71,6 +73,10 @@ def test_entries_of_two_environments_know_their_own():
         (
             lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(num_stages=0),
             "one_launch: num_stages is 0; expected a positive integer",
+        ),
+        (
+            lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(pdl=1),
+            "one_launch: pdl is 1; expected true or false",
         ),
     ],
 )
@@ -96,6 +102,25 @@ def test_stages_need_not_be_a_power_of_two(content, tmp_path):
     content["entries"][0]["ways"]["one_launch"]["tiles"]["num_stages"] = 3
     path = write(content, tmp_path)
     assert Table.read(path, STEM, DEVICE, tuning.TRITON).entries[KEY].keys() == {2048}
+
+
+@pytest.mark.parametrize("pdl", [True, False])
+def test_a_dependent_launch_is_read_again(pdl, tmp_path):
+    made = table(dense=60.0, one_launch=(30.0, replace(TILES, pdl=pdl)))
+    assert Table.read(write(made, tmp_path), STEM, DEVICE, tuning.TRITON) == made
+
+
+def test_older_tables_have_no_dependent_launches(content, tmp_path):
+    del content["entries"][0]["ways"]["one_launch"]["tiles"]["pdl"]
+    read = Table.read(write(content, tmp_path), STEM, DEVICE, tuning.TRITON)
+    assert read.entries[KEY][2048].ways["one_launch"].tiles == TILES
+
+
+def test_only_dependent_launches_have_the_option():
+    """For backends that do not know it refuse it."""
+    plain = TILES.kwargs()
+    assert replace(TILES, pdl=True).kwargs() == plain | {"PDL": True, "launch_pdl": True}
+    assert plain.keys() == set(TileConfig.__annotations__) - {"pdl"} | {"PDL"}
 
 
 def test_every_shipped_table_is_one():

@@ -102,7 +102,7 @@ def test_tables_are_shipped_too(tmp_path):
     constants = dict(found.launch.constants)
     assert (constants["RANK"], constants["ACTIVATION"]) == (96, "gelu_poly")
     assert after_dense.launch.name == ADD_NORM
-    assert found.launch.tiles == tiles.kwargs()
+    assert found.launch.tiles.items() <= tiles.kwargs().items()
     assert found.limits == design(found.launch)
 
 

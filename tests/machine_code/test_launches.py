@@ -56,8 +56,8 @@ def test_misaligned_operand_is_not_marked():
 
 
 def test_options_are_no_arguments():
-    got = launch(48, num_warps=2, num_stages=3)
-    assert dict(got.options) == {"num_warps": 2, "num_stages": 3}
+    got = launch(48, num_warps=2, num_stages=3, launch_pdl=True)
+    assert dict(got.options) == {"num_warps": 2, "num_stages": 3, "launch_pdl": True}
 
 
 def test_equal_launches_are_equal():

@@ -68,6 +68,17 @@ def test_amd_is_known_by_its_architecture(gpu, monkeypatch):
     assert asked == ["gfx942"]
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "has"),
+    [((8, 9), None, False), ((9, 0), None, True), ((12, 0), None, True), ((9, 4), "7.0", False)],
+)
+def test_dependent_launches_are_tried_where_there_are_any(capability, hip, has, gpu, monkeypatch):
+    gated_for(monkeypatch)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    gpu(capability, gcnArchName="gfx942")
+    assert Bench.of_gpu().pdl is has
+
+
 def test_a_gpu_that_is_too_old_is_told_what_is_needed(gpu):
     gpu((7, 5))
     with pytest.raises(NoGpu, match="compute capability 7.5; expected 8.0 or newer"):

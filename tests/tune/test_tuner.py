@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,19 @@ def test_the_table_tells_where_it_was_measured(launcher, bench, tmp_path):
     table = table_in(tmp_path)
     assert table.environments == [environment()]
     assert table.entries[CASE.key][16].environment == 0
+
+
+def test_a_dependent_launch_is_taken_where_it_is_faster(launcher, bench, tmp_path):
+    best = replace(BEST, pdl=True)
+    launcher.seconds |= {replace(tiles, pdl=True): 8e-6 for tiles in (START, FASTER, WORST)}
+    launcher.seconds[best] = 1e-6
+    tune([CASE], tmp_path, bench=replace(bench, pdl=True))
+    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"] == Measured(1.0, best)
+
+
+def test_dependent_launches_are_not_tried_where_there_are_none(launcher, bench, tmp_path):
+    tune([CASE], tmp_path, bench=bench)
+    assert not any(way.pdl for way in launcher.seen)
 
 
 def test_wrong_tiles_are_not_taken_however_fast(launcher, bench, tmp_path):
