@@ -14,9 +14,9 @@ def wait_for_predecessor(PDL: tl.constexpr):
     """With PDL, wait for the kernel before to be done and its writes seen; then let the next start.
 
     To be called by all programs of a kernel, once, before they touch memory. That goes for weights
-    too: the kernel before may be what casts or copies them. And the next kernel waits for this one
-    alone: that all of its programs wait, and let the next start only then, is what keeps it behind
-    all kernels before.
+    too: the kernel before may be what casts or copies them. The next kernel waits for this one
+    alone: that all programs of this one wait is what keeps it behind all kernels before. To let it
+    start only then leaves no third kernel in the way of the programs of the first.
     """
     if PDL:
         cuda.gdc_wait()
