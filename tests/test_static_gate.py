@@ -37,6 +37,7 @@ PORTABLE = [
     Case("block_sparse_linear", 8192, 768, 3072, "128x16-d20", "gelu", FP16),
     Case("block_sparse_linear", 8192, 768, 3072, "32x32-d20", "gelu+residual", whole_packs=False),
     Case("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "gelu"),
+    Case("sparse_low_rank_linear", 8192, 768, 2304, "r64x3+128x16-d05", "none"),
     Case("low_rank_linear", 8192, 768, 3072, "r64", "none", gradient="x"),
     Case("low_rank_linear", 8192, 768, 3072, "r128", "none", gradient="factors"),
     Case("block_sparse_linear", 8192, 768, 3072, "64x16-d05", "none", gradient="x"),

@@ -200,6 +200,11 @@ REGIMES = [
         {"gelu+residual": 22},
     ),
     Regime(
+        *(BOTH, "sparse_low_rank_linear", (8192,)),
+        {"r64x3+128x16-d05": (2, 0.35), "r64x3+64x16-d05": (3, 0.66)},
+        {"none": 7},
+    ),
+    Regime(
         *(DX, "low_rank_linear", (128, 8192)),
         {"r32": (5, 1.17), "r64": (4, 0.65), "r96": (3, 0.59), "r128": (3, 0.4)},
         {"none": 4.9},

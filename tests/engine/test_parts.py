@@ -135,6 +135,7 @@ def parts():
             Projections([make("low rank") for _ in range(3)]),
             product_of([make("block sparse")], "gelu"),
             product_of([make("sparse + low rank")], "none", norm_of(24)),
+            Projections([make("sparse + low rank") for _ in range(3)]),
             product_of([make("dense")]),
         ]
     )
@@ -148,6 +149,7 @@ def test_what_tables_know_of():
         ("r32x3", 16, 72, "plain"),
         ("8x4-d50", 16, 24, "fused"),
         ("r32+8x4-d50", 16, 24, "norm"),
+        ("r32x3+8x4-d50", 16, 72, "plain"),
     ]
 
 
@@ -171,7 +173,7 @@ class TestKeepDense:
 
     def test_asks_the_tables_once_a_part(self, asked):
         keep_dense(parts())
-        assert len(asked) == 6
+        assert len(asked) == 7
         assert asked[0] == ("low_rank_ffn", "r32-32-r32", torch.float64, 16, 16, -1)
         assert asked[3] == ("low_rank_linear", "r32x3", torch.float64, 16, 72, -1)
 
@@ -180,7 +182,7 @@ class TestKeepDense:
         keep_dense(made)
         assert {p.products[0].dense for p in tuned_parts(made)} == {None}
 
-    @pytest.mark.parametrize("at", range(6))
+    @pytest.mark.parametrize("at", range(7))
     def test_keeps_the_weight_of_a_part(self, asked, at):
         made = parts()
         part = tuned_parts(made)[at]

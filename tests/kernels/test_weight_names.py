@@ -44,6 +44,10 @@ def test_tokens_belong_to_the_next_power_of_two(m, bucket):
             "r64+64x32-d05",
             Weight("sparse_low_rank_linear", rank=64, rows=64, cols=32, percent=5),
         ),
+        (
+            "r64x3+64x32-d05",
+            Weight("sparse_low_rank_linear", rank=64, groups=3, rows=64, cols=32, percent=5),
+        ),
         ("r64-3072-r128", Weight("low_rank_ffn", rank=64, hidden=3072, rank2=128)),
     ],
 )

@@ -40,8 +40,12 @@ def test_sorted_rows_need_no_mask(whole_packs):
     assert dict(launch.constants)["WHOLE_PACKS"] is whole_packs
 
 
-def test_groups_share_x():
-    (launch,) = Case("low_rank_linear", 512, 768, 2304, "r64x3", "gelu").launches()
+@pytest.mark.parametrize(
+    ("stem", "weight"),
+    [("low_rank_linear", "r64x3"), ("sparse_low_rank_linear", "r64x3+64x16-d05")],
+)
+def test_groups_share_x(stem, weight):
+    (launch,) = Case(stem, 512, 768, 2304, weight, "gelu").launches()
     assert dict(launch.constants)["GROUPS"] == 3
 
 

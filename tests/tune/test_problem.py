@@ -16,6 +16,7 @@ CASES = [
     Case(32, 48, "r32", "norm", 8, "float32"),
     Case(64, 64, "16x16-d50", "fused", 8, "float32"),
     Case(64, 64, "r32+16x16-d50", "norm", 8, "float32"),
+    Case(64, 96, "r32x3+16x16-d50", "plain", 8, "float32"),
 ]
 
 
@@ -25,6 +26,8 @@ def by_reference(case, operands):
     given.pop("order", None)
     weight, bias = given.pop("norm_weight", None), given.pop("norm_bias", None)
     norm = None if weight is None or bias is None else reference.Norm(weight, bias, EPS)
+    if case.parts.groups > 1:
+        given["groups"] = case.parts.groups
     activation = "gelu" if case.epilogue == "fused" or case.parts.hidden else "none"
     return getattr(reference, f"{case.stem}_ref")(**given, activation=activation, norm=norm)
 
