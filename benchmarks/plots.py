@@ -63,10 +63,11 @@ def plot_ratios(
     ceilings: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """Speed-up over compression ratio, a panel for each batch x length, under the roofline.
+    """Speed-up over compression ratio, a panel for each batch x length, beside the roofline.
 
-    The roofline is what dense takes over the least time that `ceilings`, measured on the same
-    machine, allow for the work; what stays in a cache from call to call may beat its slope.
+    The roofline is what dense takes over the least time for the work at the rates of `ceilings`,
+    measured on the same machine: those of torch's product and of a copy. What packs its weights
+    may beat the one, and what stays in a cache from call to call the other.
     """
     columns = min(4, len(comparisons))
     figure, panels = _figure(-(-len(comparisons) // columns), columns)
