@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache, partial
-from math import prod
 
 import pytest
 import torch
@@ -84,13 +83,12 @@ def test_bert(model_case: ModelCase, report):
         lada_ops.capture_graphs(model, [size], limit=1)
     torch._dynamo.reset()  # a shape at a time: more of them than it remembers
     at = f" {PEER_RATIO:g}x"
-    found, missing = peers(
-        dense, compressed["low_rank" + at], compressed["block_sparse" + at], PEER_RATIO, prod(size)
-    )
-    models = served | {name: peer.model for name, peer in found.items()}
-    references = compressed | {name: peer.reference for name, peer in found.items()}
+    both = compressed["low_rank" + at], compressed["block_sparse" + at]
     ids = torch.randint(1000, 30_000, size, device=DEVICE)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found, missing = peers(dense, *both, PEER_RATIO, inputs)
+    models = served | {name: peer.model for name, peer in found.items()}
+    references = compressed | {name: peer.reference for name, peer in found.items()}
     label = str(model_case)
     comparison = compare_models(dense, models, {label: inputs}, references=references)[label]
     name, own = list(served.items())[-1]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lada_ops
 from benchmarks.shapes import torch_bsr
+from benchmarks.suite.measure import reason
 from benchmarks.suite.peers import prune_2to4
 from lada_ops import BlockSparseLinear, LowRankLinear
 from lada_ops.encoders import encoder_linears
@@ -34,12 +35,18 @@ class Peer(NamedTuple):
 
 
 def peers(
-    dense: nn.Module, low_rank: nn.Module, block_sparse: nn.Module, ratio: float, tokens: int
+    dense: nn.Module,
+    low_rank: nn.Module,
+    block_sparse: nn.Module,
+    ratio: float,
+    inputs: Mapping[str, Tensor],
 ) -> tuple[dict[str, Peer], dict[str, str]]:
     """The peers by name, and of those that are missing, why.
 
-    low_rank, block_sparse: what `dense` is once it is compressed `ratio` times.
+    low_rank, block_sparse: what `dense` is once it is compressed `ratio` times. inputs: with which
+    each is called once, which compiles it; one that fails is missing.
     """
+    tokens = inputs["input_ids"].numel()
     makers: Mapping[str, Callable[[], Peer]] = {
         "dense, compiled": lambda: Peer(compiled(dense), dense),
         "dense, optimized": lambda: Peer(lada_ops.optimize(copy.deepcopy(dense)), dense),
@@ -53,9 +60,14 @@ def peers(
     found, missing = {}, {}
     for name, make in makers.items():
         try:
-            found[name] = make()
+            peer = make()
+            with torch.no_grad():
+                peer.model(**inputs)
+            found[name] = peer
         except Missing as why:
             missing[name] = str(why)
+        except Exception as error:  # of many types, from compilers and drivers
+            missing[name] = reason(error)
     return found, missing
 
 

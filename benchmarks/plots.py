@@ -42,8 +42,8 @@ def plot_latency(comparisons: Sequence[Mapping[str, Any]], ratio: float, path: P
     """Latency over batch x length: a line for each model but those compressed to other ratios."""
     figure, axes = _figure(1, 1)
     labels = [_bucket(comparison) for comparison in comparisons]
-    names = [t["name"] for t in comparisons[0]["timings"] if _ratio(t["name"]) in (None, ratio)]
-    for name in names:
+    every = dict.fromkeys(t["name"] for comparison in comparisons for t in comparison["timings"])
+    for name in (name for name in every if _ratio(name) in (None, ratio)):
         seconds = [_of(comparison, name, "median_seconds") for comparison in comparisons]
         places = [i for i, s in enumerate(seconds) if s is not None]
         own = _COMPRESSED.fullmatch(name)

@@ -199,7 +199,7 @@ def quality_table(demo: Mapping[str, Any]) -> str:
 def speed_table(comparisons: Sequence[Mapping[str, Any]], prefix: str) -> str:
     """Speed-ups of all models over the comparisons whose label starts with `prefix`."""
     chosen = [c for c in comparisons if c["label"].startswith(prefix)]
-    names = [timing["name"] for timing in chosen[0]["timings"]]
+    names = dict.fromkeys(t["name"] for comparison in chosen for t in comparison["timings"])
     header = ["", *(c["label"].removeprefix(prefix) for c in chosen)]
     return table(header, [[name, *speedups(chosen, name)] for name in names])
 

@@ -48,7 +48,7 @@ def assert_same(model, reference):
 @pytest.mark.filterwarnings("ignore:Sparse BSR")
 def test_each_gives_what_its_reference_does(dense):
     both = compressed(dense, "low_rank"), compressed(dense, "block_sparse")
-    found, missing = peers(dense, *both, RATIO, 27)
+    found, missing = peers(dense, *both, RATIO, batch())
     assert list(found) == [
         "dense, compiled",
         "dense, optimized",
@@ -59,6 +59,16 @@ def test_each_gives_what_its_reference_does(dense):
     assert missing == {"2:4": "it needs the tensor cores of a GPU"}
     for peer in found.values():
         assert_same(peer.model, peer.reference)
+
+
+def test_one_that_fails_is_missing(dense, monkeypatch):
+    def fails(model):
+        raise RuntimeError("no kernel for this GPU")
+
+    monkeypatch.setattr(model_peers, "two_products", fails)
+    both = compressed(dense, "low_rank"), compressed(dense, "block_sparse")
+    _, missing = peers(dense, *both, RATIO, batch())
+    assert "no kernel for this GPU" in missing["two products 4x, compiled"]
 
 
 def test_two_products_are_linears_of_torch(dense):
