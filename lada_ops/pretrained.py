@@ -32,7 +32,7 @@ METHOD = "lada"
 FORMAT_VERSION = 1
 
 
-class LadaConfig(QuantizationConfigMixin):
+class LadaQuantizationConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a compressed model: plan, report, and format version.
 
     Raises ValueError on a version that this package doesn't know, or a plan or report that is none.
@@ -65,7 +65,7 @@ class LadaQuantizer(HfQuantizer):
     is_trainable = True  # type: ignore[assignment]
     is_qat_trainable = True  # type: ignore[assignment]
     is_compileable = True  # type: ignore[assignment]
-    quantization_config: LadaConfig
+    quantization_config: LadaQuantizationConfig
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:  # type: ignore[override]
         return True
@@ -131,7 +131,7 @@ def compression_of(
     Raises ValueError if the model is quantized by another method, or by a later lada-ops.
     """
     if not isinstance(model, PreTrainedConfig):
-        model = next(iter(_pretrained_models(model).values()), model)
+        model = next(iter(pretrained_models(model).values()), model)
     config = getattr(getattr(model, "config", model), "quantization_config", None)
     if config is None:
         return None
@@ -141,7 +141,7 @@ def compression_of(
             f"{type(model).__name__} is quantized by {data.get('quant_method')!r}; "
             f"expected a dense model, or one compressed by {METHOD!r}"
         )
-    known = LadaConfig(**data)  # raises on a version that is not
+    known = LadaQuantizationConfig(**data)  # raises on a version that is not
     return (
         CompressionPlan.from_dict(known.plan or {}),
         CompressionReport.from_dict(known.report or {}),
@@ -152,7 +152,7 @@ def record_compression(model: nn.Module, plan: CompressionPlan, report: Compress
     """Add plan and report to the config of every Hugging Face model in `model`, for saving."""
     configs = {
         owner: _config(owner, _part(plan, report, prefix))
-        for prefix, owner in _pretrained_models(model).items()
+        for prefix, owner in pretrained_models(model).items()
         if any(name.startswith(prefix) for name in plan.layers)
     }
     for owner, config in configs.items():
@@ -161,7 +161,7 @@ def record_compression(model: nn.Module, plan: CompressionPlan, report: Compress
 
 def forget_compression(model: nn.Module) -> None:
     """Make the config of every Hugging Face model in `model` that of a dense model again."""
-    for owner in _pretrained_models(model).values():
+    for owner in pretrained_models(model).values():
         if compression_of(owner) is None:
             continue
         delattr(owner.config, "quantization_config")  # noqa: B043
@@ -171,7 +171,7 @@ def forget_compression(model: nn.Module) -> None:
                 delattr(owner, name)
 
 
-def _pretrained_models(model: nn.Module) -> dict[str, PreTrainedModel]:
+def pretrained_models(model: nn.Module) -> dict[str, PreTrainedModel]:
     """The outermost Hugging Face models in `model`, by the prefix of the names in them.
 
     That of a model itself is "", in a wrapper such as sentence-transformers' it is "0.model.".
@@ -193,7 +193,9 @@ def _part(
     return replace(plan, layers=layers), replace(report, layers=reports)
 
 
-def _config(owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionReport]) -> LadaConfig:
+def _config(
+    owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionReport]
+) -> LadaQuantizationConfig:
     """The config of `owner` with `new` plan and report added to those it has."""
     plan, report = new
     before = compression_of(owner)
@@ -205,7 +207,7 @@ def _config(owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionRepor
             old_report.model_bytes_dense,
             report.model_bytes,
         )
-    return LadaConfig(plan.to_dict(), report.to_dict(), FORMAT_VERSION)
+    return LadaQuantizationConfig(plan.to_dict(), report.to_dict(), FORMAT_VERSION)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -251,5 +253,5 @@ def _empty_module(name: str, plan: LayerPlan, linear: nn.Linear) -> CompressedLi
 
 
 if METHOD not in AUTO_QUANTIZER_MAPPING:  # a reload of this module must not register twice
-    register_quantization_config(METHOD)(LadaConfig)
+    register_quantization_config(METHOD)(LadaQuantizationConfig)
     register_quantizer(METHOD)(LadaQuantizer)

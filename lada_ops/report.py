@@ -14,14 +14,15 @@ from .plans import LayerPlan, check_keys
 class LayerReport:
     """One compressed linear.
 
-    objective: "weights" or "activations", what it was fitted to. weight_error: ``||W - W'||_F /
-    ||W||_F``. activation_error: ``||(W - W') X||_F / ||W X||_F`` over the calibration tokens, None
-    without calibration. dense and compressed count weight and bias.
+    objective: "weights" or "activations", what it was fitted to, or "training". weight_error:
+    ``||W - W'||_F / ||W||_F``. activation_error: ``||(W - W') X||_F / ||W X||_F`` over the
+    calibration tokens, None without calibration. Both are None once it was trained. dense and
+    compressed count weight and bias.
     """
 
     plan: LayerPlan
     objective: str
-    weight_error: float
+    weight_error: float | None
     activation_error: float | None
     dense: Counts
     compressed: Counts

@@ -59,7 +59,7 @@ def compress(
         )
     grams = grams_of(model, linears, calibration, quiet)
 
-    bytes_dense = _model_bytes(model)
+    bytes_dense = model_bytes(model)
     modules: dict[str, nn.Module] = {}
     layers: dict[str, LayerReport] = {}
     with progress_bar(quiet) as progress:
@@ -68,7 +68,7 @@ def compress(
             modules[name] = to_module(weight, linear)
             layers[name] = _layer_report(plan.layers[name], linear, weight, grams.get(name))
     with replaced_modules(model, modules):
-        report = CompressionReport(layers, bytes_dense, _model_bytes(model))
+        report = CompressionReport(layers, bytes_dense, model_bytes(model))
         record_compression(model, plan, report)
     return report
 
@@ -127,17 +127,21 @@ def fit(weight: Tensor, plan: LayerPlan, gram: Tensor | None = None) -> Format:
     return alternate(weight, plan.rank, plan.block, plan.density, gram)
 
 
-def to_module(weight: Format, linear: nn.Linear) -> CompressedLinear:
-    """The module for `weight` that takes the place of `linear`: its bias, mode and grad flags."""
+def to_module(weight: Format, like: nn.Linear | CompressedLinear) -> CompressedLinear:
+    """The module for `weight` that takes the place of `like`: its bias, mode and grad flags."""
+    activation = getattr(like, "activation", "none")
     if isinstance(weight, LowRank):
-        module = LowRankLinear.from_format(weight, linear.bias)
+        module = LowRankLinear.from_format(weight, like.bias, activation)
     elif isinstance(weight, Bsr):
-        module = BlockSparseLinear.from_format(weight, linear.bias)
+        module = BlockSparseLinear.from_format(weight, like.bias, activation)
     else:
-        module = SparseLowRankLinear.from_format(weight, linear.bias)
-    module.train(linear.training).requires_grad_(linear.weight.requires_grad)
-    if module.bias is not None:
-        module.bias.requires_grad_(linear.bias.requires_grad)
+        module = SparseLowRankLinear.from_format(weight, like.bias, activation)
+    trained = any(p.requires_grad for name, p in like.named_parameters() if name != "bias")
+    module.train(like.training).requires_grad_(trained)
+    if module.bias is not None and like.bias is not None:
+        module.bias.requires_grad_(like.bias.requires_grad)
+    if isinstance(like, CompressedLinear):
+        module.keep_dense = like.keep_dense
     return module
 
 
@@ -211,6 +215,7 @@ def _relative(squared_error: Tensor, squared_norm: Tensor) -> float:
     return float((squared_error.clamp(min=0) / squared_norm.clamp(min=1e-300)).sqrt())
 
 
-def _model_bytes(model: nn.Module) -> int:
+def model_bytes(model: nn.Module) -> int:
+    """The bytes of all tensors of a model, each once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())

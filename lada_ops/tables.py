@@ -17,12 +17,11 @@ def report(report: Mapping[str, Any]) -> Group:
     """What compression did: `CompressionReport.to_dict`, layer by layer and in all."""
     table = _table("", ("layer", "becomes", "weight err.", "output err.", "ratio"))
     for name, layer in report["layers"].items():
-        error = layer["activation_error"]
         table.add_row(
             name,
             _format(layer["plan"]),
-            f"{layer['weight_error']:.3f}",
-            "" if error is None else f"{error:.3f}",
+            _or_nothing(layer["weight_error"]),
+            _or_nothing(layer["activation_error"]),
             f"{layer['dense']['stored_bytes'] / layer['compressed']['stored_bytes']:.2f}",
         )
     paths = Counter(report.get("cpu_paths", {}).values())
@@ -54,6 +53,10 @@ def report(report: Mapping[str, Any]) -> Group:
         f"{whole[0] / whole[1]:.2f}",
     )
     return Group(table, sums)
+
+
+def _or_nothing(error: float | None) -> str:
+    return "" if error is None else f"{error:.3f}"
 
 
 def latency(results: Mapping[str, Any]) -> Table:

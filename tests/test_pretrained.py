@@ -19,7 +19,7 @@ from lada_ops import CompressionPlan, CompressionReport, compress, restore
 from lada_ops.encoders import encoder_linears
 from lada_ops.modules.compressed_linear import CompressedLinear
 from lada_ops.plans import METHODS
-from lada_ops.pretrained import LadaConfig, compression_of
+from lada_ops.pretrained import LadaQuantizationConfig, compression_of
 from tests.test_swap import make_plan
 from tests.tiny_encoders import ARCHITECTURES, batch, outputs, tiny_bert, with_head
 from tests.tiny_model import write_tiny_model
@@ -313,15 +313,15 @@ class TestConfig:
     @pytest.mark.parametrize("version", [0, 2, -1, "1", None, 1.5])
     def test_refuses_other_versions(self, version):
         with pytest.raises(ValueError, match=f"format_version {version!r} .*expected 1 to 1"):
-            LadaConfig({"layers": {}, "objective": "auto"}, None, version)
+            LadaQuantizationConfig({"layers": {}, "objective": "auto"}, None, version)
 
     def test_refuses_a_plan_that_is_none(self):
         with pytest.raises(ValueError, match="CompressionPlan: missing"):
-            LadaConfig({}, None, 1)
+            LadaQuantizationConfig({}, None, 1)
 
     def test_refuses_a_missing_report(self):
         with pytest.raises(ValueError, match="CompressionReport"):
-            LadaConfig({"layers": {}, "objective": "auto"}, None, 1)
+            LadaQuantizationConfig({"layers": {}, "objective": "auto"}, None, 1)
 
     def test_dense_model_has_no_compression(self):
         assert compression_of(tiny_bert()) is None

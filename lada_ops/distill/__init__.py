@@ -1,0 +1,1 @@
+"""Training a compressed student to answer as its teacher does, while it is pruned."""

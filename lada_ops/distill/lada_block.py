@@ -1,0 +1,134 @@
+"""`lada-block`: LadaBERT whose zeros are fast, rank slices and blocks in the place of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from ..budget import plan
+from ..calibrate import Batches, input_grams
+from ..counts import Counts
+from ..encoders import encoder_linears
+from ..formats import INDEX_DTYPE
+from ..grid import check_block
+from ..modules.compressed_linear import CompressedLinear
+from ..plans import METHODS, Method
+from ..pretrained import compression_of
+from ..shrink import shrink
+from ..swap import compress
+from .losses import Losses
+from .pruner import SCORES, Pruner, Score, UnitPruner
+from .recipe import Probe
+from .schedules import Span
+from .units import units_of
+
+BlockOrder = Literal["factor_first", "prune_first"]
+BLOCK_ORDERS: tuple[BlockOrder, ...] = get_args(BlockOrder)
+
+
+@dataclass(frozen=True)
+class LadaBlockConfig:
+    """The hardware preset: ``W = u v + S``, of which training drops what is worth least.
+
+    ratio: stored bytes of the encoder's linears, dense over compressed: values, indices, biases.
+    method: what the linears become. block: (out, in) of the blocks. rank_multiple: ranks stay
+    multiples of it.
+
+    order: "factor_first" starts from a fit to what the layers see, at ``ratio ** head_start``, and
+    drops ranks and blocks while it trains. "prune_first" trains the dense model first, dropping
+    blocks down to that ratio, and factorises what is left of it: what first-order scores prune is
+    near to low rank (LPAF, Ren and Zhu, ACL 2023).
+    score: what a unit is worth, and span: when in a stage it is pruned; the rest recovers. Both as
+    in `UnitPruner`.
+
+    Raises ValueError on a value out of range.
+    """
+
+    ratio: float = 5.0
+    method: Method = "low_rank"
+    block: tuple[int, int] = (128, 16)
+    rank_multiple: int = 8
+    order: BlockOrder = "factor_first"
+    head_start: float = 0.7
+    score: Score = "second_order"
+    span: Span = Span(0.05, 0.6)
+    losses: Losses = field(default_factory=Losses)
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("order", BLOCK_ORDERS), ("score", SCORES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"LadaBlockConfig: {name} {getattr(self, name)!r}; expected one of {known}"
+                )
+        if not self.ratio > 1:
+            raise ValueError(f"LadaBlockConfig: ratio {self.ratio}; expected above 1")
+        if not 0 < self.head_start <= 1:
+            raise ValueError(f"LadaBlockConfig: head_start {self.head_start}; expected 0 to 1")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("train",) if self.order == "factor_first" else ("prune", "train")
+
+    def check(self, model: nn.Module) -> None:
+        for ratio in (self.ratio, self._first_ratio):
+            self._plan(model, ratio)
+        if self.order == "prune_first":
+            for name, linear in encoder_linears(model).items():
+                shape = linear.out_features, linear.in_features
+                check_block(f"LadaBlockConfig: {name}", self.block, shape)
+
+    def build(self, stage: str, model: nn.Module, batches: Batches, quiet: bool) -> None:
+        if stage == "train":
+            seen = input_grams(model, batches, quiet=quiet)
+            compress(model, self._plan(model, self._first_ratio, seen, quiet), seen, quiet=quiet)
+
+    def pruner(self, stage: str, model: nn.Module, epochs: float, probe: Probe) -> Pruner | None:
+        if stage == "prune":
+            linears = encoder_linears(model)
+            dense = sum((_counts(m) for m in linears.values()), Counts()).stored_bytes
+            units = units_of(linears, self.block, self.rank_multiple)
+            other = sum(_bytes_beside_blocks(m, self.block) for m in linears.values())
+            return UnitPruner(units, dense / self._first_ratio - other, self.span, self.score)
+        found = compression_of(model)
+        assert found is not None
+        modules = {name: model.get_submodule(name) for name in found[0].layers}
+        units = units_of(modules, self.block, self.rank_multiple)
+        stored = sum((_counts(m) for m in modules.values()), Counts()).stored_bytes
+        other = stored - sum(int(of.present.sum()) * of.price for of in units)
+        target = found[1].dense.stored_bytes / self.ratio - other
+        return UnitPruner(units, target, self.span, self.score)
+
+    def finish(self, model: nn.Module) -> None:
+        shrink(model)
+
+    def to_dict(self) -> Mapping[str, Any]:
+        return {"preset": "lada-block"} | asdict(self)
+
+    @property
+    def _first_ratio(self) -> float:
+        return self.ratio**self.head_start
+
+    def _plan(self, model: nn.Module, ratio: float, seen: Any = None, quiet: bool = True) -> Any:
+        return plan(
+            model,
+            ratio,
+            self.method,
+            calibration=seen,
+            block=self.block,
+            rank_multiple=self.rank_multiple,
+            quiet=quiet,
+        )
+
+
+def _counts(module: nn.Module) -> Counts:
+    if isinstance(module, CompressedLinear):
+        return module.counts()
+    return sum((Counts.of(parameter) for parameter in module.parameters()), Counts())
+
+
+def _bytes_beside_blocks(linear: nn.Linear, block: tuple[int, int]) -> int:
+    bias = 0 if linear.bias is None else linear.bias.numel() * linear.bias.element_size()
+    return bias + (linear.out_features // block[0] + 1) * INDEX_DTYPE.itemsize

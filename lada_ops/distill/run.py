@@ -1,0 +1,175 @@
+"""`distill`: the whole run, stage by stage, which goes on from wherever it was cut off."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..folder import staged_folder
+from ..latency import write_json
+from .pruner import PruningCallback
+from .recipe import Recipe
+from .trainer import DistillationTrainer, last_checkpoint
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+
+CALIBRATION_EXAMPLES = 2048
+PROBE_EXAMPLES = 128
+BATCH = 32  # of what is not trained on
+
+
+def distill(
+    teacher: Model,
+    recipe: Recipe,
+    args: TrainingArguments,
+    train: Sequence[Mapping[str, Any]],
+    collator: Collator,
+    *,
+    dev: Sequence[Mapping[str, Any]] | None = None,
+    compute_metrics: Callable[..., dict[str, float]] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    quiet: bool = False,
+) -> Model:
+    """The student that `recipe` makes of a copy of `teacher`, trained on `train`.
+
+    train, dev: examples, dicts of the model's inputs; collator makes a batch of them. args: of
+    Hugging Face's Trainer, and mean what they mean there; checkpoints go to its output_dir. The
+    same call again goes on from the last whole checkpoint in it, on the same trajectory, and
+    returns the student at once where all is done. callbacks: for the Trainer of each stage.
+
+    Where the best checkpoint is kept or an early stop asked for, only models that are pruned to the
+    end compete. Every process of a `torchrun` or `accelerate launch` makes the same call.
+
+    Raises ValueError where the recipe does not fit the teacher, or output_dir holds another run;
+    NotFinite as `DistillationTrainer` does.
+    """
+    recipe.check(teacher)
+    work = Path(args.output_dir)
+    description = _description(recipe, teacher, args, len(train))
+    with args.main_process_first(local=False):
+        _check_same_run(work / "run.json", description)
+    model = copy.deepcopy(teacher)
+    for number, stage in enumerate(recipe.stages, 1):
+        folder = work / f"{number}-{stage}"
+        with args.main_process_first(local=False):
+            if not (folder / "start").exists():
+                recipe.build(stage, model, _batches(train, collator), quiet)
+                _save(model, folder / "start")
+        if not (folder / "trained").exists():
+            model = type(teacher).from_pretrained(folder / "start", dtype=teacher.dtype)
+            trainer = _trainer(
+                *(teacher, model, recipe, stage, args, folder),
+                train_dataset=train,
+                eval_dataset=dev,
+                data_collator=collator,
+                compute_metrics=compute_metrics,
+                callbacks=[copy.deepcopy(callback) for callback in callbacks],
+            )
+            checkpoint = last_checkpoint(folder)
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            if args.should_save:
+                _save(model, folder / "trained", trainer)
+            trainer.accelerator.wait_for_everyone()
+        model = type(teacher).from_pretrained(folder / "trained", dtype=teacher.dtype)
+    recipe.finish(model)
+    return model.eval()
+
+
+def _trainer(
+    teacher: PreTrainedModel,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    stage: str,
+    args: TrainingArguments,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+    **of_trainer: Any,
+) -> DistillationTrainer:
+    def probe() -> float:
+        batches = _batches(of_trainer["train_dataset"], of_trainer["data_collator"], PROBE_EXAMPLES)
+        return trainer.loss_of(batches)
+
+    pruner = recipe.pruner(stage, model, args.num_train_epochs, probe)
+    args = copy.copy(args)
+    args.output_dir = str(folder)
+    if pruner is not None:
+        callbacks = [PruningCallback(pruner), *callbacks]
+    trainer = DistillationTrainer(
+        model,
+        args,
+        losses=recipe.losses,
+        teacher=teacher if recipe.losses.of_teacher else None,
+        callbacks=callbacks,
+        **of_trainer,
+    )
+    return trainer
+
+
+def _batches(
+    examples: Sequence[Mapping[str, Any]], collator: Collator, count: int = CALIBRATION_EXAMPLES
+) -> list[Mapping[str, Any]]:
+    """Some `count` examples from all over the data, padded little."""
+    step = max(1, len(examples) // count)
+    chosen = [examples[i] for i in range(0, len(examples), step)][:count]
+    chosen.sort(key=lambda example: len(example["input_ids"]))
+    return [collator(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
+
+
+def _save(model: PreTrainedModel, folder: Path, trainer: DistillationTrainer | None = None) -> None:
+    with staged_folder(folder) as stage:
+        model.save_pretrained(stage)
+        if trainer is not None:
+            trainer.state.save_to_json(str(stage / TRAINER_STATE_NAME))
+
+
+def _description(
+    recipe: Recipe, teacher: nn.Module, args: TrainingArguments, examples: int
+) -> dict[str, Any]:
+    """All that the trajectory of a run depends on."""
+    names = (
+        *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "seed"),
+        *("gradient_accumulation_steps", "world_size", "warmup_steps", "weight_decay"),
+        *("bf16", "fp16"),
+    )
+    return json.loads(
+        json.dumps(
+            {
+                "recipe": recipe.to_dict(),
+                "teacher": _digest(teacher),
+                "examples": examples,
+                **{name: getattr(args, name) for name in names},
+            }
+        )
+    )
+
+
+def _check_same_run(path: Path, description: Mapping[str, Any]) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, description)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    other = {k: v for k, v in description.items() if found.get(k) != v}
+    if other:
+        name, value = next(iter(other.items()))
+        raise ValueError(
+            f"{path.parent} holds another run: its {name} is {found.get(name)}, this one's is "
+            f"{value}; expected the same, or another folder"
+        )
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
