@@ -14,6 +14,12 @@ from .plans import LayerPlan, Method
 from .pretrained import compression_of, pretrained_models, record_compression
 from .swap import model_bytes, replaced_modules, to_module
 
+_METHODS: dict[type, Method] = {
+    LowRank: "low_rank",
+    Bsr: "block_sparse",
+    SparseLowRank: "sparse_low_rank",
+}
+
 
 @torch.no_grad()
 def shrink(model: nn.Module) -> list[str]:
@@ -93,9 +99,8 @@ def plan_of(module: CompressedLinear) -> LayerPlan:
     weight = module.format
     low_rank = weight.low_rank if isinstance(weight, SparseLowRank) else weight
     bsr = weight.bsr if isinstance(weight, SparseLowRank) else weight
-    formats: dict[type, Method] = {LowRank: "low_rank", Bsr: "block_sparse", SparseLowRank: "sparse_low_rank"}
     return LayerPlan(
-        formats[type(weight)],
+        _METHODS[type(weight)],
         module.in_features,
         module.out_features,
         rank=low_rank.rank if isinstance(low_rank, LowRank) else None,

@@ -54,6 +54,8 @@ def distill(
     NotFinite as `DistillationTrainer` does.
     """
     recipe.check(teacher)
+    if args.output_dir is None:
+        raise ValueError("distill: args.output_dir None; expected a folder for checkpoints")
     work = Path(args.output_dir)
     description = _description(recipe, teacher, args, len(train))
     with args.main_process_first(local=False):
