@@ -50,6 +50,7 @@ setup(
         "lada_kernels.cpu",
         "lada_ops",
         "lada_ops.compress",
+        "lada_ops.distill",
         "lada_ops.engine",
         "lada_ops.latency",
         "lada_ops.machine_code",

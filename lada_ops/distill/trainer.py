@@ -33,8 +33,8 @@ class NotFinite(RuntimeError):
 class DistillationTrainer(Trainer):
     """A `transformers.Trainer` whose loss is that of `losses` between the model and a teacher.
 
-    teacher: a model of the same tokenizer; it is put on the Trainer's device in eval mode and
-    without gradients, and may be None where no term needs it. Everything else is Trainer's own:
+    teacher: a model of the same tokenizer; it is put on the Trainer's device in eval mode,
+    and may be None where no term needs it. Everything else is Trainer's own:
     checkpoints, resuming, accumulation, mixed precision, several processes, logs. The terms are
     logged beside the loss, as means since the last log.
 
@@ -62,7 +62,7 @@ class DistillationTrainer(Trainer):
         self.losses = losses
         self.teacher = teacher
         if teacher is not None:
-            teacher.to(args.device).eval().requires_grad_(False)
+            teacher.to(args.device).eval()
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
 
@@ -83,8 +83,8 @@ class DistillationTrainer(Trainer):
         loss = total(self.losses, found)
         if not loss.isfinite():
             raise NotFinite(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}: "
-                f"{ {name: float(term) for name, term in found.items()} }; expected a finite one: "
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
+                f"{ {name: term.item() for name, term in found.items()} }; expected a finite one: "
                 "a lower learning rate, or a last checkpoint from before it went astray"
             )
         if model.training:

@@ -36,7 +36,9 @@ def test_scores_are_those_that_attention_is_made_of():
 @pytest.mark.parametrize(
     "model",
     [
-        DistilBertModel(DistilBertConfig(vocab_size=40, dim=32, hidden_dim=64, n_layers=2, n_heads=2)),
+        DistilBertModel(
+            DistilBertConfig(vocab_size=40, dim=32, hidden_dim=64, n_layers=2, n_heads=2)
+        ),
         MPNetModel(MPNetConfig(**SMALL, intermediate_size=64)),
     ],
     ids=lambda model: type(model).__name__,

@@ -49,7 +49,9 @@ def test_terms_are_what_their_formulas_say():
     assert student.logits is not None
     assert teacher.logits is not None
     divergence = F.kl_div(
-        (student.logits / 2).log_softmax(-1), (teacher.logits / 2).softmax(-1), reduction="batchmean"
+        (student.logits / 2).log_softmax(-1),
+        (teacher.logits / 2).softmax(-1),
+        reduction="batchmean",
     )
     soft = (teacher.logits / 2).softmax(-1)
     entropy = -(soft * soft.log()).sum(-1).mean()

@@ -10,9 +10,7 @@ def test_cubic(progress, value):
     assert cubic(10, 2, progress) == pytest.approx(value)
 
 
-@pytest.mark.parametrize(
-    ("increment", "value"), [(0, 1.0), (1, 0.25**0.25), (2, 0.5), (4, 0.25)]
-)
+@pytest.mark.parametrize(("increment", "value"), [(0, 1.0), (1, 0.25**0.25), (2, 0.5), (4, 0.25)])
 def test_geometric(increment, value):
     assert geometric(0.25, increment, 4) == pytest.approx(value)
 
