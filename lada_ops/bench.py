@@ -55,6 +55,11 @@ class Bench:
                     f"--against: {type(dense).__name__} in {dense.dtype}; expected "
                     f"{type(model).__name__} in {model.dtype}, as {folder}: only like is compared"
                 )
+        return cls.of_models(folder, dense, model)
+
+    @classmethod
+    def of_models(cls, folder: str, dense: PreTrainedModel, model: PreTrainedModel) -> Bench:
+        """`model`, loaded from `folder`, as it is and as `optimize` makes it, beside `dense`."""
         models, references = {"compressed": model}, {}
         for dtype in _served_dtypes(model):
             name = f"optimized, {str(dtype).removeprefix('torch.')}"

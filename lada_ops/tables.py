@@ -144,6 +144,41 @@ def demo(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def evaluation(results: Mapping[str, Any]) -> Group:
+    """What `lada eval` found: what each model costs, and what it is worth."""
+    rows = results["models"]
+    cost = _table("", ("model", "non-zeros, M", "masked", "stored", "whole", "MFLOPs"))
+    cost.caption = (
+        "Of the encoder's linears: non-zeros, what papers count; MB of them with a mask of a bit "
+        "per element; MB stored in the file; MFLOPs a token. whole: MB of all the model."
+    )
+    for row in rows:
+        linears = row["linears"]
+        cost.add_row(
+            row["name"],
+            f"{linears['nonzeros'] / 1e6:.2f}",
+            *(f"{linears[name] / 1e6:.2f}" for name in ("masked_bytes", "stored_bytes")),
+            f"{row['model_bytes'] / 1e6:.1f}",
+            f"{linears['flops_per_token'] / 1e6:.2f}",
+        )
+    loyalties = [name for name in ("label_loyalty", "probability_loyalty") if name in rows[0]]
+    attacked = "robustness" in rows[0]
+    columns = [results["task"], *rows[0]["scores"], *(name.split("_")[0] for name in loyalties)]
+    worth = _table("", [*columns, "changed texts"] if attacked else columns)
+    worth.caption = (
+        f"On {results['examples']} examples; label and probability: loyalty to the teacher. "
+        "changed texts: accuracy before and after they were changed to fool another BERT."
+    )
+    for row in rows:
+        cells = [f"{score:.4f}" for score in row["scores"].values()]
+        cells += [f"{row[name]:.3f}" for name in loyalties]
+        if attacked:
+            before, after = (row["robustness"][f"{when}_attack"] for when in ("before", "after"))
+            cells.append(f"{before:.3f} to {after:.3f}")
+        worth.add_row(row["name"], *cells)
+    return Group(cost, worth, latency(results))
+
+
 def inspection(results: Mapping[str, Any]) -> Group:
     """What `lada inspect` found: the rows of `lada_ops.machine_code.inspection.inspect`."""
     figures = ("tile/warps", "reg.", "KiB", "occ.", "issue", "instr.", "least us")

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,17 @@ from tests.distill.models import collate, examples, tiny_classifier
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
-def compressed(method="sparse_low_rank", **options):
+def compressed(method: Any = "sparse_low_rank") -> Any:
     model = tiny_classifier(hidden_size=128, intermediate_size=256)
-    made = lada_ops.plan(model, 2, method, block=(32, 16), **options)
+    made = lada_ops.plan(model, 2, method, block=(32, 16))
     lada_ops.compress(model, made, quiet=True)
     return model
+
+
+def recorded(model):
+    found = compression_of(model)
+    assert found is not None
+    return found[1]
 
 
 def answers(model):
@@ -40,7 +47,7 @@ def test_the_same_function_in_fewer_bytes(method, tmp_path):
     torch.testing.assert_close(answers(model), want)
     after = model.get_submodule(QUERY).counts().stored_bytes
     assert after < before
-    report = compression_of(model)[1]
+    report = recorded(model)
     assert report.layers[QUERY].compressed.stored_bytes == after
     assert report.layers[QUERY].weight_error is None
     assert report.model_bytes == sum(

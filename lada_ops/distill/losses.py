@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class NotFinite(RuntimeError):
+    """A loss or a gradient became NaN or infinite; nothing was stepped with it, or saved."""
+
+
 @dataclass(frozen=True)
 class Losses:
     """Weights of the terms of the loss, each 0 or more, not all 0. The paper's own are the default.

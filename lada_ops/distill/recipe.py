@@ -22,7 +22,8 @@ class Recipe(Protocol):
     from what `build` made, which is kept on disk: `pruner` must do with that.
     """
 
-    losses: Losses
+    @property
+    def losses(self) -> Losses: ...
 
     @property
     def stages(self) -> tuple[str, ...]: ...

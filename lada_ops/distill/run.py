@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from .recipe import Recipe
 from .trainer import DistillationTrainer, last_checkpoint
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-Collator = Callable[[list[Any]], Mapping[str, Any]]
+Collator: TypeAlias = Callable[[Any], Mapping[str, Any]]
 
 CALIBRATION_EXAMPLES = 2048
 PROBE_EXAMPLES = 128

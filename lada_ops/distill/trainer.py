@@ -22,12 +22,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .answers import ask
-from .losses import Losses, terms, total
+from .losses import Losses, NotFinite, terms, total
 from .pruner import PruningCallback
-
-
-class NotFinite(RuntimeError):
-    """A loss or a gradient became NaN or infinite; nothing was stepped with it, or saved."""
 
 
 class DistillationTrainer(Trainer):

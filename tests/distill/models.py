@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def collate(items: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     longest = max(len(item["input_ids"]) for item in items)
     ids = torch.zeros(len(items), longest, dtype=torch.long)
     for row, item in zip(ids, items, strict=True):

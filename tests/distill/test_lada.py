@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ def no_probe() -> float:
     raise AssertionError("nothing is to be tried")
 
 
-def built(config: LadaConfig, **changes):
-    model = tiny_classifier(**changes)
+def built(config: LadaConfig, **changes) -> Any:
+    model: Any = tiny_classifier(**changes)
     config.build("train", model, [], quiet=True)
     return model
 
@@ -185,7 +186,7 @@ def test_a_whole_run(order, tmp_path):
     student = distill(teacher, config, arguments(tmp_path), examples(32), collate, quiet=True)
     report = compression_of(student)[1]  # type: ignore[index]
     biases = sum(linear.out_features for linear in encoder_linears(teacher).values())
-    embedding = student.get_input_embeddings().weight
+    embedding = student.get_input_embeddings().get_parameter("weight")
     kept = report.compressed.nonzeros - biases + int(embedding.count_nonzero())
     assert kept == pytest.approx(config.nonzeros(teacher), rel=0.03)
     assert report.compressed.masked_bytes < report.compressed.stored_bytes

@@ -74,6 +74,7 @@ def test_a_regression_has_the_distance_of_its_outputs():
     student, teacher = answer(1, labels=1), answer(2, labels=1)
     found = terms(Losses(attention=0, hidden=0), student, teacher, MASK, regression=True)
     assert student.logits is not None
+    assert teacher.logits is not None
     torch.testing.assert_close(found["logits"], (student.logits - teacher.logits).square().mean())
 
 

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lada_ops.distill.lada import LadaConfig
 from lada_ops.distill.lada_block import LadaBlockConfig
-from lada_ops.distill.losses import Losses
+from lada_ops.distill.losses import Losses, NotFinite
 from lada_ops.distill.pruner import PruningCallback
+from lada_ops.distill.recipe import Recipe
 from lada_ops.distill.run import distill
-from lada_ops.distill.trainer import DistillationTrainer, NotFinite, last_checkpoint
+from lada_ops.distill.trainer import DistillationTrainer, last_checkpoint
 from lada_ops.encoders import encoder_linears
 from lada_ops.pretrained import compression_of
 from tests.distill.models import arguments, collate, examples, tiny_classifier
@@ -33,7 +35,7 @@ class Cut(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def run(folder: Path, recipe=BLOCK, teacher=None, train=TRAIN, **options):
+def run(folder: Path, recipe: Recipe = BLOCK, teacher=None, train=TRAIN, **options) -> Any:
     settings = {k: options.pop(k) for k in list(options) if k not in ("dev", "callbacks")}
     args = arguments(folder, **settings)
     teacher = teacher or tiny_classifier(hidden_dropout_prob=0.1)
@@ -141,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_its_checkpoints_stay_good(t
     settings = {"save_strategy": "steps", "save_steps": 2}
 
     class Spoil(TrainerCallback):
-        def on_step_begin(self, args, state, control, model=None, **_):
+        def on_step_begin(self, args, state, control, model: Any = None, **_):
             if state.global_step == 5:
                 with torch.no_grad():
                     model.classifier.weight.fill_(float("nan"))
@@ -153,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_its_checkpoints_stay_good(t
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     class Spoil(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **_):
+        def on_train_begin(self, args, state, control, model: Any = None, **_):
             model.classifier.weight.register_hook(lambda grad: grad * float("inf"))
 
     with pytest.raises(NotFinite, match="gradient is NaN or infinite at step 1"):

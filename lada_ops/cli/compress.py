@@ -1,0 +1,85 @@
+"""`lada compress` and `lada info`: make a compressed model, and look into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tables
+from ..plans import Method
+from .app import Json, Model, app, errors, pair, show
+
+
+@app.command(
+    epilog="Example: lada compress ./my-bert --ratio 5 --calibration texts.txt --out ./my-bert-5x"
+)
+def compress(
+    model: Model,
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    ratio: Annotated[
+        float, typer.Option(help="Stored bytes of the encoder's linears, dense over compressed.")
+    ] = 5.0,
+    method: Annotated[Method, typer.Option(help="What the linears become.")] = "low_rank",
+    block: Annotated[
+        str, typer.Option(help="Sparse blocks, out x in; tall ones are fast.")
+    ] = "128x16",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text like the model's own, a sentence a line: keeps accuracy."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Which linears, as a regular expression; by default the encoder's."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress the encoder of MODEL without training and save it like any other model.
+
+    Load the result with `import lada_ops` and `AutoModel.from_pretrained(DIR)`.
+    """
+    with errors():
+        from transformers import AutoTokenizer
+
+        from .. import input_grams, plan, swap
+        from ..folder import check_target, load_model, longest, save_model
+        from ..pretrained import compression_of
+        from ..texts import read_lines, token_batches
+
+        check_target(folder, overwrite)  # before the work, not after
+        dense = load_model(model)
+        if compression_of(dense) is not None:
+            raise ValueError(
+                f"{model} is compressed already; expected the dense model it came from"
+            )
+        grams = None
+        if calibration is not None:
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            length = min(128, longest(dense))
+            batches = token_batches(tokenizer, read_lines(calibration), max_length=length)
+            grams = input_grams(dense, batches, layers)
+        shape = pair("--block", block)
+        made = plan(dense, ratio, method, block=shape, calibration=grams, layers=layers)
+        report = swap.compress(dense, made, grams)
+        save_model(dense, model, folder, overwrite)
+        show(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
+
+
+@app.command(epilog="Example: lada info ./my-bert-5x")
+def info(
+    folder: Annotated[str, typer.Argument(help="The compressed model.")],
+    as_json: Json = False,
+) -> None:
+    """Show what each layer of a compressed model is, costs, lost, and how this CPU would run it."""
+    with errors():
+        from ..engine.optimize import optimize, paths
+        from ..folder import load_config, load_model
+        from ..pretrained import compression_of
+
+        found = compression_of(load_config(folder))
+        if found is None:
+            raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
+        model = optimize(load_model(folder, "cpu").float())
+        show(found[1].to_dict() | {"cpu_paths": paths(model)}, as_json, tables.report)

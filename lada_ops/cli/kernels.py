@@ -1,0 +1,108 @@
+"""`lada tune` and `lada inspect`: the kernels on this GPU, and on any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tables
+from .app import Json, app, errors, number, show
+
+
+@app.command(
+    epilog="Examples: lada tune ./my-bert-5x --dtype bfloat16; "
+    "lada tune --shapes 768x3072:r128:fused,768x768:128x16-d20"
+)
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help="A compressed model, for what its linears are.")
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a model, with commas: in x out : weight : plain, fused or norm."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option(help="Batch times length, with commas; powers of two, or the next.")
+    ] = "16,128,512,2048,8192",
+    dtype: Annotated[
+        str | None, typer.Option(help="The model's own by default; bfloat16 for shapes.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds; a second run goes on.")] = 1800.0,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where tables go; by default where the kernels find them."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find out how this GPU runs compressed linears fastest, and remember it.
+
+    Times each way to compute them beside the dense product, and keeps the tables in the user's
+    cache folder, where every later run of the kernels looks them up.
+    """
+    with errors():
+        from ..folder import load_model
+        from ..tune import Bench, Case, cases_of
+        from ..tune import tune as run_tuner
+        from ..user_tables import user_folder
+
+        sizes = [number("--tokens", text) for text in tokens.split(",")]
+        if (model is None) == (shapes is None):
+            raise ValueError("expected a compressed model's folder, or --shapes, and not both")
+        if not budget > 0:
+            raise ValueError(f"--budget: {budget:g}; expected seconds, more than 0")
+        if shapes is not None:
+            texts = shapes.split(",")
+            cases = [Case.parse(text, m, dtype or "bfloat16") for m in sizes for text in texts]
+            bench = Bench.of_gpu()
+        else:
+            assert model is not None
+            bench = Bench.of_gpu()
+            cases = cases_of(load_model(model, "cpu"), sizes, dtype)
+            if not cases:
+                raise ValueError(f"{model} is a dense model; expected one that lada compressed")
+        summary = run_tuner(
+            cases,
+            folder or user_folder(),
+            budget=budget,
+            bench=bench,
+            say=lambda line: typer.echo(line, err=True),
+        )
+        show(summary.to_dict(), as_json, tables.tuning)
+
+
+@app.command(epilog="Example: lada inspect low_rank_linear --target sm_80")
+def inspect(
+    stem: Annotated[str | None, typer.Argument(help="One op, such as low_rank_linear.")] = None,
+    target: Annotated[
+        str, typer.Option(help="The GPU architecture; need not be this machine's.")
+    ] = "sm_90",
+    as_json: Json = False,
+) -> None:
+    """Compile the kernels as they are shipped, and show what their machine code is.
+
+    Registers, shared memory, how busy the tensor cores can be, and what is wrong, if anything; with
+    the least time that the work takes by a data sheet. Measures nothing and needs no GPU.
+    """
+    with errors():
+        from ..machine_code.catalogue import shipped
+        from ..machine_code.inspection import inspect as rows_of
+        from ..machine_code.targets import find_target
+        from ..progress import progress_bar
+
+        gpu = find_target(target)
+        launches = shipped(stem)
+        with progress_bar() as bar:
+            tracked = bar.track(launches, description="Compiling")
+            rows = list(rows_of(tracked, gpu))
+        results = {
+            "target": gpu.name,
+            "gpu": gpu.gpu,
+            "teraflops": gpu.teraflops,
+            "gigabytes_per_second": gpu.gigabytes_per_second,
+            "rows": rows,
+        }
+        show(results, as_json, tables.inspection)

@@ -1,0 +1,156 @@
+"""What `lada distill` does: read, train, and write the student whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from ..folder import check_target, load_model, longest, save_model
+from ..plans import Method
+from ..pretrained import compression_of
+from ..tasks.dataset import check_model, tokenized
+from ..tasks.glue import Task, find_task, read_split
+from ..tasks.metrics import compute_metrics
+from ..texts import read_lines
+from .lada import LadaConfig
+from .lada_block import LadaBlockConfig
+from .recipe import Recipe
+from .run import distill
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `lada distill`, by their names there."""
+
+    teacher: str
+    folder: Path
+    task: str | None
+    data: Path | None
+    texts: Path | None
+    train_file: str | None
+    dev_file: str | None
+    preset: str
+    ratio: float
+    method: Method
+    block: tuple[int, int]
+    order: str | None
+    embedding_keep: float | None
+    labels: float
+    epochs: float
+    batch_size: int
+    accumulate: int
+    learning_rate: float
+    max_length: int
+    patience: int | None
+    save_steps: int
+    bf16: bool
+    seed: int
+    overwrite: bool
+    quiet: bool
+
+
+def run(settings: Settings) -> Mapping[str, Any] | None:
+    """Train and write the student; its `CompressionReport` as JSON, in the main process.
+
+    None where there is none, as of a model that is pruned alone, and in other processes.
+
+    Raises ValueError or OSError before training on settings, data or a teacher that do not fit.
+    """
+    if (settings.task is None) == (settings.texts is None):
+        raise ValueError("expected --task with --data, or --texts, and not both")
+    if settings.task is not None and settings.data is None:
+        raise ValueError("--data is missing; expected the folder with the task's files")
+    args = training_arguments(settings)
+    if args.should_save:
+        check_target(settings.folder, settings.overwrite)
+    tokenizer = AutoTokenizer.from_pretrained(settings.teacher)
+    teacher = load_model(settings.teacher, "cpu")
+    if compression_of(teacher) is not None:
+        raise ValueError(f"{settings.teacher} is compressed already; expected a dense model")
+    task = None if settings.task is None else find_task(settings.task)
+    train, dev = _examples(settings, task, teacher, tokenizer)
+    callbacks = [] if settings.patience is None else [EarlyStoppingCallback(settings.patience)]
+    student = distill(
+        teacher,
+        recipe_of(settings, teacher),
+        args,
+        train,
+        DataCollatorWithPadding(tokenizer),
+        dev=dev,
+        compute_metrics=None if task is None else compute_metrics(task),
+        callbacks=callbacks,
+        quiet=settings.quiet,
+    )
+    if not args.should_save:
+        return None
+    save_model(student, settings.teacher, settings.folder, settings.overwrite)
+    found = compression_of(student)
+    return None if found is None else found[1].to_dict() | {"folder": str(settings.folder)}
+
+
+def recipe_of(settings: Settings, teacher: PreTrainedModel) -> Recipe:
+    """The preset that the settings name, for a model with a head or without."""
+    made: LadaBlockConfig | LadaConfig
+    order: Any = settings.order
+    if settings.preset == "lada":
+        made = LadaConfig.of_ratio(teacher, settings.ratio, settings.embedding_keep)
+    else:
+        made = LadaBlockConfig(settings.ratio, settings.method, settings.block)
+    made = made if order is None else replace(made, order=order)
+    logits = made.losses.logits if settings.texts is None else 0.0
+    return replace(made, losses=replace(made.losses, logits=logits, labels=settings.labels))
+
+
+def training_arguments(settings: Settings) -> TrainingArguments:
+    """Hugging Face's arguments for the settings; checkpoints go beside the student's folder."""
+    return TrainingArguments(
+        f"{settings.folder}.training",
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=2 * settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup_steps=0.1,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch" if settings.texts is None else "no",
+        save_strategy="steps" if settings.patience is None else "epoch",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        load_best_model_at_end=settings.patience is not None,
+        metric_for_best_model=None if settings.patience is None else "loss",
+        logging_steps=50,
+        disable_tqdm=settings.quiet,
+        report_to=[],
+    )
+
+
+def _examples(
+    settings: Settings,
+    task: Task | None,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    length = min(settings.max_length, longest(teacher))
+    if task is None:
+        assert settings.texts is not None
+        encoded = tokenizer(read_lines(settings.texts), truncation=True, max_length=length)
+        count = len(encoded["input_ids"])
+        return [{name: encoded[name][i] for name in encoded} for i in range(count)], None
+    assert settings.data is not None
+    check_model(teacher, tokenizer, task)
+    train = read_split(settings.data, task, "train", settings.train_file)
+    dev = read_split(settings.data, task, "dev", settings.dev_file)
+    return tokenized(tokenizer, train, length), tokenized(tokenizer, dev, length)

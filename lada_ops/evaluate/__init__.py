@@ -1,0 +1,1 @@
+"""What compression cost: a student beside its teacher, in size, speed, score and loyalty."""

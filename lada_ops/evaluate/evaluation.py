@@ -1,0 +1,127 @@
+"""`evaluate`: one row for the teacher, and one for each way to serve the student."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..bench import Bench
+from ..counts import Counts
+from ..encoders import ENCODER_LINEARS
+from ..folder import load_model, longest
+from ..modules.compressed_linear import CompressedLinear
+from ..swap import model_bytes
+from ..tasks.dataset import check_model, tokenized
+from ..tasks.glue import Examples, Task, find_task, read_split
+from ..tasks.metrics import scores
+from .loyalty import label_loyalty, probability_loyalty
+from .robustness import read_attacked, robustness
+
+BATCH = 64
+MAX_LENGTH = 128
+
+
+def evaluate(
+    folder: str,
+    teacher: str,
+    data: Path,
+    task: str,
+    *,
+    dev_file: str | None = None,
+    sizes: Mapping[str, tuple[int, int]],
+    rounds: int = 15,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """What the student in `folder` is worth beside its teacher, as JSON.
+
+    data: as for `read_split`. sizes: batch and length to time, by label.
+    Of each model: size and work of the encoder's linears (`Counts`), bytes of the whole, the task's
+    scores, loyalty to the teacher, accuracy on texts that were changed to fool another BERT, and
+    latency over the teacher's in one run. A student is timed as loaded, and as `optimize` makes it
+    in every dtype it can, whose answers have a row each.
+
+    Raises ValueError or OSError on models or data that do not fit, before anything is computed.
+    """
+    about = find_task(task)
+    examples = read_split(data, about, "dev", dev_file)
+    attacked = read_attacked(data, about)
+    dense, student = load_model(teacher), load_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_same_words(AutoTokenizer.from_pretrained(teacher), tokenizer)
+    for model in (dense, student):
+        check_model(model, tokenizer, about)
+    bench = Bench.of_models(folder, dense, student)
+    models = {"teacher": dense, **bench.models}
+    want = logits_of(dense, tokenizer, examples, about)
+    rows = []
+    for name, model in models.items():
+        got = logits_of(model, tokenizer, examples, about)
+        held = bench.references.get(name, model)
+        row = {
+            "name": name,
+            "linears": asdict(linears_counts(held)),
+            "model_bytes": model_bytes(held),
+            "scores": scores(about, got, examples.labels),
+        }
+        if not about.regression:
+            row["label_loyalty"] = label_loyalty(want, got)
+            row["probability_loyalty"] = probability_loyalty(want, got)
+        if attacked is not None:
+            row["robustness"] = robustness(
+                attacked,
+                lambda texts, model=model: logits_of(model, tokenizer, texts, about),
+            )
+        rows.append(row)
+    return {
+        "task": task,
+        "metric": about.metric,
+        "examples": len(examples),
+        "models": rows,
+        **bench.shapes(sizes, rounds, threads),
+    }
+
+
+@torch.inference_mode()
+def logits_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, task: Task
+) -> np.ndarray:
+    """The logits (examples, labels) fp64, in the order of the examples."""
+    inputs = tokenized(tokenizer, examples, min(MAX_LENGTH, longest(model)))
+    order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]["input_ids"]))
+    logits = np.empty((len(inputs), task.num_labels))
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        batch = [{k: v for k, v in inputs[i].items() if k != "labels"} for i in chosen]
+        padded = tokenizer.pad(batch, return_tensors="pt").to(model.device)
+        logits[chosen] = model(**padded).logits.double().cpu().numpy()
+    return logits
+
+
+def linears_counts(model: nn.Module) -> Counts:
+    """What the linears of a model's encoder cost as they are now, compressed and dense."""
+    total = Counts()
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLinear):
+            total += module.counts()
+        if type(module) is not nn.Linear or not re.search(ENCODER_LINEARS, name):
+            continue
+        for parameter, flops in ((module.weight, 2), (module.bias, 1)):
+            total += Counts() if parameter is None else Counts.of(parameter, flops)  # type: ignore[arg-type]
+    return total
+
+
+def check_same_words(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless both tokenizers have the same words with the same ids."""
+    if teacher.get_vocab() != student.get_vocab():
+        raise ValueError(
+            f"the tokenizers differ: the teacher's has {len(teacher)} tokens, the student's "
+            f"{len(student)}, or others; expected a student of this teacher"
+        )

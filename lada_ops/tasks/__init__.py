@@ -1,0 +1,1 @@
+"""Labelled tasks: their files, their scores, and what a model must be to do them."""
