@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -124,6 +125,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         warmup_steps=0.1,
         seed=settings.seed,
         bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),  # or Trainer refuses bf16 on a CPU
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if settings.texts is None else "no",
         save_strategy="steps" if settings.patience is None else "epoch",
