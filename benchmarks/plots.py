@@ -17,8 +17,10 @@ from lada_ops.plans import METHODS
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "bert_base"
+ACCURACY_BUCKET = "1x128"
 LATENCY, RATIOS = f"{MODEL}_latency.png", f"{MODEL}_ratios.png"
-"""The names of the pictures, beside the result file."""
+ACCURACY = "compression.png"
+"""The names of the pictures, beside the result files."""
 _COMPRESSED = re.compile(rf"({'|'.join(METHODS)}) ([\d.]+)x")
 
 
@@ -96,13 +98,38 @@ def plot_ratios(
     figure.savefig(path)
 
 
+def plot_accuracy(rows: Sequence[Mapping[str, Any]], bucket: str, path: Path) -> None:
+    """The task's metric over measured speed-up: a line for each method, through its ratios."""
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    figure, panels = _figure(1, len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
+        of_task = sorted((r for r in rows if r["task"] == task), key=lambda row: row["ratio"])
+        teacher = of_task[0]["models"][0]["scores"]
+        metric = next(iter(teacher))
+        for method in dict.fromkeys(row["method"] for row in of_task):
+            chosen = [row for row in of_task if row["method"] == method]
+            speedups = [row["speedups"][bucket]["optimized, float32"] for row in chosen]
+            scores = [100 * row["models"][1]["scores"][metric] for row in chosen]
+            axes.plot(speedups, scores, marker="o", label=method)
+        axes.axhline(100 * teacher[metric], color="gray", lw=0.7)
+        axes.set_title(f"{task}; the line is the teacher", fontsize=9)
+        axes.set_xlabel(f"times as fast as dense, eager, {bucket}")
+        axes.set_ylabel(f"{metric}, %")
+    panels[0].legend(fontsize=7, frameon=False)
+    figure.savefig(path)
+
+
 def plot_device(folder: Path) -> None:
-    """The pictures of one device, from its ``bert.json``."""
+    """The pictures of one device, from its ``bert.json`` and ``compression.json``."""
     from benchmarks.bench_bert import CONFIGS
     from benchmarks.shapes import PEER_RATIO
 
     content = json.loads((folder / "bert.json").read_text())
     chosen = [c for c in content["comparisons"] if c["label"].startswith(f"{MODEL} ")]
+    compression = folder / "compression.json"
+    if compression.exists():
+        rows = json.loads(compression.read_text())["rows"]
+        plot_accuracy(rows, ACCURACY_BUCKET, folder / ACCURACY)
     plot_latency(chosen, PEER_RATIO, folder / LATENCY)
     plot_ratios(chosen, CONFIGS[MODEL], content["ceilings"], folder / RATIOS)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plots import LATENCY, RATIOS
+from benchmarks.readme_compression import compression_section
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -52,7 +53,7 @@ times as fast as dense in eager mode, by batch x length: medians of ratios withi
 CPU compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
 
 {quality_table(demo)}
-{bert_section(folder)}
+{compression_section(folder, ROOT)}{bert_section(folder)}
 {traffic_section(folder)}{rivals_section(folder)}"""
 
 

@@ -22,6 +22,7 @@ from .ops.sparse_low_rank_linear import sparse_low_rank_linear
 from .plans import CompressionPlan, LayerPlan
 from .reference import Norm
 from .report import CompressionReport, LayerReport
+from .shrink import shrink
 from .swap import compress, restore
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "paths",
     "plan",
     "restore",
+    "shrink",
     "sparse_low_rank_linear",
 ]

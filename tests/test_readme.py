@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.readme import README, rendered
+from tests.distill.models import tiny_classifier
 from tests.tiny_model import write_tiny_model
 
 TEXT = README.read_text()
@@ -25,7 +26,10 @@ def test_code_runs_as_it_stands(tmp_path, monkeypatch):
     write_tiny_model(tmp_path / "my-bert")
     (tmp_path / "texts.txt").write_text("the old dog sleeps under a house .\n" * 40)
     monkeypatch.chdir(tmp_path)
-    assert len(CODE) == 2
+    classifier = tiny_classifier(hidden_size=128, intermediate_size=256)
+    classifier.save_pretrained(write_tiny_model(tmp_path / "my-classifier"))
+    assert len(CODE) == 3
     for code in CODE:
         exec(compile(code, "README.md", "exec"), {})
-    assert (tmp_path / "my-bert-5x" / "config.json").is_file()
+    for made in ("my-bert-5x", "my-classifier-5x"):
+        assert (tmp_path / made / "config.json").is_file()

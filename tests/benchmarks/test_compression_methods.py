@@ -23,9 +23,7 @@ def weights(model) -> int:
     return sum(linear.weight.numel() for linear in encoder_linears(model).values())
 
 
-@pytest.mark.parametrize(
-    ("ratio", "sizes"), [(2.5, (3, 1072)), (5, (2, 608)), (10, (1, 608))]
-)
+@pytest.mark.parametrize(("ratio", "sizes"), [(2.5, (3, 1072)), (5, (2, 608)), (10, (1, 608))])
 def test_a_smaller_dense_model_has_as_few_weights(ratio, sizes):
     model = minilm()
     recipe = SmallerDense(ratio)
