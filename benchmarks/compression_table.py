@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from transformers import (
 
 import lada_ops
 from benchmarks.compression_methods import LABELS, METHODS
+from lada_ops.bench import Bench
 from lada_ops.demo import model_folder
 from lada_ops.distill.run import distill
 from lada_ops.distill.trainer import DistillationTrainer
@@ -44,6 +44,7 @@ TEACHER_RATE, RATE = 5e-5, 2e-4
 BATCH = 32
 SIZES = {"1x16": (1, 16), "1x128": (1, 128), "8x128": (8, 128)}
 ROUNDS = 15
+TEACHER = "{}-teacher"  # folder of a task's
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -55,11 +56,20 @@ def main(
     methods: Annotated[str, typer.Option(help="With commas.")] = ",".join(METHODS),
     ratios: Annotated[str, typer.Option(help="With commas.")] = "5,2.5,10,7.5",
     seeds: Annotated[str, typer.Option(help="With commas.")] = "0",
+    again: Annotated[
+        bool, typer.Option(help="Time rows again whose models are kept: on a quiet machine.")
+    ] = False,
     bf16: Annotated[bool, typer.Option(help="Train in mixed precision.")] = True,
     results: Annotated[Path, typer.Option(help="Writes DIR/<device>/compression.json.")] = RESULTS,
 ) -> None:
     """Make the rows that are missing, in the order of seeds, ratios and methods."""
     path = results / device_slug() / "compression.json"
+    if again:
+        content = json.loads(path.read_text())
+        for made in content["rows"]:
+            made["speedups"] = timed(work, made)
+            write_json(path, content)
+        return
     for task in map(find_task, tasks.split(",")):
         row = Row(data, work, task, bf16)
         for seed in map(int, seeds.split(",")):
@@ -74,6 +84,13 @@ def main(
                     Console().print(_line(made))
 
 
+def timed(work: Path, row: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The speed-ups of a row whose student and teacher are kept."""
+    dense = load_model(str(work / TEACHER.format(row["task"])))
+    folder = str(work / _name(*_key(row)))
+    return _speedups(Bench.of_models(folder, dense, load_model(folder)).shapes(SIZES, ROUNDS))
+
+
 class Row:
     """Makes rows of one task; its teacher is fine-tuned once."""
 
@@ -84,13 +101,13 @@ class Row:
         self.train = tokenized(self.tokenizer, train)
         self.dev = tokenized(self.tokenizer, read_split(data, task, "dev"))
         self.collate = DataCollatorWithPadding(self.tokenizer)
-        self.teacher = work / f"{task.name}-teacher"
+        self.teacher = work / TEACHER.format(task.name)
         if not self.teacher.exists():
             self._fine_tune()
 
     def make(self, method: str, ratio: float, seed: int) -> dict[str, Any]:
         """A student, trained and evaluated."""
-        name = f"{self.task.name}-{method}-{ratio:g}-{seed}"
+        name = _name(self.task.name, method, ratio, seed)
         folder, teacher = self.work / name, load_model(str(self.teacher), "cpu")
         started = time.perf_counter()
         recipe = METHODS[method](teacher, ratio)
@@ -98,7 +115,7 @@ class Row:
         if recipe is None:
             student = teacher
             batches = [self.collate(self.train[i : i + BATCH]) for i in range(0, 2048, BATCH)]
-            seen = lada_ops.input_grams(student, batches)
+            seen = lada_ops.layer_statistics(student, batches)
             plan = lada_ops.plan(student, ratio, "low_rank", calibration=seen)
             lada_ops.compress(student, plan, seen)
         else:
@@ -190,7 +207,19 @@ def _curve(folder: Path, task: Task) -> list[dict[str, float]]:
     return found
 
 
-def _key(row: dict[str, Any]) -> Sequence[Any]:
+def _speedups(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each model, by batch x length."""
+    return {
+        comparison["label"]: {t["name"]: t["speedup_median"] for t in comparison["timings"]}
+        for comparison in found["comparisons"]
+    }
+
+
+def _name(task: str, method: str, ratio: float, seed: int) -> str:
+    return f"{task}-{method}-{ratio:g}-{seed}"
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, float, int]:
     return row["task"], row["method"], row["ratio"], row["seed"]
 
 

@@ -5,7 +5,7 @@ Importing this package also registers its checkpoints with transformers, so that
 """
 
 from .budget import plan
-from .calibrate import input_grams
+from .calibrate import layer_statistics
 from .counts import Counts
 from .engine.graphs import capture_graphs
 from .engine.optimize import optimize, paths
@@ -42,8 +42,8 @@ __all__ = [
     "block_sparse_linear",
     "capture_graphs",
     "compress",
-    "input_grams",
     "keep_dense",
+    "layer_statistics",
     "low_rank_ffn",
     "low_rank_linear",
     "optimize",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .calibrate import Batches, Grams, grams_of
+from .calibrate import Batches, LayerStatistics, Statistics, statistics_of
 from .compress.blocks import block_gains
 from .compress.svd import damped, rank_gains
 from .encoders import encoder_linears
@@ -21,7 +23,7 @@ def plan(
     ratio: float = 5.0,
     method: Method = "low_rank",
     *,
-    calibration: Batches | Grams | None = None,
+    calibration: Batches | Statistics | None = None,
     block: tuple[int, int] = (128, 16),
     rank_multiple: int = 8,
     low_rank_share: float = 0.75,
@@ -60,8 +62,8 @@ def plan(
     if calibration is not None:
         for name, linear in linears.items():
             check_finite(f"plan: {name}", linear.weight)
-    grams = grams_of(model, linears, calibration, quiet)
-    grams = {n: damped(gram) for n, gram in grams.items()}
+    statistics = statistics_of(model, linears, calibration, quiet)
+    worth = {n: _Worth.of(linears[n], s, objective) for n, s in statistics.items()}
     budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
     ranks: dict[str, int] = {}
     if method != "block_sparse":
@@ -70,7 +72,7 @@ def plan(
             {n: share * b for n, b in budget.items()},
             {n: rank_multiple * _rank_bytes(m) for n, m in linears.items()},
             {n: _break_even(m) // rank_multiple for n, m in linears.items()},
-            {n: rank_gains(linears[n].weight, gram, rank_multiple) for n, gram in grams.items()},
+            {n: of.ranks(rank_multiple) for n, of in worth.items()},
         )
         ranks = {n: units * rank_multiple for n, units in ranks.items()}
     densities: dict[str, float] = {}
@@ -85,7 +87,7 @@ def plan(
             left,
             {n: groups[n] * _block_bytes(m, block) for n, m in linears.items()},
             {n: cells[n] // groups[n] for n in linears},
-            {n: block_gains(linears[n].weight, gram, block) for n, gram in grams.items()},
+            {n: of.blocks(block) for n, of in worth.items()},
             least=0 if ranks else 1,
         )
         densities = {n: count * groups[n] / cells[n] for n, count in counts.items()}
@@ -103,6 +105,31 @@ def plan(
         },
         objective,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Worth:
+    """What a layer's ranks and blocks are worth: of the model's outputs, or each of its own."""
+
+    weight: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    @classmethod
+    def of(cls, linear: nn.Linear, seen: LayerStatistics, objective: Objective) -> _Worth:
+        weight, inputs = linear.weight.detach().double(), damped(seen.inputs)
+        if objective in ("auto", "outputs"):
+            return cls(weight, inputs, damped(seen.outputs))
+        # errors of one layer's outputs and of another's are like only as shares of their size
+        size = (weight @ inputs * weight).sum().clamp(min=1e-300)
+        return cls(weight, inputs, torch.eye(len(weight), dtype=size.dtype).to(size) / size)
+
+    def ranks(self, multiple: int) -> list[float]:
+        return rank_gains(self.weight, self.inputs, self.outputs, multiple)
+
+    def blocks(self, block: tuple[int, int]) -> list[float]:
+        rows = self.outputs.diagonal().sqrt()
+        return block_gains(rows[:, None] * self.weight, self.inputs, block)
 
 
 def _spend(

@@ -1,9 +1,10 @@
-"""Gram matrices of the inputs of linears, from calibration batches run through the model."""
+"""What calibration batches make of each linear: its inputs, and what errors of its outputs cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,70 +14,98 @@ from torch import Tensor, nn
 from .encoders import encoder_linears
 from .progress import progress_bar
 
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What a linear with weight (out, in) sees and causes, as means over tokens, in fp64.
+
+    inputs: ``X X^T`` (in, in) of its inputs. outputs: ``D D^T`` (out, out) of the gradients D at
+    its outputs of ``z . y``, with y what the model answers and z standard normal: so an error E of
+    the outputs changes y by about ``tr(E^T outputs E)`` (the Gauss-Newton matrix of the squared
+    error of y, as K-FAC factors it: Martens and Grosse, ICML 2015).
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
-Grams: TypeAlias = Mapping[str, Tensor]
+Statistics: TypeAlias = Mapping[str, LayerStatistics]
 
 
-def grams_of(
-    model: nn.Module, names: Iterable[str], calibration: Batches | Grams | None, quiet: bool
-) -> Grams:
-    """The Gram matrix of each named linear, from batches or from `input_grams`; empty for None.
+def statistics_of(
+    model: nn.Module, names: Iterable[str], calibration: Batches | Statistics | None, quiet: bool
+) -> Statistics:
+    """Those of each named linear, from batches or from `layer_statistics`; empty for None.
 
-    Raises as `input_grams` does, and ValueError where a matrix given is not of its linear's size.
+    Raises as `layer_statistics` does, and ValueError where a matrix is not of its linear's size.
     """
     if calibration is None:
         return {}
     if not isinstance(calibration, Mapping):
-        return _input_grams(model, names, calibration, quiet)
+        return _statistics(model, names, calibration, quiet)
     given: Mapping[Any, Any] = calibration
-    grams = {}
+    found = {}
     for name in names:
-        linear = model.get_submodule(name)
-        gram, size = given.get(name), linear.in_features
-        if not isinstance(gram, Tensor) or gram.shape != (size, size):
-            got = tuple(gram.shape) if isinstance(gram, Tensor) else type(gram).__name__
-            raise ValueError(
-                f"calibration: {got} for {name}; expected its Gram matrix ({size}, {size}), as "
-                "lada_ops.input_grams gives it, or a list of batches: a single one goes in a list"
-            )
-        if not gram.isfinite().all():
-            raise ValueError(f"calibration: the Gram matrix of {name} holds NaN or infinity")
-        grams[name] = gram.to(next(linear.parameters()).device, torch.float64)
-    return grams
+        linear, statistics = model.get_submodule(name), given.get(name)
+        found[name] = LayerStatistics(
+            _checked(name, "inputs", statistics, linear.in_features, linear),
+            _checked(name, "outputs", statistics, linear.out_features, linear),
+        )
+    return found
 
 
-def input_grams(
+def _checked(name: str, side: str, statistics: Any, size: Any, linear: nn.Module) -> Tensor:
+    matrix = getattr(statistics, side, None)
+    if not isinstance(matrix, Tensor) or matrix.shape != (size, size):
+        shape = tuple(matrix.shape) if isinstance(matrix, Tensor) else None
+        raise ValueError(
+            f"calibration: {shape or type(statistics).__name__} for {name}; expected its {side} "
+            f"({size}, {size}), as lada_ops.layer_statistics gives them, or a list of batches: a "
+            "single one goes in a list"
+        )
+    if not matrix.isfinite().all():
+        raise ValueError(f"calibration: the {side} of {name} hold NaN or infinity")
+    return matrix.to(next(linear.parameters()).device, torch.float64)
+
+
+def layer_statistics(
     model: nn.Module,
     batches: Batches,
     layers: str | None = None,
     quiet: bool = False,
-) -> dict[str, Tensor]:
-    """``X X^T / tokens`` (in, in) in fp64 of the inputs of each linear, over all batches.
+) -> dict[str, LayerStatistics]:
+    """What each linear sees and causes, over all batches.
 
     `plan` and `compress` take the result in the place of the batches, which need then be run only
     once, however many compressed models are made.
 
     batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device.
     layers: a regular expression for the names of the linears, by default the encoder's.
-    Tokens whose attention_mask is 0 are left out. The model runs in eval mode, and all its modules
-    are left in the mode they were in.
+    Tokens whose attention_mask is 0 are left out. The model runs in eval mode, forward and back,
+    and all its modules and parameters are left as they were. The same each time.
 
     Raises TypeError on a batch that is no dict; ValueError where there is no batch, a linear never
-    ran, or its inputs hold NaN or infinity.
+    ran, or its inputs or gradients hold NaN or infinity.
     """
-    return _input_grams(model, encoder_linears(model, layers), batches, quiet)
+    return _statistics(model, encoder_linears(model, layers), batches, quiet)
 
 
-@torch.no_grad()
-def _input_grams(
+def _statistics(
     model: nn.Module, names: Iterable[str], batches: Batches, quiet: bool
-) -> dict[str, Tensor]:
+) -> dict[str, LayerStatistics]:
     device = next(model.parameters()).device
     collector = _Collector({name: model.get_submodule(name) for name in names})
     modes = {module: module.training for module in model.modules()}
+    weights = [p for m in collector.linears.values() for p in m.parameters()]
+    flags = [weight.requires_grad for weight in weights]
     with ExitStack() as stack:
-        stack.callback(_set_modes, modes)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.callback(_restore, modes, weights, flags)
         model.eval()
+        for weight in weights:
+            weight.requires_grad_()  # or nothing leads back to the outputs
         collector.hook(stack)
         progress = stack.enter_context(progress_bar(quiet))
         task = progress.add_task("calibration", total=_length(batches))
@@ -91,50 +120,78 @@ def _input_grams(
                 for name, value in batch.items()
             }
             collector.start(inputs.get("attention_mask"))
-            model(**inputs)
+            collector.finish(model(**inputs))
             progress.advance(task)
-    return collector.grams()
+    return collector.statistics()
 
 
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+def _restore(
+    modes: Mapping[nn.Module, bool], weights: list[nn.Parameter], flags: list[bool]
+) -> None:
     for module, training in modes.items():
         module.training = training
+    for weight, flag in zip(weights, flags, strict=True):
+        weight.requires_grad_(flag)
 
 
 class _Collector:
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         self.linears = linears
-        self.sums: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(linears, 0)
         self.mask: Tensor | None = None
         self.last: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+        self.given: list[tuple[str, Tensor]] = []
+        self.generator = torch.Generator().manual_seed(0)
 
     def hook(self, stack: ExitStack) -> None:
         for name, linear in self.linears.items():
-            handle = linear.register_forward_pre_hook(partial(self.add, name))
+            handle = linear.register_forward_hook(partial(self.add, name))
             stack.callback(handle.remove)
 
     def start(self, attention_mask: Tensor | None) -> None:
         self.mask = None if attention_mask is None else torch.as_tensor(attention_mask).bool()
         self.last = None, None, 0  # the next batch may pass the same tensor with another mask
+        self.given = []
 
-    def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0]
         if x is not self.last[0]:  # query, key and value share one input: multiply it once
-            if self.mask is not None and x.shape[:-1] == self.mask.shape:
-                rows = x[self.mask].double()
-            else:
-                rows = x.reshape(-1, x.shape[-1]).double()
+            rows = self._rows(x)
             self.last = x, rows.T @ rows, rows.shape[0]
         _, product, tokens = self.last
         assert product is not None
-        if name in self.sums:
-            self.sums[name] += product
-        else:
-            self.sums[name] = product.clone()
+        _add(self.inputs, name, product)
         self.tokens[name] += tokens
+        self.given.append((name, output))
 
-    def grams(self) -> dict[str, Tensor]:
+    def finish(self, answer: Any) -> None:
+        """Take the gradients of a random mixture of what the model answered."""
+        if not isinstance(answer, Tensor):
+            answer = next(value for value in answer.values() if isinstance(value, Tensor))
+        noise = torch.randn(answer.shape, generator=self.generator).to(answer.device, answer.dtype)
+        if self.mask is not None and answer.shape[:-1] == self.mask.shape:
+            noise *= self.mask[..., None]
+            answer = answer.masked_fill(~self.mask[..., None], 0)  # what is there may be NaN
+        outputs = [output for _, output in self.given]
+        if not outputs:
+            return
+        mixture = (answer * noise).sum()
+        gradients = torch.autograd.grad(mixture, outputs, allow_unused=True)
+        for (name, output), gradient in zip(self.given, gradients, strict=True):
+            rows = self._rows(torch.zeros_like(output) if gradient is None else gradient)
+            _add(self.outputs, name, rows.T @ rows)
+        self.given = []
+
+    @torch.no_grad()
+    def _rows(self, x: Tensor) -> Tensor:
+        """The tokens that count (tokens, features) in fp64."""
+        if self.mask is not None and x.shape[:-1] == self.mask.shape:
+            return x[self.mask].double()
+        return x.reshape(-1, x.shape[-1]).double()
+
+    def statistics(self) -> dict[str, LayerStatistics]:
         silent = [name for name, tokens in self.tokens.items() if tokens == 0]
         if silent:
             raise ValueError(
@@ -142,10 +199,21 @@ class _Collector:
                 f"{f' and {len(silent) - 1} more' if len(silent) > 1 else ''}; "
                 "expected at least one batch with unmasked tokens"
             )
-        for name, gram in self.sums.items():
-            if not gram.isfinite().all():
-                raise ValueError(f"calibration: the inputs of {name} hold NaN or infinity")
-        return {name: gram / self.tokens[name] for name, gram in self.sums.items()}
+        for side, sums in (("inputs", self.inputs), ("gradients", self.outputs)):
+            for name, product in sums.items():
+                if not product.isfinite().all():
+                    raise ValueError(f"calibration: the {side} of {name} hold NaN or infinity")
+        return {
+            name: LayerStatistics(self.inputs[name] / tokens, self.outputs[name] / tokens)
+            for name, tokens in self.tokens.items()
+        }
+
+
+def _add(sums: dict[str, Tensor], name: str, product: Tensor) -> None:
+    if name in sums:
+        sums[name] += product
+    else:
+        sums[name] = product.clone()
 
 
 def _length(batches: Iterable[Any]) -> int | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import plan
-from .calibrate import input_grams
+from .calibrate import layer_statistics
 from .encoders import encoder_linears
 from .engine.optimize import fast_dtypes, optimize
 from .folder import check_target, load_model, save_model, staged_folder
@@ -105,7 +105,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         got = embed(served[name], tokenizer, texts.held_out)
         rows[name] = _quality(name, model, got, embeddings, texts)
 
-    grams = input_grams(dense, calibration, quiet=quiet)
+    seen = layer_statistics(dense, calibration, quiet=quiet)
     with staged_folder(out, overwrite) as stage:
         if dtypes:
             serve("dense, optimized", dense)
@@ -113,7 +113,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
             for method in METHODS:
                 name = _name(method, ratio)
                 model = copy.deepcopy(dense)
-                compress(model, plan(model, ratio, method, calibration=grams), grams, quiet=quiet)
+                compress(model, plan(model, ratio, method, calibration=seen), seen, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():

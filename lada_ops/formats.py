@@ -51,6 +51,14 @@ class LowRank:
         """The weight (out, in)."""
         return self.u @ self.v
 
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """The same in another dtype."""
+        return LowRank(self.u.to(dtype), self.v.to(dtype))
+
+    def scaled(self, rows: Tensor) -> LowRank:
+        """The weight whose rows are multiplied by ``rows (out,)``."""
+        return LowRank(self.u * rows[:, None], self.v)
+
     def counts(self) -> Counts:
         return Counts.of(self.u) + Counts.of(self.v)
 
@@ -179,6 +187,16 @@ class Bsr:
         """The weight (out, in)."""
         return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.shape[1])
 
+    def to(self, dtype: torch.dtype) -> Bsr:
+        """The same in another dtype."""
+        return Bsr(self.crow_indices, self.col_indices, self.values.to(dtype), self.shape)
+
+    def scaled(self, rows: Tensor) -> Bsr:
+        """The weight whose rows are multiplied by ``rows (out,)``."""
+        factors = rows.view(-1, self.block[0])[block_row_indices(self.crow_indices, self.nnz)]
+        values = panel_major(self.values * factors[:, :, None])
+        return Bsr(self.crow_indices, self.col_indices, values, self.shape)
+
     def padded(self) -> Bsr:
         """The same weight, with zero blocks that fill every block row up to whole packs.
 
@@ -229,6 +247,14 @@ class SparseLowRank:
     def to_dense(self) -> Tensor:
         """The weight (out, in)."""
         return self.low_rank.to_dense() + self.bsr.to_dense()
+
+    def to(self, dtype: torch.dtype) -> SparseLowRank:
+        """The same in another dtype."""
+        return SparseLowRank(self.low_rank.to(dtype), self.bsr.to(dtype))
+
+    def scaled(self, rows: Tensor) -> SparseLowRank:
+        """The weight whose rows are multiplied by ``rows (out,)``."""
+        return SparseLowRank(self.low_rank.scaled(rows), self.bsr.scaled(rows))
 
     def counts(self) -> Counts:
         return self.low_rank.counts() + self.bsr.counts()

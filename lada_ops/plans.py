@@ -11,7 +11,7 @@ from .formats import check_rank
 from .grid import check_block
 
 Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]
-Objective = Literal["auto", "activations", "weights"]
+Objective = Literal["auto", "outputs", "activations", "weights"]
 METHODS: tuple[Method, ...] = get_args(Method)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
@@ -81,8 +81,9 @@ class CompressionPlan:
     """What every linear of an encoder becomes; made by `plan` or by hand, kept as JSON.
 
     layers: module name -> LayerPlan. objective: what the compressed weights are fitted to:
-    "weights" minimises ``||W - W'||``, "activations" minimises ``||(W - W') X||`` over calibration
-    batches and needs them, "auto" takes activations if calibration is given, else weights.
+    "weights" minimises ``||W - W'||``; "activations" ``||(W - W') X||`` over calibration batches,
+    which it needs; "outputs" weighs that by what it does to the model's own outputs, and needs them
+    too (`LayerStatistics`); "auto" takes outputs if calibration is given, else weights.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .calibrate import Batches, Grams, grams_of
+from .calibrate import Batches, LayerStatistics, Statistics, statistics_of
 from .compress.blocks import prune_blocks
 from .compress.sparse_low_rank import alternate
-from .compress.svd import damped, truncated_svd, whitened_svd
+from .compress.svd import damped, truncated_svd, two_sided_svd, whitened_svd
 from .counts import Counts
 from .engine.optimize import undo
 from .engine.record import optimized_part
@@ -29,16 +29,16 @@ from .report import CompressionReport, LayerReport
 def compress(
     model: nn.Module,
     plan: CompressionPlan,
-    calibration: Batches | Grams | None = None,
+    calibration: Batches | Statistics | None = None,
     *,
     quiet: bool = False,
 ) -> CompressionReport:
     """Replace the planned linears by compressed modules, in place, all or nothing.
 
     calibration: batches, each a dict of the model's inputs as a tokenizer returns it, or what
-    `input_grams` made of them; some 10,000 tokens of the model's own kind of text do. With it the
-    compressed weights are fitted to what the layers see, which keeps far more accuracy than fitting
-    the weights alone.
+    `layer_statistics` made of them; some 10,000 tokens of the model's own kind of text do. With it
+    the compressed weights are fitted to what the layers see, and to what their errors do to the
+    model's outputs, which keeps far more accuracy than fitting the weights alone.
     Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them; build
     another model from a copy of the config, or it shares them.
 
@@ -47,26 +47,28 @@ def compress(
     """
     compression_of(model)  # raises if another method quantized the model
     linears = _planned_linears(model, plan)
-    if plan.objective == "activations" and calibration is None:
+    if plan.objective in ("activations", "outputs") and calibration is None:
         raise ValueError(
-            "compress: calibration None for a plan with objective 'activations'; expected batches "
-            "of the model's inputs, or a plan with objective 'weights' or 'auto'"
+            f"compress: calibration None for a plan with objective {plan.objective!r}; expected "
+            "batches of the model's inputs, or a plan with objective 'weights' or 'auto'"
         )
     if plan.objective == "weights" and calibration is not None:
         raise ValueError(
             "compress: calibration given for a plan with objective 'weights'; expected None, "
-            "or a plan with objective 'activations' or 'auto'"
+            "or a plan with objective 'outputs', 'activations' or 'auto'"
         )
-    grams = grams_of(model, linears, calibration, quiet)
+    statistics = statistics_of(model, linears, calibration, quiet)
+    objective = "weights" if calibration is None else plan.objective.replace("auto", "outputs")
 
     bytes_dense = model_bytes(model)
     modules: dict[str, nn.Module] = {}
     layers: dict[str, LayerReport] = {}
     with progress_bar(quiet) as progress:
         for name, linear in progress.track(linears.items(), description="compression"):
-            weight = fit(linear.weight, plan.layers[name], grams.get(name))
+            seen, layer = statistics.get(name), plan.layers[name]
+            weight = fit(linear.weight, layer, seen, weigh_outputs=objective == "outputs")
             modules[name] = to_module(weight, linear)
-            layers[name] = _layer_report(plan.layers[name], linear, weight, grams.get(name))
+            layers[name] = _layer_report(layer, objective, linear, weight, seen)
     with replaced_modules(model, modules):
         report = CompressionReport(layers, bytes_dense, model_bytes(model))
         record_compression(model, plan, report)
@@ -107,18 +109,30 @@ def restore(model: nn.Module) -> list[str]:
     return list(linears)
 
 
-def fit(weight: Tensor, plan: LayerPlan, gram: Tensor | None = None) -> Format:
+def fit(
+    weight: Tensor,
+    plan: LayerPlan,
+    seen: LayerStatistics | None = None,
+    weigh_outputs: bool = True,
+) -> Format:
     """The format that `plan` names, nearest to ``weight (out, in)``.
 
-    gram: ``X X^T`` (in, in) fp64 of the layer's inputs; without it the weights alone are fitted.
+    seen: what the layer's errors are weighed by; without it the weights alone are fitted. Low-rank
+    factors take both sides of it whole, blocks its outputs' diagonal. weigh_outputs: whether
+    outputs count at all.
     """
-    if gram is not None:
-        gram = damped(gram)
+    gram = None if seen is None else damped(seen.inputs)
     if plan.format == "low_rank":
         assert plan.rank is not None
-        if gram is None:
+        if seen is None or gram is None:
             return truncated_svd(weight, plan.rank)
-        return whitened_svd(weight, plan.rank, gram)
+        if not weigh_outputs:
+            return whitened_svd(weight, plan.rank, gram)
+        return two_sided_svd(weight, plan.rank, gram, damped(seen.outputs))
+    if seen is not None and weigh_outputs:
+        rows = damped(seen.outputs).diagonal().sqrt()
+        scaled = fit(rows[:, None] * weight.double(), plan, seen, weigh_outputs=False)
+        return scaled.scaled(1 / rows).to(weight.dtype)
     assert plan.block is not None
     assert plan.density is not None
     if plan.format == "block_sparse":
@@ -193,17 +207,22 @@ def _planned_linears(model: nn.Module, plan: CompressionPlan) -> dict[str, nn.Li
 
 @torch.no_grad()
 def _layer_report(
-    plan: LayerPlan, linear: nn.Linear, weight: Format, gram: Tensor | None
+    plan: LayerPlan,
+    objective: str,
+    linear: nn.Linear,
+    weight: Format,
+    seen: LayerStatistics | None,
 ) -> LayerReport:
     dense = linear.weight.double()
     rest = dense - weight.to_dense().double()
     activation_error = None
-    if gram is not None:
+    if seen is not None:
+        gram = seen.inputs
         activation_error = _relative((rest @ gram * rest).sum(), (dense @ gram * dense).sum())
     bias = Counts() if linear.bias is None else Counts.of(linear.bias, flops_per_value=1)
     return LayerReport(
         plan,
-        "weights" if gram is None else "activations",
+        objective,
         _relative(rest.square().sum(), dense.square().sum()),
         activation_error,
         Counts.of(linear.weight) + bias,

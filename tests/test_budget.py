@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from lada_ops import compress, plan
+from lada_ops import compress, layer_statistics, plan
 from lada_ops.grid import group_of
 from lada_ops.plans import METHODS, OBJECTIVES
 from tests.tiny_encoders import batch, tiny_bert
@@ -182,7 +184,7 @@ class TestPlanWithCalibration:
 
     def test_output_error_is_lower_than_shared_evenly(self):
         even, shared = (
-            plan(tiny_bert(), 3, calibration=calibration, **SMALL)
+            plan(tiny_bert(), 3, calibration=calibration, objective="activations", **SMALL)
             for calibration in (None, self.BATCHES)
         )
         assert total_error(even, self.BATCHES) > total_error(shared, self.BATCHES)
@@ -198,6 +200,29 @@ class TestPlanWithCalibration:
             assert given is not None
             assert kept is not None
             assert kept >= given // 2 - 2, name
+
+    @pytest.mark.parametrize("method", ["low_rank", "block_sparse"])
+    def test_layers_get_more_whose_errors_cost_more(self, method):
+        model = tiny_bert()
+        seen = layer_statistics(model, self.BATCHES, quiet=True)
+        dear = "encoder.layer.1.intermediate.dense"
+        made = []
+        for factor in (1, 100):
+            outputs = factor * seen[dear].outputs
+            changed = seen | {dear: replace(seen[dear], outputs=outputs)}
+            made.append(plan(model, 3, method, calibration=changed, **SMALL).layers[dear])
+        size = "rank" if method == "low_rank" else "density"
+        assert getattr(made[1], size) > getattr(made[0], size)
+
+    def test_activations_alone_do_not_look_at_the_outputs(self):
+        model = tiny_bert()
+        seen = layer_statistics(model, self.BATCHES, quiet=True)
+        changed = {n: replace(s, outputs=torch.eye(len(s.outputs))) for n, s in seen.items()}
+        first, second = (
+            plan(model, 3, calibration=statistics, objective="activations", **SMALL)
+            for statistics in (seen, changed)
+        )
+        assert first == second
 
     def test_useless_calibration_is_refused(self):
         with pytest.raises(ValueError, match="no token reached"):

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BatchEncoding
 
-from lada_ops.calibrate import grams_of, input_grams
+from lada_ops.calibrate import LayerStatistics, layer_statistics, statistics_of
 from lada_ops.encoders import encoder_linears
 from tests.tiny_encoders import ARCHITECTURES, batch, tiny_bert, with_head
 
@@ -13,7 +13,8 @@ BATCHES = [batch(3, 9), batch(2, 5, seed=1)]
 
 
 def grams(model, batches, names=None):
-    return grams_of(model, names or list(encoder_linears(model)), batches, True)
+    found = statistics_of(model, names or list(encoder_linears(model)), batches, True)
+    return {name: seen.inputs for name, seen in found.items()}
 
 
 @torch.no_grad()
@@ -47,7 +48,8 @@ def states(model):
     return (
         {name: tensor.clone() for name, tensor in model.state_dict().items()},
         {name: module.training for name, module in model.named_modules()},
-        sum(len(module._forward_pre_hooks) for module in model.modules()),
+        sum(len(module._forward_hooks) for module in model.modules()),
+        {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()},
     )
 
 
@@ -144,7 +146,8 @@ def test_query_key_and_value_share_one_product():
 
     with Count():
         grams(model, [batch()])
-    assert len(products) == 2 * 4  # per layer: attention's input and output, and the two of the FFN
+    # per layer: attention's input and output, and the two of the FFN; and each linear's outputs
+    assert len(products) == 2 * 4 + 12
 
 
 def test_one_tensor_in_two_batches_is_masked_by_each():
@@ -277,36 +280,123 @@ def test_quiet_prints_nothing(capfd):
 
 
 def test_no_bar_where_nobody_watches(capfd):
-    input_grams(tiny_bert(), BATCHES)
+    layer_statistics(tiny_bert(), BATCHES)
     assert capfd.readouterr() == ("", "")
 
 
-class TestGramsOf:
-    def test_no_calibration_gives_none(self):
-        assert grams_of(tiny_bert(), [QUERY], None, True) == {}
+def jacobian(model, inputs, name):
+    """Of the answers at real tokens, by the outputs of a linear: (answers, tokens, out)."""
+    kept, real = [], inputs["attention_mask"].bool()
+    linear = model.get_submodule(name)
+    handle = linear.register_forward_hook(lambda _, __, output: kept.append(output))
+    answer = model(**inputs).last_hidden_state[real].flatten()
+    handle.remove()
+    rows = [torch.autograd.grad(y, kept[0], retain_graph=True)[0][real] for y in answer]
+    return torch.stack(rows).double()
 
-    def test_batches_and_their_grams_are_the_same(self):
+
+def test_outputs_are_the_mean_of_the_jacobian_s_squares():
+    """Over many draws of the mixture: here one batch given often."""
+    model, inputs = tiny_bert(), batch(2, 5)
+    name = QUERY.replace("self.query", "output.dense")
+    found = layer_statistics(model, [inputs] * 400, quiet=True)[name]
+    by = jacobian(model, inputs, name)
+    want = torch.einsum("ati,atj->ij", by, by) / by.shape[1]
+    error = torch.linalg.norm(found.outputs - want) / torch.linalg.norm(want)
+    assert error < 0.1
+    assert found.outputs.dtype == torch.float64
+
+
+def test_an_error_of_the_outputs_costs_what_they_say():
+    model, inputs = tiny_bert(), batch(2, 5)
+    name = QUERY.replace("attention.self.query", "output.dense")
+    seen = layer_statistics(model, [inputs] * 400, quiet=True)[name]
+    real = inputs["attention_mask"].bool()
+    linear = model.get_submodule(name)
+    with torch.no_grad():
+        want = model(**inputs).last_hidden_state[real]
+        costs = []
+        for _ in range(200):
+            noise = 1e-3 * torch.randn(*real.shape, linear.out_features)
+            handle = linear.register_forward_hook(lambda _, __, y, noise=noise: y + noise)
+            costs.append(float((model(**inputs).last_hidden_state[real] - want).square().sum()))
+            handle.remove()
+    tokens = int(real.sum())
+    expected = 1e-6 * float(seen.outputs.trace()) * tokens
+    assert sum(costs) / len(costs) == pytest.approx(expected, rel=0.15)
+
+
+def test_padding_has_no_part_in_the_outputs():
+    model, short = tiny_bert(), batch(1, 5)
+    pad = torch.zeros(1, 3, dtype=torch.long)
+    longer = {name: torch.cat([tensor, pad], 1) for name, tensor in short.items()}
+    found = [layer_statistics(model, [b] * 300, quiet=True)[QUERY] for b in (short, longer)]
+    difference = torch.linalg.norm(found[0].outputs - found[1].outputs)
+    assert difference < 0.15 * torch.linalg.norm(found[0].outputs)
+
+
+def test_the_same_each_time():
+    first, second = (layer_statistics(tiny_bert(), BATCHES, quiet=True)[QUERY] for _ in range(2))
+    assert torch.equal(first.outputs, second.outputs)
+
+
+def test_frozen_models_have_outputs_too():
+    model = tiny_bert()
+    want = layer_statistics(model, BATCHES, quiet=True)[QUERY]
+    model.requires_grad_(False)
+    with torch.inference_mode():
+        got = layer_statistics(model, BATCHES, quiet=True)[QUERY]
+    torch.testing.assert_close(got.outputs, want.outputs)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_head_s_logits_are_its_answer():
+    model = with_head("bert")
+    found = layer_statistics(model, BATCHES, quiet=True)
+    assert all(seen.outputs.isfinite().all() for seen in found.values())
+    assert any(seen.outputs.any() for seen in found.values())
+
+
+class TestStatisticsOf:
+    def test_no_calibration_gives_none(self):
+        assert statistics_of(tiny_bert(), [QUERY], None, True) == {}
+
+    def test_batches_and_what_was_made_of_them_are_the_same(self):
         model = tiny_bert()
-        given = input_grams(model, BATCHES, quiet=True)
-        from_batches = grams_of(model, [QUERY], BATCHES, True)
-        from_grams = grams_of(model, [QUERY], given, True)
-        assert from_batches.keys() == from_grams.keys() == {QUERY}
-        assert torch.equal(from_batches[QUERY], from_grams[QUERY])
+        given = layer_statistics(model, BATCHES, quiet=True)
+        from_batches = statistics_of(model, [QUERY], BATCHES, True)
+        from_given = statistics_of(model, [QUERY], given, True)
+        assert from_batches.keys() == from_given.keys() == {QUERY}
+        assert torch.equal(from_batches[QUERY].inputs, from_given[QUERY].inputs)
 
     @pytest.mark.parametrize(
         ("calibration", "message"),
         [
             pytest.param({}, f"NoneType for {QUERY}", id="none of this layer"),
-            pytest.param({QUERY: torch.eye(3)}, r"\(3, 3\) for", id="another size"),
-            pytest.param({QUERY: torch.eye(32) * torch.nan}, "holds NaN", id="NaN"),
+            pytest.param({QUERY: torch.eye(32)}, "Tensor for", id="a matrix alone"),
+            pytest.param(
+                {QUERY: LayerStatistics(torch.eye(3), torch.eye(32))},
+                r"\(3, 3\) for .* its inputs",
+                id="another size of inputs",
+            ),
+            pytest.param(
+                {QUERY: LayerStatistics(torch.eye(32), torch.eye(3))},
+                r"\(3, 3\) for .* its outputs",
+                id="another size of outputs",
+            ),
+            pytest.param(
+                {QUERY: LayerStatistics(torch.eye(32) * torch.nan, torch.eye(32))},
+                "the inputs of .* hold NaN",
+                id="NaN",
+            ),
             pytest.param(batch(), "a single one goes in a list", id="a single batch"),
             pytest.param(BatchEncoding(batch()), "goes in a list", id="a single BatchEncoding"),
         ],
     )
     def test_refuses(self, calibration, message):
         with pytest.raises(ValueError, match=message):
-            grams_of(tiny_bert(), [QUERY], calibration, True)
+            statistics_of(tiny_bert(), [QUERY], calibration, True)
 
-    def test_grams_are_taken_to_fp64(self):
-        grams = grams_of(tiny_bert(), [QUERY], {QUERY: torch.eye(32)}, True)
-        assert grams[QUERY].dtype == torch.float64
+    def test_they_are_taken_to_fp64(self):
+        given = {QUERY: LayerStatistics(torch.eye(32), torch.eye(32))}
+        assert statistics_of(tiny_bert(), [QUERY], given, True)[QUERY].inputs.dtype == torch.float64

@@ -116,3 +116,20 @@ class TestBlocks:
         panel = laid.transpose(1, 2).reshape(6, 2)
         assert panel.data_ptr() == laid.data_ptr()
         assert torch.equal(panel.T, torch.cat([values[0], values[1]], 1))
+
+
+class TestScaled:
+    """Rows times a factor each, in every format."""
+
+    ROWS = torch.arange(1.0, 9.0)
+
+    @pytest.mark.parametrize("kind", ["low rank", "blocks", "both"])
+    def test_rows_are_multiplied(self, kind):
+        low_rank = LowRank(torch.randn(8, 2), torch.randn(2, 6))
+        bsr = Bsr.from_dense(torch.randn(8, 6), (4, 3), torch.tensor([[1, 0], [1, 1]]).bool())
+        formats = {"low rank": low_rank, "blocks": bsr, "both": SparseLowRank(low_rank, bsr)}
+        weight = formats[kind]
+        want = weight.to_dense() * self.ROWS[:, None]
+        torch.testing.assert_close(weight.scaled(self.ROWS).to_dense(), want)
+        assert weight.to(torch.float64).to_dense().dtype == torch.float64
+        torch.testing.assert_close(weight.to(torch.float64).to_dense().float(), weight.to_dense())

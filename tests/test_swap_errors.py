@@ -47,8 +47,8 @@ def test_failure_while_recording(monkeypatch, error):
 def test_failure_while_reporting(monkeypatch):
     model = tiny_bert()
     before = Snapshot(model)
-    failing = fail_on_call(swap._model_bytes, 2, RuntimeError("stop"))
-    monkeypatch.setattr(swap, "_model_bytes", failing)
+    failing = fail_on_call(swap.model_bytes, 2, RuntimeError("stop"))
+    monkeypatch.setattr(swap, "model_bytes", failing)
     with pytest.raises(RuntimeError, match="stop"):
         compress(model, make_plan(model), quiet=True)
     before.assert_unchanged(model)

@@ -43,7 +43,7 @@ def compress(
     with errors():
         from transformers import AutoTokenizer
 
-        from .. import input_grams, plan, swap
+        from .. import layer_statistics, plan, swap
         from ..folder import check_target, load_model, longest, save_model
         from ..pretrained import compression_of
         from ..texts import read_lines, token_batches
@@ -54,15 +54,15 @@ def compress(
             raise ValueError(
                 f"{model} is compressed already; expected the dense model it came from"
             )
-        grams = None
+        seen = None
         if calibration is not None:
             tokenizer = AutoTokenizer.from_pretrained(model)
             length = min(128, longest(dense))
             batches = token_batches(tokenizer, read_lines(calibration), max_length=length)
-            grams = input_grams(dense, batches, layers)
+            seen = layer_statistics(dense, batches, layers)
         shape = pair("--block", block)
-        made = plan(dense, ratio, method, block=shape, calibration=grams, layers=layers)
-        report = swap.compress(dense, made, grams)
+        made = plan(dense, ratio, method, block=shape, calibration=seen, layers=layers)
+        report = swap.compress(dense, made, seen)
         save_model(dense, model, folder, overwrite)
         show(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
 

@@ -30,13 +30,13 @@ def prune_blocks(
 
 @torch.no_grad()
 def block_gains(weight: Tensor, gram: Tensor, block: tuple[int, int]) -> list[float]:
-    """The part of ``||W X||^2`` that each further group of blocks adds when refitted, best first.
+    """How much of ``||W X||^2`` each further group of blocks adds when refitted, best first.
 
     By these `prune_blocks` chooses how many blocks each row of ``weight (out, in)`` keeps, given
     ``gram = X X^T``.
     """
-    gains = group_gains(weight.double(), block, gram)[0].flatten().sort(descending=True).values
-    return (gains / gains.sum().clamp(min=1e-300)).tolist()
+    gains = group_gains(weight.double(), block, gram)[0]
+    return gains.flatten().sort(descending=True).values.tolist()
 
 
 def largest_blocks(

@@ -32,6 +32,21 @@ def whitened_svd(weight: Tensor, rank: int, gram: Tensor) -> LowRank:
     return LowRank(u.to(weight.dtype), v.to(weight.dtype))
 
 
+@torch.no_grad()
+def two_sided_svd(weight: Tensor, rank: int, gram: Tensor, outputs: Tensor) -> LowRank:
+    """The factors that minimise ``||R (W - u v) X||_F`` where ``R^T R = outputs``.
+
+    weight (out, in); gram as for `whitened_svd`; outputs (out, out) fp64, positive definite: what
+    errors of the outputs cost. The optimum is ``R^-1`` times that of ``R W``, whitened.
+    """
+    check_rank("two_sided_svd", rank, (weight.shape[0], weight.shape[1]))
+    check_finite("two_sided_svd", weight)
+    root = torch.linalg.cholesky(outputs).T
+    u, v = whitened_factors(root @ weight.double(), rank, torch.linalg.cholesky(gram))
+    u = torch.linalg.solve_triangular(root, u, upper=True)
+    return LowRank(u.to(weight.dtype), v.to(weight.dtype))
+
+
 def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The truncated SVD of a fp64 weight as ``u sqrt(s)`` and ``sqrt(s) v^T``.
 
@@ -49,17 +64,16 @@ def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rank_gains(weight: Tensor, gram: Tensor, multiple: int) -> list[float]:
-    """The part of ``||W X||_F^2`` that each further `multiple` ranks adds to the best ``u v X``.
+def rank_gains(weight: Tensor, gram: Tensor, outputs: Tensor, multiple: int) -> list[float]:
+    """How much of ``||R W X||_F^2`` each further `multiple` ranks adds to the best ``R u v X``.
 
-    weight (out, in), ``gram = X X^T`` (in, in) fp64; one number per `multiple` whole ranks: sums of
-    squared singular values of the whitened weight.
+    weight (out, in), gram (in, in) and ``outputs = R^T R`` (out, out) fp64, as for `two_sided_svd`;
+    one number per `multiple` whole ranks: sums of squared singular values.
     """
-    weight = weight.double()
-    squares = torch.linalg.eigvalsh(weight @ gram @ weight.T).flip(0).clamp(min=0)
+    rows = torch.linalg.cholesky(outputs).T @ weight.double()
+    squares = torch.linalg.eigvalsh(rows @ gram @ rows.T).flip(0).clamp(min=0)
     count = min(weight.shape) // multiple
-    sums = squares[: count * multiple].view(count, multiple).sum(1)
-    return (sums / squares.sum().clamp(min=1e-300)).tolist()
+    return squares[: count * multiple].view(count, multiple).sum(1).tolist()
 
 
 def whitened_factors(weight: Tensor, rank: int, whitener: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ..budget import plan
-from ..calibrate import Batches, input_grams
+from ..calibrate import Batches, layer_statistics
 from ..counts import Counts
 from ..encoders import encoder_linears
 from ..formats import INDEX_DTYPE
@@ -82,7 +82,7 @@ class LadaBlockConfig:
 
     def build(self, stage: str, model: nn.Module, batches: Batches, quiet: bool) -> None:
         if stage == "train":
-            seen = input_grams(model, batches, quiet=quiet)
+            seen = layer_statistics(model, batches, quiet=quiet)
             compress(model, self._plan(model, self._first_ratio, seen, quiet), seen, quiet=quiet)
 
     def pruner(self, stage: str, model: nn.Module, epochs: float, probe: Probe) -> Pruner | None:

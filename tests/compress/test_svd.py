@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lada_ops.compress.svd import damped, rank_gains, truncated_svd, whitened_svd
+from lada_ops.compress.svd import damped, rank_gains, truncated_svd, two_sided_svd, whitened_svd
 from tests.compress.weights import SHAPES, inputs_and_gram, norm
 
 
@@ -127,19 +127,56 @@ def test_whitened_refuses_a_rank_out_of_range(rank):
         whitened_svd(random((24, 40)), rank, torch.eye(40, dtype=torch.float64))
 
 
+def weighed_error(weight, factors, x, outputs):
+    """``tr(E^T outputs E)`` of the errors E of the layer's outputs."""
+    rest = (weight - factors.u @ factors.v) @ x
+    return float((rest * (outputs @ rest)).sum())
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=str)
+@pytest.mark.parametrize("rank", [1, 7, 24])
+def test_two_sided_is_the_best_of_its_rank_for_errors_that_are_weighed(shape, rank):
+    """Its error is the tail of the spectrum that Eckart and Young leave, in the weighed norm."""
+    weight, (x, gram), (_, outputs) = (
+        random(shape),
+        inputs_and_gram(shape[1]),
+        inputs_and_gram(shape[0]),
+    )
+    got = two_sided_svd(weight, rank, gram, outputs)
+    root = torch.linalg.cholesky(outputs).T
+    want = tail(root @ weight @ x, rank) ** 2
+    assert weighed_error(weight, got, x, outputs) == pytest.approx(want, rel=1e-6, abs=1e-6)
+    whitened = weighed_error(weight, whitened_svd(weight, rank, gram), x, outputs)
+    assert weighed_error(weight, got, x, outputs) <= whitened * (1 + 1e-9) + 1e-6
+
+
+def test_two_sided_with_outputs_all_alike_is_whitened():
+    weight, (_, gram) = random((24, 40)), inputs_and_gram(40)
+    got = two_sided_svd(weight, 7, gram, 3 * torch.eye(24).double())
+    torch.testing.assert_close(got.to_dense(), whitened_svd(weight, 7, gram).to_dense())
+
+
+@pytest.mark.parametrize("rank", [0, 25])
+def test_two_sided_refuses_a_rank_out_of_range(rank):
+    with pytest.raises(ValueError, match=f"two_sided_svd: rank {rank} .* expected 1 to 24"):
+        two_sided_svd(random((24, 40)), rank, torch.eye(40).double(), torch.eye(24).double())
+
+
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=str)
 @pytest.mark.parametrize("multiple", [1, 5, 8])
 def test_gains_are_what_each_step_of_rank_adds(shape, multiple):
     weight = random(shape)
     x, gram = inputs_and_gram(shape[1])
-    whole = norm(weight @ x) ** 2
-    errors = [tail(weight @ x, rank) ** 2 for rank in range(0, 25, multiple)]
-    want = [(before - after) / whole for before, after in zip(errors, errors[1:], strict=False)]
-    assert rank_gains(weight, gram, multiple) == pytest.approx(want, abs=1e-9)
+    _, outputs = inputs_and_gram(shape[0])
+    root = torch.linalg.cholesky(outputs).T
+    errors = [tail(root @ weight @ x, rank) ** 2 for rank in range(0, 25, multiple)]
+    want = [before - after for before, after in zip(errors, errors[1:], strict=False)]
+    assert rank_gains(weight, gram, outputs, multiple) == pytest.approx(want, rel=1e-6, abs=1e-6)
 
 
 def test_gains_of_zeros_are_zero():
-    assert rank_gains(torch.zeros(24, 40), torch.eye(40).double(), 8) == [0, 0, 0]
+    grams = torch.eye(40).double(), torch.eye(24).double()
+    assert rank_gains(torch.zeros(24, 40), *grams, 8) == [0, 0, 0]
 
 
 def test_damped_adds_to_the_diagonal_alone():
