@@ -146,10 +146,7 @@ class Row:
             "seconds": seconds,
             "curve": curve,
             "models": found["models"],
-            "speedups": {
-                comparison["label"]: {t["name"]: t["speedup_median"] for t in comparison["timings"]}
-                for comparison in found["comparisons"]
-            },
+            "speedups": _speedups(found),
             "environment": found["environment"],
         }
 

@@ -47,7 +47,7 @@ def test_compress_reports_what_it_wrote(method, source, tmp_path):
     assert report["ratio"] >= 4
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert saved["report"]["layers"] == report["layers"]
-    assert {layer["objective"] for layer in report["layers"].values()} == {"activations"}
+    assert {layer["objective"] for layer in report["layers"].values()} == {"outputs"}
 
 
 def test_compress_refuses_to_overwrite_unasked(source, compressed):
