@@ -181,6 +181,7 @@ class Row:
             seed=seed,
             bf16=self.bf16,
             use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
             train_sampling_strategy="group_by_length",
             eval_strategy="steps",
             eval_steps=steps // 2,

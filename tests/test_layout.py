@@ -47,6 +47,13 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
         *("calibrate", "compress", "counts", "engine", "formats", "modules"),
         *("plans", "pretrained", "progress", "report"),
     },
+    "shrink": {"formats", "modules", "plans", "pretrained", "swap"},
+    "tasks": set(),
+    "distill": {
+        *("budget", "calibrate", "compress", "counts", "encoders", "engine", "folder", "formats"),
+        *("grid", "latency", "modules", "plans", "pretrained", "shrink", "swap", "tasks", "texts"),
+    },
+    "evaluate": {"bench", "counts", "encoders", "folder", "modules", "swap", "tasks"},
     "tune": {
         *("compress", "engine", "environment", "grid", "latency", "machine_code", "modules"),
         *("ops", "reference"),

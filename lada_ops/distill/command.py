@@ -126,6 +126,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),  # or Trainer refuses bf16 on a CPU
+        dataloader_pin_memory=torch.cuda.is_available(),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if settings.texts is None else "no",
         save_strategy="steps" if settings.patience is None else "epoch",

@@ -65,7 +65,9 @@ def distill(
         folder = work / f"{number}-{stage}"
         with args.main_process_first(local=False):
             if not (folder / "start").exists():
-                recipe.build(stage, model, _batches(train, collator), quiet)
+                recipe.build(
+                    stage, nn.Module.to(model, args.device), _batches(train, collator), quiet
+                )
                 _save(model, folder / "start")
         if not (folder / "trained").exists():
             model = type(teacher).from_pretrained(folder / "start", dtype=teacher.dtype)
