@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def plot_ratios(
 
 
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], bucket: str, path: Path) -> None:
-    """The task's metric over measured speed-up: a line for each method, through its ratios."""
+    """The task's metric over speed-up: a line per method through its ratios, means over seeds."""
     tasks = dict.fromkeys(row["task"] for row in rows)
     figure, panels = _figure(1, len(tasks))
     for axes, task in zip(panels, tasks, strict=True):
@@ -107,10 +108,13 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], bucket: str, path: Path) ->
         teacher = of_task[0]["models"][0]["scores"]
         metric = next(iter(teacher))
         for method in dict.fromkeys(row["method"] for row in of_task):
-            chosen = [row for row in of_task if row["method"] == method]
-            speedups = [row["speedups"][bucket]["optimized, float32"] for row in chosen]
-            scores = [100 * row["models"][1]["scores"][metric] for row in chosen]
-            axes.plot(speedups, scores, marker="o", label=method)
+            by_ratio: dict[float, list[tuple[float, float]]] = {}
+            for row in (row for row in of_task if row["method"] == method):
+                speedup = row["speedups"][bucket]["optimized, float32"]
+                score = 100 * row["models"][1]["scores"][metric]
+                by_ratio.setdefault(row["ratio"], []).append((speedup, score))
+            means = [[mean(values) for values in zip(*of, strict=True)] for of in by_ratio.values()]
+            axes.plot(*zip(*means, strict=True), marker="o", label=method)
         axes.axhline(100 * teacher[metric], color="gray", lw=0.7)
         axes.set_title(f"{task}; the line is the teacher", fontsize=9)
         axes.set_xlabel(f"times as fast as dense, eager, {bucket}")

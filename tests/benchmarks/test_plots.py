@@ -7,8 +7,9 @@ import torch
 from transformers import BertConfig
 
 from benchmarks import plots
-from benchmarks.plots import LATENCY, RATIOS, encoder_work, plot_device
+from benchmarks.plots import LATENCY, RATIOS, encoder_work, plot_accuracy, plot_device
 from benchmarks.suite.roofline import Ceilings
+from tests.benchmarks.compression_rows import row
 
 pytest.importorskip("matplotlib", reason="needs: pip install lada-ops[bench]")
 TOP = {"flops_per_second": 1e11, "bytes_per_second": 1e10}
@@ -75,3 +76,22 @@ def test_work_of_one_layer_by_hand():
     products = 2 * 2 * (3 * 3 * 8) * 2  # of two sequences: q k^T, and that by v
     assert work.flops == 2 * weights * 6 + products
     assert work.bytes == 2 * (weights + 2 * 6 * 8)
+
+
+def test_accuracy_is_a_line_for_each_method_through_means_over_seeds(tmp_path, monkeypatch):
+    figures, real = [], plots._figure
+    monkeypatch.setattr(
+        plots, "_figure", lambda *sizes: figures.append(real(*sizes)) or figures[-1]
+    )
+    rows = [
+        row("lada", 5, 0.80, seed=0, speedup=2),
+        row("lada", 5, 0.84, seed=1, speedup=3),
+        row("lada", 2.5, 0.88, speedup=1.5),
+        row("svd", 5, 0.70, speedup=4),
+    ]
+    plot_accuracy(rows, "1x128", tmp_path / "a.png")
+    (axes,) = figures[0][1]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["lada"] == [[1.5, 88], [2.5, pytest.approx(82)]]
+    assert lines["svd"] == [[4, 70]]
+    assert (tmp_path / "a.png").is_file()
