@@ -71,6 +71,7 @@ def distill(
                 _save(model, folder / "start")
         if not (folder / "trained").exists():
             model = type(teacher).from_pretrained(folder / "start", dtype=teacher.dtype)
+            nn.Module.to(model, args.device)  # where the pruner's tensors have to be, too
             trainer = _trainer(
                 *(teacher, model, recipe, stage, args, folder),
                 train_dataset=train,
