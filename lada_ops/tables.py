@@ -165,10 +165,14 @@ def evaluation(results: Mapping[str, Any]) -> Group:
     attacked = "robustness" in rows[0]
     columns = [results["task"], *rows[0]["scores"], *(name.split("_")[0] for name in loyalties)]
     worth = _table("", [*columns, "changed texts"] if attacked else columns)
-    worth.caption = (
-        f"On {results['examples']} examples; label and probability: loyalty to the teacher. "
-        "changed texts: accuracy before and after they were changed to fool another BERT."
-    )
+    worth.caption = f"On {results['examples']} examples."
+    if loyalties:
+        worth.caption += " label and probability: loyalty to the teacher."
+    if attacked:
+        worth.caption += (
+            f" changed texts: accuracy before and after {rows[0]['robustness']['texts']} were "
+            "changed to fool another BERT."
+        )
     for row in rows:
         cells = [f"{score:.4f}" for score in row["scores"].values()]
         cells += [f"{row[name]:.3f}" for name in loyalties]

@@ -37,7 +37,7 @@ def distill(
         str | None, typer.Option(help="Another file of the task than train.tsv.")
     ] = None,
     dev_file: Annotated[
-        str | None, typer.Option(help="Another file of the task than dev.tsv.")
+        str | None, typer.Option(help="Another than dev.tsv; mnli's own is dev_matched_1k.tsv.")
     ] = None,
     preset: Annotated[
         Preset, typer.Option(help="Ranks and blocks, which are fast; or single weights.")
@@ -125,7 +125,7 @@ def evaluate(
     task: Task,
     data: Data,
     dev_file: Annotated[
-        str | None, typer.Option(help="Another file of the task than dev.tsv.")
+        str | None, typer.Option(help="Another than dev.tsv; mnli's own is dev_matched_1k.tsv.")
     ] = None,
     shapes: Annotated[str, typer.Option(help="Batch x length, with commas.")] = "1x16,1x128,8x128",
     rounds: Annotated[int, typer.Option(help="Timed rounds per shape.")] = 15,

@@ -27,7 +27,8 @@ class Attacked:
 def read_attacked(data: Path, task: Task) -> Attacked | None:
     """The attacks on texts of the task in ``robust/textfooler`` of `data`; None if it has no set.
 
-    Texts that SST-2 trains on, and attacks that failed, are left out. Raises as `read_split`.
+    Texts that SST-2 trains on, and attacks that failed, are left out. Raises as `read_split`, and
+    ValueError where no other is left.
     """
     if task.name not in _SETS:
         return None
@@ -35,6 +36,8 @@ def read_attacked(data: Path, task: Task) -> Attacked | None:
     path = found(data / "robust" / "textfooler" / name)
     columns = (*task.columns, *originals, "label", chooser)
     rows = [(n, row) for n, row in read_table(path, columns) if row[-1] == value]
+    if not rows:
+        raise ValueError(f"{path}: no row has {chooser} {value}; expected at least one")
     labels = []
     for number, row in rows:
         if row[-2] not in map(str, range(len(task.labels))):
@@ -50,7 +53,7 @@ def read_attacked(data: Path, task: Task) -> Attacked | None:
 
 
 def robustness(attacked: Attacked, predict: Callable[[Examples], np.ndarray]) -> dict[str, float]:
-    """Accuracy before and after the attack, and how many texts there are.
+    """Accuracy before and after the attack, what it lost, and how many texts there are.
 
     predict: the logits (examples, labels) of a model.
     """
@@ -59,4 +62,9 @@ def robustness(attacked: Attacked, predict: Callable[[Examples], np.ndarray]) ->
         float((predict(examples).argmax(1) == labels).mean())
         for examples in (attacked.before, attacked.after)
     )
-    return {"before_attack": before, "after_attack": after, "texts": len(labels)}
+    return {
+        "before_attack": before,
+        "after_attack": after,
+        "lost": before - after,
+        "texts": len(labels),
+    }

@@ -23,9 +23,9 @@ def tokenized(
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
-    """Raise ValueError unless the model has the task's labels and the tokenizer's words."""
+    """Raise ValueError unless the model has the task's head, and the tokenizer's words."""
     config: Any = model.config
-    if not hasattr(model, "classifier") and "SequenceClassification" not in type(model).__name__:
+    if "SequenceClassification" not in type(model).__name__:
         raise ValueError(
             f"{type(model).__name__} has no head for {task.name}; expected a model for sequence "
             "classification that was trained on it"
@@ -34,6 +34,12 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         raise ValueError(
             f"the model has {config.num_labels} labels; expected {task.num_labels} for {task.name}"
             f"{f': {task.labels}' if task.labels else ', a score'}"
+        )
+    problem = "regression" if task.regression else "single_label_classification"
+    if config.problem_type not in (None, problem):  # None: by the labels, when it is trained
+        raise ValueError(
+            f"the model's problem_type is {config.problem_type!r}; expected {problem!r} for "
+            f"{task.name}"
         )
     for number, label in enumerate(task.labels):
         got = str(config.id2label.get(number, "")).lower()

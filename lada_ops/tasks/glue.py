@@ -1,13 +1,15 @@
 """The tasks of GLUE, and their files, read line by line and refused at the first that is wrong.
 
 Files are UTF-8, tab-separated, with a header and without quoting: ``glue/TASK/train.tsv`` and
-``dev.tsv`` in the folder that the user names, plain or with ``.gz`` after their names.
+``dev.tsv`` in the folder that the user names, plain or with ``.gz`` after their names. That of
+MNLI's dev set is ``dev_matched_1k.tsv``.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,16 @@ Split = Literal["train", "dev"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked: columns of text, labels by id (none for scores of 0 to 5), and the metric."""
+    """What is asked: columns of text, labels by id (none for scores of 0 to 5), and the metric.
+
+    dev_file: the dev set's file.
+    """
 
     name: str
     columns: tuple[str, ...]
     labels: tuple[str, ...]
     metric: str
+    dev_file: str = "dev.tsv"
 
     @property
     def regression(self) -> bool:
@@ -45,7 +51,13 @@ TASKS = {
         Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), "f1"),
         Task("rte", _PAIR, _ENTAILMENT, "accuracy"),
         Task("stsb", _PAIR, (), "spearman"),
-        Task("mnli", _PAIR, ("entailment", "neutral", "contradiction"), "accuracy"),
+        Task(
+            "mnli",
+            _PAIR,
+            ("entailment", "neutral", "contradiction"),
+            "accuracy",
+            "dev_matched_1k.tsv",
+        ),
     )
 }
 LARGEST_SCORE = 5.0
@@ -75,7 +87,7 @@ def read_split(data: Path, task: Task, split: Split, file: str | None = None) ->
     Raises FileNotFoundError where there is no such file, ValueError with file and line where one is
     malformed.
     """
-    name = file or f"{split}.tsv"
+    name = file or (task.dev_file if split == "dev" else "train.tsv")
     path = found(data / "glue" / task.name / name)
     rows = read_table(path, (*task.columns, "label"))
     texts = [tuple(row[:-1]) for _, row in rows]
@@ -99,7 +111,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]
     try:
         with opened(path, "rt", encoding="utf-8", newline="\n") as file:
             lines = file.read().split("\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: {error}; expected UTF-8 text") from error
     if lines[-1] == "":
         lines.pop()

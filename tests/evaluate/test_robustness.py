@@ -41,13 +41,23 @@ def test_a_label_that_is_none_is_refused(tmp_path):
         read_attacked(tmp_path, TASKS["sst2"])
 
 
+def test_a_set_without_a_text_that_counts_is_refused(tmp_path):
+    write(
+        tmp_path / "robust/textfooler/mr.tsv",
+        "sentence\tlabel\torig_sentence\torig_in_sst2_train",
+        ["a\t1\tb\t1"],
+    )
+    with pytest.raises(ValueError, match=r"mr\.tsv: no row has orig_in_sst2_train 0"):
+        read_attacked(tmp_path, TASKS["sst2"])
+
+
 def test_accuracy_before_and_after(tmp_path):
     attacked = read_attacked(write_data(tmp_path), TASKS["sst2"])
     assert attacked is not None
 
-    def predict(examples):  # finds the longer texts good
-        good = np.array([len(text[0]) > 7 for text in examples.texts])
+    def predict(examples):  # finds old dogs good
+        good = np.array(["old" in text[0] for text in examples.texts])
         return np.stack([~good, good], 1).astype(float)
 
     got = robustness(attacked, predict)
-    assert got == {"before_attack": 0.5, "after_attack": 0.5, "texts": 2}
+    assert got == {"before_attack": 1, "after_attack": 0.5, "lost": 0.5, "texts": 2}

@@ -35,6 +35,14 @@ def test_compressed_files_and_files_of_other_names(tmp_path):
     assert read_split(tmp_path, SST2, "train", "other.tsv").texts == [("c",)]
 
 
+def test_the_dev_set_of_mnli_is_the_matched_one(tmp_path):
+    header = "sentence\tsentence2\tlabel"
+    write(tmp_path / "glue/mnli/dev.tsv", header, ["a\tb\t0"])
+    write(tmp_path / "glue/mnli/dev_matched_1k.tsv", header, ["c\td\t2"])
+    assert read_split(tmp_path, TASKS["mnli"], "dev").texts == [("c", "d")]
+    assert read_split(tmp_path, TASKS["mnli"], "dev", "dev.tsv").texts == [("a", "b")]
+
+
 @pytest.mark.parametrize(
     ("header", "lines", "message"),
     [
@@ -68,6 +76,17 @@ def test_bytes_that_are_no_text(tmp_path):
     write(path, HEADER, ["a\t1"])
     path.write_bytes(path.read_bytes() + b"\xff\xfe\t1\n")
     with pytest.raises(ValueError, match="expected UTF-8 text"):
+        read_split(tmp_path, SST2, "dev")
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "plain"])
+def test_a_compressed_file_that_is_damaged(damage, tmp_path):
+    path = tmp_path / "glue/sst2/dev.tsv.gz"
+    path.parent.mkdir(parents=True)
+    whole = gzip.compress(b"sentence\tlabel\n" + b"a\t1\n" * 999)
+    damaged = {"cut": whole[:-9], "changed": whole[:12] + b"\xff" * 9, "plain": b"a\t1\n"}
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=r"dev\.tsv\.gz: .*expected UTF-8 text"):
         read_split(tmp_path, SST2, "dev")
 
 

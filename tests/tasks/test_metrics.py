@@ -28,6 +28,8 @@ def test_correlations():
 
 def test_what_tells_nothing_is_0():
     assert scores(TASKS["stsb"], np.ones((3, 1)), [1, 2, 3]) == {"spearman": 0, "pearson": 0}
+    assert scores(TASKS["stsb"], [[3.0]], [3]) == {"spearman": 0, "pearson": 0}
+    assert scores(TASKS["stsb"], [[1.0], [2], [3]], [4, 4, 4]) == {"spearman": 0, "pearson": 0}
     always = np.array([[1.0, 0]] * 3)
     assert scores(TASKS["cola"], always, [0, 1, 1])["matthews"] == 0
     assert scores(TASKS["mrpc"], always, [0, 1, 1])["f1"] == 0
