@@ -117,6 +117,8 @@ class LadaBlockConfig:
             ratio,
             self.method,
             calibration=seen,
+            # what hardly moves the outputs may still move scores and states that are to be learnt
+            objective="auto" if seen is None else "activations",
             block=self.block,
             rank_multiple=self.rank_multiple,
             quiet=quiet,
