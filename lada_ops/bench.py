@@ -50,16 +50,24 @@ class Bench:
             restore(dense)
         else:
             dense = load_model(against)
-            if (type(dense), dense.dtype) != (type(model), model.dtype):
-                raise ValueError(
-                    f"--against: {type(dense).__name__} in {dense.dtype}; expected "
-                    f"{type(model).__name__} in {model.dtype}, as {folder}: only like is compared"
-                )
         return cls.of_models(folder, dense, model)
 
     @classmethod
     def of_models(cls, folder: str, dense: PreTrainedModel, model: PreTrainedModel) -> Bench:
-        """`model`, loaded from `folder`, as it is and as `optimize` makes it, beside `dense`."""
+        """`model`, loaded from `folder`, as it is and as `optimize` makes it, beside `dense`.
+
+        Raises ValueError where `dense` is compressed too, or of another kind than `model`.
+        """
+        if compression_of(dense) is not None:
+            raise ValueError(
+                f"{folder} was to be compared with a compressed model; expected the dense one that "
+                "it was made of"
+            )
+        if (type(dense), dense.dtype) != (type(model), model.dtype):
+            raise ValueError(
+                f"{folder} was to be compared with a {type(dense).__name__} in {dense.dtype}; "
+                f"expected {type(model).__name__} in {model.dtype}: only like is compared"
+            )
         models, references = {"compressed": model}, {}
         for dtype in _served_dtypes(model):
             name = f"optimized, {str(dtype).removeprefix('torch.')}"
@@ -71,11 +79,7 @@ class Bench:
         self, sizes: Mapping[str, tuple[int, int]], rounds: int, threads: int | None = None
     ) -> dict[str, Any]:
         """Comparisons on full batches of random tokens, by label: batch and length."""
-        for label, (_, length) in sizes.items():
-            if length > longest(self.dense):
-                raise ValueError(
-                    f"--shapes: {label}; expected lengths up to the model's {longest(self.dense)}"
-                )
+        self.check_sizes(sizes)
         vocabulary = self.dense.config.get_text_config().vocab_size
         generator = torch.Generator().manual_seed(SEED)
         batches = {}
@@ -83,6 +87,14 @@ class Bench:
             ids = torch.randint(1, vocabulary, size, generator=generator).to(self.dense.device)
             batches[label] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return collect(self._compared(batches, rounds, threads).values())
+
+    def check_sizes(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Raise ValueError where a length is more than the models have positions for."""
+        for label, (_, length) in sizes.items():
+            if length > longest(self.dense):
+                raise ValueError(
+                    f"--shapes: {label}; expected lengths up to the model's {longest(self.dense)}"
+                )
 
     def traffic(
         self,

@@ -113,6 +113,12 @@ def test_eval_prints_a_table(student, teacher, data):
          "order 'greedy'; expected one of"),
         (["eval", "{student}", "--teacher", "{teacher}", "--task", "mrpc", "--data", "{tmp}"],
          "mrpc/dev.tsv is missing"),
+        (["eval", "{student}", "--teacher", "{teacher}", "--task", "sst2", "--data", "{data}",
+          "--shapes", "1x999"], "lengths up to the model's 128"),
+        (["eval", "{student}", "--teacher", "{teacher}", "--task", "sst2", "--data", "{data}",
+          "--threads", "0"], "--threads: '0'"),
+        (["eval", "{student}", "--teacher", "{student}", "--task", "sst2", "--data", "{data}"],
+         "expected the dense one that it was made of"),
     ],
 )  # fmt: skip
 def test_errors_end_in_one_message_and_nothing_written(

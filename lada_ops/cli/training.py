@@ -9,7 +9,7 @@ import typer
 
 from .. import tables
 from ..plans import Method
-from .app import Json, app, errors, pair, show
+from .app import Json, app, errors, number, pair, show
 
 Preset = Literal["lada-block", "lada"]
 Task = Annotated[str, typer.Option(help="sst2, cola, mrpc, rte, stsb or mnli.")]
@@ -141,6 +141,9 @@ def evaluate(
         from ..evaluate.evaluation import evaluate as evaluated
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}
+        for option, count in (("--rounds", rounds), ("--threads", threads)):
+            if count is not None:
+                number(option, str(count))
         results = evaluated(
             folder,
             teacher,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,16 @@ def evaluate(
     for model in (dense, student):
         check_model(model, tokenizer, about)
     bench = Bench.of_models(folder, dense, student)
-    models = {"teacher": dense, **bench.models}
+    bench.check_sizes(sizes)
+    linears = names_of_linears(dense, student)
     want = logits_of(dense, tokenizer, examples, about)
     rows = []
-    for name, model in models.items():
-        got = logits_of(model, tokenizer, examples, about)
+    for name, model in {"teacher": dense, **bench.models}.items():
+        got = want if model is dense else logits_of(model, tokenizer, examples, about)
         held = bench.references.get(name, model)
         row = {
             "name": name,
-            "linears": asdict(linears_counts(held)),
+            "linears": asdict(linears_counts(held, linears)),
             "model_bytes": model_bytes(held),
             "scores": scores(about, got, examples.labels),
         }
@@ -105,13 +106,25 @@ def logits_of(
     return logits
 
 
-def linears_counts(model: nn.Module) -> Counts:
-    """What the linears of a model's encoder cost as they are now, compressed and dense."""
+def names_of_linears(*models: nn.Module) -> list[str]:
+    """The linears of the models' encoders, and all others that one of them has compressed."""
+    return sorted(
+        {
+            name
+            for model in models
+            for name, module in model.named_modules()
+            if isinstance(module, CompressedLinear)
+            or (type(module) is nn.Linear and re.search(ENCODER_LINEARS, name))
+        }
+    )
+
+
+def linears_counts(model: nn.Module, names: Iterable[str]) -> Counts:
+    """What a model's linears of these names cost as they are now, compressed or dense."""
     total = Counts()
-    for name, module in model.named_modules():
+    for module in map(model.get_submodule, names):
         if isinstance(module, CompressedLinear):
             total += module.counts()
-        if type(module) is not nn.Linear or not re.search(ENCODER_LINEARS, name):
             continue
         for parameter, flops in ((module.weight, 2), (module.bias, 1)):
             total += Counts() if parameter is None else Counts.of(parameter, flops)  # type: ignore[arg-type]

@@ -1,9 +1,16 @@
 import pytest
-from transformers import AutoTokenizer, BertForTokenClassification, BertModel
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertForTokenClassification,
+    BertModel,
+    DataCollatorWithPadding,
+    Trainer,
+)
 
 from lada_ops.tasks.dataset import check_model, tokenized
 from lada_ops.tasks.glue import TASKS, Examples
-from tests.distill.models import tiny_classifier
+from tests.distill.models import arguments, tiny_classifier
 from tests.tiny_model import tiny_config, write_tiny_model
 
 
@@ -24,6 +31,27 @@ def test_an_example_is_its_tokens_and_its_label(tokenizer):
 def test_long_texts_are_cut(tokenizer):
     (only,) = tokenized(tokenizer, Examples([("dog " * 50,)], [1]), max_length=8)
     assert len(only["input_ids"]) == 8
+
+
+def test_trainer_groups_them_by_length(tokenizer, tmp_path):
+    counts = [n * 19 % 64 + 1 for n in range(64)]  # of words: 1 to 64, in no order
+    examples = Examples([("dog " * n,) for n in counts], [n % 2 for n in counts])
+
+    def padding(strategy):
+        trainer = Trainer(
+            tiny_classifier(),
+            arguments(tmp_path, train_sampling_strategy=strategy, per_device_train_batch_size=2),
+            train_dataset=tokenized(tokenizer, examples),  # type: ignore[arg-type]
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        batches = list(trainer.get_train_dataloader())
+        lengths = [batch["attention_mask"].sum(1) for batch in batches]
+        assert sorted(torch.cat(lengths).tolist()) == list(range(3, 67))
+        for batch, length in zip(batches, lengths, strict=True):
+            assert batch["labels"].tolist() == (length % 2).tolist()
+        return sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+
+    assert padding("group_by_length") < padding("random") / 2
 
 
 def test_a_model_of_the_task_passes(tokenizer):
