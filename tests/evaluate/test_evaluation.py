@@ -93,6 +93,13 @@ def test_what_only_the_student_has_compressed_is_counted_in_both():
     assert less == sizes[0] - sizes[1] > 0
 
 
+def test_a_student_of_fewer_layers_counts_those_that_it_has():
+    dense, student = tiny_classifier(num_hidden_layers=4), tiny_classifier(num_hidden_layers=2)
+    names = names_of_linears(dense, student)
+    sizes = [linears_counts(model, names).stored_bytes for model in (dense, student)]
+    assert sizes[0] == 2 * sizes[1] > 0
+
+
 def test_tokenizers_with_other_words_or_other_ids_are_refused(folder, tokenizer, tmp_path):
     check_same_words(tokenizer, AutoTokenizer.from_pretrained(folder))
     more = copy.deepcopy(tokenizer)
