@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,14 +19,28 @@ from .progress import progress_bar
 class LayerStatistics:
     """What a linear with weight (out, in) sees and causes, as means over tokens, in fp64.
 
-    inputs: ``X X^T`` (in, in) of its inputs. outputs: ``D D^T`` (out, out) of the gradients D at
-    its outputs of ``z . y``, with y what the model answers and z standard normal: so an error E of
-    the outputs changes y by about ``tr(E^T outputs E)`` (the Gauss-Newton matrix of the squared
-    error of y, as K-FAC factors it: Martens and Grosse, ICML 2015).
+    inputs: ``X X^T`` (in, in) of its inputs. mean: (in,), of its inputs. outputs: ``D D^T`` (out,
+    out) of the gradients D at its outputs of ``z . y``, with y what the model answers and z
+    standard normal: so an error E of the outputs changes y by about ``tr(E^T outputs E)`` (the
+    Gauss-Newton matrix of the squared error of y, as K-FAC factors it: Martens and Grosse, ICML
+    2015).
     """
 
     inputs: Tensor
+    mean: Tensor
     outputs: Tensor
+
+    def unexplained(self, linear: nn.Linear) -> LayerStatistics:
+        """The same, of what the weight alone is left to fit: where there is a bias, not the mean.
+
+        With ``bias + (W - W') mean`` in the place of the bias, an error of the weight counts by the
+        covariance of the inputs.
+        """
+        if linear.bias is None:
+            return self
+        # a millionth of it stays: rounding must not leave less than nothing of inputs all alike
+        mean = (1 - 1e-6) * torch.outer(self.mean, self.mean)
+        return replace(self, inputs=self.inputs - mean)
 
 
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
@@ -38,7 +52,7 @@ def statistics_of(
 ) -> Statistics:
     """Those of each named linear, from batches or from `layer_statistics`; empty for None.
 
-    Raises as `layer_statistics` does, and ValueError where a matrix is not of its linear's size.
+    Raises as `layer_statistics` does, and ValueError where a tensor is not of its linear's size.
     """
     if calibration is None:
         return {}
@@ -48,25 +62,29 @@ def statistics_of(
     found = {}
     for name in names:
         linear, statistics = model.get_submodule(name), given.get(name)
+        within, out = linear.in_features, linear.out_features
         found[name] = LayerStatistics(
-            _checked(name, "inputs", statistics, linear.in_features, linear),
-            _checked(name, "outputs", statistics, linear.out_features, linear),
+            _checked(name, "inputs", statistics, (within, within), linear),
+            _checked(name, "mean", statistics, (within,), linear),
+            _checked(name, "outputs", statistics, (out, out), linear),
         )
     return found
 
 
-def _checked(name: str, side: str, statistics: Any, size: Any, linear: nn.Module) -> Tensor:
-    matrix = getattr(statistics, side, None)
-    if not isinstance(matrix, Tensor) or matrix.shape != (size, size):
-        shape = tuple(matrix.shape) if isinstance(matrix, Tensor) else None
+def _checked(
+    name: str, part: str, statistics: Any, shape: tuple[Any, ...], linear: nn.Module
+) -> Tensor:
+    tensor = getattr(statistics, part, None)
+    if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(statistics).__name__
         raise ValueError(
-            f"calibration: {shape or type(statistics).__name__} for {name}; expected its {side} "
-            f"({size}, {size}), as lada_ops.layer_statistics gives them, or a list of batches: a "
-            "single one goes in a list"
+            f"calibration: {got} for {name}; expected its {part} {shape}, as "
+            "lada_ops.layer_statistics gives them, or a list of batches: a single one goes in a "
+            "list"
         )
-    if not matrix.isfinite().all():
-        raise ValueError(f"calibration: the {side} of {name} hold NaN or infinity")
-    return matrix.to(next(linear.parameters()).device, torch.float64)
+    if not tensor.isfinite().all():
+        raise ValueError(f"calibration: the {part} of {name} hold NaN or infinity")
+    return tensor.to(next(linear.parameters()).device, torch.float64)
 
 
 def layer_statistics(
@@ -138,10 +156,11 @@ class _Collector:
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         self.linears = linears
         self.inputs: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(linears, 0)
         self.mask: Tensor | None = None
-        self.last: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+        self.last: tuple[Tensor, Tensor, Tensor, int] | None = None
         self.given: list[tuple[str, Tensor]] = []
         self.generator = torch.Generator().manual_seed(0)
 
@@ -152,17 +171,17 @@ class _Collector:
 
     def start(self, attention_mask: Tensor | None) -> None:
         self.mask = None if attention_mask is None else torch.as_tensor(attention_mask).bool()
-        self.last = None, None, 0  # the next batch may pass the same tensor with another mask
+        self.last = None  # the next batch may pass the same tensor with another mask
         self.given = []
 
     def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0]
-        if x is not self.last[0]:  # query, key and value share one input: multiply it once
+        if self.last is None or x is not self.last[0]:  # query, key and value share one input
             rows = self._rows(x).double()
-            self.last = x, rows.T @ rows, rows.shape[0]
-        _, product, tokens = self.last
-        assert product is not None
+            self.last = x, rows.T @ rows, rows.sum(0), rows.shape[0]
+        _, product, total, tokens = self.last
         _add(self.inputs, name, product)
+        _add(self.totals, name, total)
         self.tokens[name] += tokens
         self.given.append((name, output))
 
@@ -205,7 +224,9 @@ class _Collector:
                 if not product.isfinite().all():
                     raise ValueError(f"calibration: the {side} of {name} hold NaN or infinity")
         return {
-            name: LayerStatistics(self.inputs[name] / tokens, self.outputs[name] / tokens)
+            name: LayerStatistics(
+                self.inputs[name] / tokens, self.totals[name] / tokens, self.outputs[name] / tokens
+            )
             for name, tokens in self.tokens.items()
         }
 

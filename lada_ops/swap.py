@@ -38,7 +38,8 @@ def compress(
     calibration: batches, each a dict of the model's inputs as a tokenizer returns it, or what
     `layer_statistics` made of them; some 10,000 tokens of the model's own kind of text do. With it
     the compressed weights are fitted to what the layers see, and to what their errors do to the
-    model's outputs, which keeps far more accuracy than fitting the weights alone.
+    model's outputs, and biases make up for what the weights lose in the mean, which keeps far more
+    accuracy than fitting the weights alone.
     Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them; build
     another model from a copy of the config, or it shares them.
 
@@ -66,8 +67,11 @@ def compress(
     with progress_bar(quiet) as progress:
         for name, linear in progress.track(linears.items(), description="compression"):
             seen, layer = statistics.get(name), plan.layers[name]
-            weight = fit(linear.weight, layer, seen, weigh_outputs=objective == "outputs")
-            modules[name] = to_module(weight, linear)
+            to_fit = None if seen is None else seen.unexplained(linear)
+            weight = fit(linear.weight, layer, to_fit, weigh_outputs=objective == "outputs")
+            modules[name] = module = to_module(weight, linear)
+            if seen is not None:
+                _shift_bias(module, linear, seen.mean)
             layers[name] = _layer_report(layer, objective, linear, weight, seen)
     with replaced_modules(model, modules):
         report = CompressionReport(layers, bytes_dense, model_bytes(model))
@@ -159,6 +163,14 @@ def to_module(weight: Format, like: nn.Linear | CompressedLinear) -> CompressedL
     return module
 
 
+@torch.no_grad()
+def _shift_bias(module: CompressedLinear, linear: nn.Linear, mean: Tensor) -> None:
+    """Make the module's outputs those of `linear` in the mean, for inputs of ``mean (in,)``."""
+    if module.bias is not None:
+        rest = linear.weight.double() - module.format.to(torch.float64).to_dense()
+        module.bias.copy_(linear.bias.double() + rest @ mean)
+
+
 @contextmanager
 def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Set every named submodule; if that or the body fails, all are put back."""
@@ -217,8 +229,8 @@ def _layer_report(
     rest = dense - weight.to_dense().double()
     activation_error = None
     if seen is not None:
-        gram = seen.inputs
-        activation_error = _relative((rest @ gram * rest).sum(), (dense @ gram * dense).sum())
+        lost, whole = seen.unexplained(linear).inputs, seen.inputs
+        activation_error = _relative((rest @ lost * rest).sum(), (dense @ whole * dense).sum())
     bias = Counts() if linear.bias is None else Counts.of(linear.bias, flops_per_value=1)
     return LayerReport(
         plan,
