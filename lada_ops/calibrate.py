@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -38,13 +38,19 @@ class LayerStatistics:
         """
         if linear.bias is None:
             return self
-        # a millionth of it stays: rounding must not leave less than nothing of inputs all alike
-        mean = (1 - 1e-6) * torch.outer(self.mean, self.mean)
-        return replace(self, inputs=self.inputs - mean)
+        return replace(self, inputs=centred(self.inputs, self.mean, self.mean))
 
+
+# not the whole mean: rounding must not leave less than nothing of inputs that are all alike
+MEAN_SHARE = 1 - 1e-6
 
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 Statistics: TypeAlias = Mapping[str, LayerStatistics]
+
+
+def centred(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The mean of products ``x y^T`` without that of the means of x and y, but for a millionth."""
+    return product - MEAN_SHARE * torch.outer(first, second)
 
 
 def statistics_of(
@@ -114,40 +120,66 @@ def _statistics(
 ) -> dict[str, LayerStatistics]:
     device = next(model.parameters()).device
     collector = _Collector({name: model.get_submodule(name) for name in names})
-    modes = {module: module.training for module in model.modules()}
     weights = [p for m in collector.linears.values() for p in m.parameters()]
     flags = [weight.requires_grad for weight in weights]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.callback(_restore, modes, weights, flags)
-        model.eval()
+        stack.callback(_restore, weights, flags)
+        stack.enter_context(eval_mode(model))
         for weight in weights:
             weight.requires_grad_()  # or nothing leads back to the outputs
         collector.hook(stack)
         progress = stack.enter_context(progress_bar(quiet))
         task = progress.add_task("calibration", total=_length(batches))
         for index, batch in enumerate(batches):
-            if not isinstance(batch, Mapping):
-                raise TypeError(
-                    f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
-                    "model's inputs, as a tokenizer returns it"
-                )
-            inputs = {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in batch.items()
-            }
-            collector.start(inputs.get("attention_mask"))
+            inputs = model_inputs(batch, index, device)
+            collector.start(token_mask(inputs))
             collector.finish(model(**inputs))
             progress.advance(task)
     return collector.statistics()
 
 
-def _restore(
-    modes: Mapping[nn.Module, bool], weights: list[nn.Parameter], flags: list[bool]
-) -> None:
-    for module, training in modes.items():
-        module.training = training
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules in eval mode, and afterwards each in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]:
+    """A batch on the device. Raises TypeError, with its index, if it is no dict."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
+            "model's inputs, as a tokenizer returns it"
+        )
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def token_mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens of a batch are real, (batch, length), if it says so."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None else torch.as_tensor(mask).bool()
+
+
+@torch.no_grad()
+def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The tokens that count (tokens, features) of x (..., features)."""
+    if mask is not None and x.shape[:-1] == mask.shape:
+        return x[mask]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _restore(weights: list[nn.Parameter], flags: list[bool]) -> None:
     for weight, flag in zip(weights, flags, strict=True):
         weight.requires_grad_(flag)
 
@@ -169,15 +201,15 @@ class _Collector:
             handle = linear.register_forward_hook(partial(self.add, name))
             stack.callback(handle.remove)
 
-    def start(self, attention_mask: Tensor | None) -> None:
-        self.mask = None if attention_mask is None else torch.as_tensor(attention_mask).bool()
+    def start(self, mask: Tensor | None) -> None:
+        self.mask = mask
         self.last = None  # the next batch may pass the same tensor with another mask
         self.given = []
 
     def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0]
         if self.last is None or x is not self.last[0]:  # query, key and value share one input
-            rows = self._rows(x).double()
+            rows = real_tokens(x, self.mask).double()
             self.last = x, rows.T @ rows, rows.sum(0), rows.shape[0]
         _, product, total, tokens = self.last
         _add(self.inputs, name, product)
@@ -200,16 +232,10 @@ class _Collector:
         gradients = torch.autograd.grad(mixture, outputs, allow_unused=True)
         for (name, output), gradient in zip(self.given, gradients, strict=True):
             # drawn at random, so fp32 within a batch is exact enough, and much faster
-            rows = self._rows(torch.zeros_like(output) if gradient is None else gradient).float()
+            gradient = torch.zeros_like(output) if gradient is None else gradient
+            rows = real_tokens(gradient, self.mask).float()
             _add(self.outputs, name, (rows.T @ rows).double())
         self.given = []
-
-    @torch.no_grad()
-    def _rows(self, x: Tensor) -> Tensor:
-        """The tokens that count (tokens, features)."""
-        if self.mask is not None and x.shape[:-1] == self.mask.shape:
-            return x[self.mask]
-        return x.reshape(-1, x.shape[-1])
 
     def statistics(self) -> dict[str, LayerStatistics]:
         silent = [name for name, tokens in self.tokens.items() if tokens == 0]
