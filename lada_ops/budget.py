@@ -117,11 +117,12 @@ class _Worth:
 
     @classmethod
     def of(cls, linear: nn.Linear, seen: LayerStatistics, objective: Objective) -> _Worth:
-        weight, inputs = linear.weight.detach().double(), damped(seen.inputs)
+        weight = linear.weight.detach().double()
+        inputs = damped(seen.unexplained(linear).inputs)
         if objective in ("auto", "outputs"):
             return cls(weight, inputs, damped(seen.outputs))
         # errors of one layer's outputs and of another's are like only as shares of their size
-        size = (weight @ inputs * weight).sum().clamp(min=1e-300)
+        size = (weight @ seen.inputs * weight).sum().clamp(min=1e-300)
         return cls(weight, inputs, torch.eye(len(weight), dtype=size.dtype).to(size) / size)
 
     def ranks(self, multiple: int) -> list[float]:

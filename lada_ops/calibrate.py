@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,18 +19,38 @@ from .progress import progress_bar
 class LayerStatistics:
     """What a linear with weight (out, in) sees and causes, as means over tokens, in fp64.
 
-    inputs: ``X X^T`` (in, in) of its inputs. outputs: ``D D^T`` (out, out) of the gradients D at
-    its outputs of ``z . y``, with y what the model answers and z standard normal: so an error E of
-    the outputs changes y by about ``tr(E^T outputs E)`` (the Gauss-Newton matrix of the squared
-    error of y, as K-FAC factors it: Martens and Grosse, ICML 2015).
+    inputs: ``X X^T`` (in, in) of its inputs. mean: (in,), of its inputs. outputs: ``D D^T`` (out,
+    out) of the gradients D at its outputs of ``z . y``, with y what the model answers and z
+    standard normal: so an error E of the outputs changes y by about ``tr(E^T outputs E)`` (the
+    Gauss-Newton matrix of the squared error of y, as K-FAC factors it: Martens and Grosse, ICML
+    2015).
     """
 
     inputs: Tensor
+    mean: Tensor
     outputs: Tensor
 
+    def unexplained(self, linear: nn.Linear) -> LayerStatistics:
+        """The same, of what the weight alone is left to fit: where there is a bias, not the mean.
+
+        With ``bias + (W - W') mean`` in the place of the bias, an error of the weight counts by the
+        covariance of the inputs.
+        """
+        if linear.bias is None:
+            return self
+        return replace(self, inputs=centred(self.inputs, self.mean, self.mean))
+
+
+# not the whole mean: rounding must not leave less than nothing of inputs that are all alike
+MEAN_SHARE = 1 - 1e-6
 
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 Statistics: TypeAlias = Mapping[str, LayerStatistics]
+
+
+def centred(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The mean of products ``x y^T`` without that of the means of x and y, but for a millionth."""
+    return product - MEAN_SHARE * torch.outer(first, second)
 
 
 def statistics_of(
@@ -38,7 +58,7 @@ def statistics_of(
 ) -> Statistics:
     """Those of each named linear, from batches or from `layer_statistics`; empty for None.
 
-    Raises as `layer_statistics` does, and ValueError where a matrix is not of its linear's size.
+    Raises as `layer_statistics` does, and ValueError where a tensor is not of its linear's size.
     """
     if calibration is None:
         return {}
@@ -48,25 +68,29 @@ def statistics_of(
     found = {}
     for name in names:
         linear, statistics = model.get_submodule(name), given.get(name)
+        within, out = linear.in_features, linear.out_features
         found[name] = LayerStatistics(
-            _checked(name, "inputs", statistics, linear.in_features, linear),
-            _checked(name, "outputs", statistics, linear.out_features, linear),
+            _checked(name, "inputs", statistics, (within, within), linear),
+            _checked(name, "mean", statistics, (within,), linear),
+            _checked(name, "outputs", statistics, (out, out), linear),
         )
     return found
 
 
-def _checked(name: str, side: str, statistics: Any, size: Any, linear: nn.Module) -> Tensor:
-    matrix = getattr(statistics, side, None)
-    if not isinstance(matrix, Tensor) or matrix.shape != (size, size):
-        shape = tuple(matrix.shape) if isinstance(matrix, Tensor) else None
+def _checked(
+    name: str, part: str, statistics: Any, shape: tuple[Any, ...], linear: nn.Module
+) -> Tensor:
+    tensor = getattr(statistics, part, None)
+    if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(statistics).__name__
         raise ValueError(
-            f"calibration: {shape or type(statistics).__name__} for {name}; expected its {side} "
-            f"({size}, {size}), as lada_ops.layer_statistics gives them, or a list of batches: a "
-            "single one goes in a list"
+            f"calibration: {got} for {name}; expected its {part} {shape}, as "
+            "lada_ops.layer_statistics gives them, or a list of batches: a single one goes in a "
+            "list"
         )
-    if not matrix.isfinite().all():
-        raise ValueError(f"calibration: the {side} of {name} hold NaN or infinity")
-    return matrix.to(next(linear.parameters()).device, torch.float64)
+    if not tensor.isfinite().all():
+        raise ValueError(f"calibration: the {part} of {name} hold NaN or infinity")
+    return tensor.to(next(linear.parameters()).device, torch.float64)
 
 
 def layer_statistics(
@@ -96,40 +120,66 @@ def _statistics(
 ) -> dict[str, LayerStatistics]:
     device = next(model.parameters()).device
     collector = _Collector({name: model.get_submodule(name) for name in names})
-    modes = {module: module.training for module in model.modules()}
     weights = [p for m in collector.linears.values() for p in m.parameters()]
     flags = [weight.requires_grad for weight in weights]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.callback(_restore, modes, weights, flags)
-        model.eval()
+        stack.callback(_restore, weights, flags)
+        stack.enter_context(eval_mode(model))
         for weight in weights:
             weight.requires_grad_()  # or nothing leads back to the outputs
         collector.hook(stack)
         progress = stack.enter_context(progress_bar(quiet))
         task = progress.add_task("calibration", total=_length(batches))
         for index, batch in enumerate(batches):
-            if not isinstance(batch, Mapping):
-                raise TypeError(
-                    f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
-                    "model's inputs, as a tokenizer returns it"
-                )
-            inputs = {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in batch.items()
-            }
-            collector.start(inputs.get("attention_mask"))
+            inputs = model_inputs(batch, index, device)
+            collector.start(token_mask(inputs))
             collector.finish(model(**inputs))
             progress.advance(task)
     return collector.statistics()
 
 
-def _restore(
-    modes: Mapping[nn.Module, bool], weights: list[nn.Parameter], flags: list[bool]
-) -> None:
-    for module, training in modes.items():
-        module.training = training
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules in eval mode, and afterwards each in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]:
+    """A batch on the device. Raises TypeError, with its index, if it is no dict."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
+            "model's inputs, as a tokenizer returns it"
+        )
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def token_mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens of a batch are real, (batch, length), if it says so."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None else torch.as_tensor(mask).bool()
+
+
+@torch.no_grad()
+def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The tokens that count (tokens, features) of x (..., features)."""
+    if mask is not None and x.shape[:-1] == mask.shape:
+        return x[mask]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _restore(weights: list[nn.Parameter], flags: list[bool]) -> None:
     for weight, flag in zip(weights, flags, strict=True):
         weight.requires_grad_(flag)
 
@@ -138,10 +188,11 @@ class _Collector:
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         self.linears = linears
         self.inputs: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(linears, 0)
         self.mask: Tensor | None = None
-        self.last: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+        self.last: tuple[Tensor, Tensor, Tensor, int] | None = None
         self.given: list[tuple[str, Tensor]] = []
         self.generator = torch.Generator().manual_seed(0)
 
@@ -150,19 +201,19 @@ class _Collector:
             handle = linear.register_forward_hook(partial(self.add, name))
             stack.callback(handle.remove)
 
-    def start(self, attention_mask: Tensor | None) -> None:
-        self.mask = None if attention_mask is None else torch.as_tensor(attention_mask).bool()
-        self.last = None, None, 0  # the next batch may pass the same tensor with another mask
+    def start(self, mask: Tensor | None) -> None:
+        self.mask = mask
+        self.last = None  # the next batch may pass the same tensor with another mask
         self.given = []
 
     def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0]
-        if x is not self.last[0]:  # query, key and value share one input: multiply it once
-            rows = self._rows(x).double()
-            self.last = x, rows.T @ rows, rows.shape[0]
-        _, product, tokens = self.last
-        assert product is not None
+        if self.last is None or x is not self.last[0]:  # query, key and value share one input
+            rows = real_tokens(x, self.mask).double()
+            self.last = x, rows.T @ rows, rows.sum(0), rows.shape[0]
+        _, product, total, tokens = self.last
         _add(self.inputs, name, product)
+        _add(self.totals, name, total)
         self.tokens[name] += tokens
         self.given.append((name, output))
 
@@ -181,16 +232,10 @@ class _Collector:
         gradients = torch.autograd.grad(mixture, outputs, allow_unused=True)
         for (name, output), gradient in zip(self.given, gradients, strict=True):
             # drawn at random, so fp32 within a batch is exact enough, and much faster
-            rows = self._rows(torch.zeros_like(output) if gradient is None else gradient).float()
+            gradient = torch.zeros_like(output) if gradient is None else gradient
+            rows = real_tokens(gradient, self.mask).float()
             _add(self.outputs, name, (rows.T @ rows).double())
         self.given = []
-
-    @torch.no_grad()
-    def _rows(self, x: Tensor) -> Tensor:
-        """The tokens that count (tokens, features)."""
-        if self.mask is not None and x.shape[:-1] == self.mask.shape:
-            return x[self.mask]
-        return x.reshape(-1, x.shape[-1])
 
     def statistics(self) -> dict[str, LayerStatistics]:
         silent = [name for name, tokens in self.tokens.items() if tokens == 0]
@@ -205,7 +250,9 @@ class _Collector:
                 if not product.isfinite().all():
                     raise ValueError(f"calibration: the {side} of {name} hold NaN or infinity")
         return {
-            name: LayerStatistics(self.inputs[name] / tokens, self.outputs[name] / tokens)
+            name: LayerStatistics(
+                self.inputs[name] / tokens, self.totals[name] / tokens, self.outputs[name] / tokens
+            )
             for name, tokens in self.tokens.items()
         }
 

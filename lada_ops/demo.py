@@ -113,7 +113,8 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
             for method in METHODS:
                 name = _name(method, ratio)
                 model = copy.deepcopy(dense)
-                compress(model, plan(model, ratio, method, calibration=seen), seen, quiet=quiet)
+                made = plan(model, ratio, method, calibration=seen)
+                compress(model, made, seen, batches=calibration, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():

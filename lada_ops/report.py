@@ -14,10 +14,11 @@ from .plans import LayerPlan, check_keys
 class LayerReport:
     """One compressed linear.
 
-    objective: "weights" or "activations", what it was fitted to, or "training". weight_error:
-    ``||W - W'||_F / ||W||_F``. activation_error: ``||(W - W') X||_F / ||W X||_F`` over the
-    calibration tokens, None without calibration. Both are None once it was trained. dense and
-    compressed count weight and bias.
+    objective: "weights", "activations" or "outputs", what it was fitted to, or "training".
+    weight_error: ``||W - W'||_F / ||W||_F``. activation_error: ``||Y - Y'||_F / ||W X||_F`` over
+    the calibration tokens, with Y and Y' the outputs for the inputs X, biases included; None
+    without calibration. Both are None once it was trained. dense and compressed count weight and
+    bias.
     """
 
     plan: LayerPlan

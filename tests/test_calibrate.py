@@ -301,17 +301,22 @@ class TestStatisticsOf:
             pytest.param({}, f"NoneType for {QUERY}", id="none of this layer"),
             pytest.param({QUERY: torch.eye(32)}, "Tensor for", id="a matrix alone"),
             pytest.param(
-                {QUERY: LayerStatistics(torch.eye(3), torch.eye(32))},
+                {QUERY: LayerStatistics(torch.eye(3), torch.ones(32), torch.eye(32))},
                 r"\(3, 3\) for .* its inputs",
                 id="another size of inputs",
             ),
             pytest.param(
-                {QUERY: LayerStatistics(torch.eye(32), torch.eye(3))},
+                {QUERY: LayerStatistics(torch.eye(32), torch.ones(3), torch.eye(32))},
+                r"\(3,\) for .* its mean",
+                id="another size of the mean",
+            ),
+            pytest.param(
+                {QUERY: LayerStatistics(torch.eye(32), torch.ones(32), torch.eye(3))},
                 r"\(3, 3\) for .* its outputs",
                 id="another size of outputs",
             ),
             pytest.param(
-                {QUERY: LayerStatistics(torch.eye(32) * torch.nan, torch.eye(32))},
+                {QUERY: LayerStatistics(torch.eye(32) * torch.nan, torch.ones(32), torch.eye(32))},
                 "the inputs of .* hold NaN",
                 id="NaN",
             ),
@@ -324,5 +329,5 @@ class TestStatisticsOf:
             statistics_of(tiny_bert(), [QUERY], calibration, True)
 
     def test_they_are_taken_to_fp64(self):
-        given = {QUERY: LayerStatistics(torch.eye(32), torch.eye(32))}
+        given = {QUERY: LayerStatistics(torch.eye(32), torch.ones(32), torch.eye(32))}
         assert statistics_of(tiny_bert(), [QUERY], given, True)[QUERY].inputs.dtype == torch.float64

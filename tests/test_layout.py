@@ -43,9 +43,10 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "calibrate": {"encoders", "progress"},
     "budget": {"calibrate", "compress", "encoders", "formats", "grid", "plans"},
     "pretrained": {"formats", "modules", "plans", "report"},
+    "sequence": {"calibrate", "compress"},
     "swap": {
         *("calibrate", "compress", "counts", "engine", "formats", "modules"),
-        *("plans", "pretrained", "progress", "report"),
+        *("plans", "pretrained", "progress", "report", "sequence"),
     },
     "shrink": {"formats", "modules", "plans", "pretrained", "swap"},
     "tasks": set(),

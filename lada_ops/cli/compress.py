@@ -54,7 +54,7 @@ def compress(
             raise ValueError(
                 f"{model} is compressed already; expected the dense model it came from"
             )
-        seen = None
+        seen = batches = None
         if calibration is not None:
             tokenizer = AutoTokenizer.from_pretrained(model)
             length = min(128, longest(dense))
@@ -62,7 +62,7 @@ def compress(
             seen = layer_statistics(dense, batches, layers)
         shape = pair("--block", block)
         made = plan(dense, ratio, method, block=shape, calibration=seen, layers=layers)
-        report = swap.compress(dense, made, seen)
+        report = swap.compress(dense, made, seen, batches=batches)
         save_model(dense, model, folder, overwrite)
         show(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
 
