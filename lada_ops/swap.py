@@ -43,9 +43,9 @@ def compress(
     the compressed weights are fitted to what the layers see, and to what their errors do to the
     model's outputs, and biases make up for what the weights lose in the mean, which keeps far more
     accuracy than fitting the weights alone.
-    batches: those that calibration was made of. With them the linears are compressed in the order
-    in which they run, each fitted to what the compressed ones before it make of the batches, which
-    keeps more accuracy still and takes minutes (see `fit_in_sequence`).
+    batches: those that calibration was made of, or a part of them. With them the linears are
+    compressed in the order in which they run, each fitted to what the compressed ones before it
+    make of the batches, which keeps more accuracy still and takes minutes (see `fit_in_sequence`).
     Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them; build
     another model from a copy of the config, or it shares them.
 
