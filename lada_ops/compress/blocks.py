@@ -18,7 +18,7 @@ def prune_blocks(
     block: tuple[int, int],
     density: float,
     gram: Tensor | None = None,
-    method: Selection = "second_order",
+    method: Selection = "wanda",
 ) -> Bsr:
     """The share `density` of the blocks of ``weight (out, in)``, those that matter most.
 
@@ -27,10 +27,10 @@ def prune_blocks(
     ``||(W - S) X||_F`` (see `refit`), and how many a block row keeps is chosen by what they are
     worth so. A block row keeps its blocks in whole groups (`group_of`).
 
-    method: how a block row chooses given `gram`. "second_order" gives blocks up one by one, each
-    that whose loss the others make up for best (see `removals`). "wanda" takes those of largest
-    norm, each column counted by the norm of its input (Sun et al., ICLR 2024, summed over blocks):
-    faster, and a little worse.
+    method: how a block row chooses given `gram`. "wanda" takes the blocks of largest norm, each
+    column counted by the norm of its input (Sun et al., ICLR 2024, summed over blocks).
+    "second_order" gives blocks up one by one, each that whose loss the others make up for best (see
+    `removals`): slower, and a smaller error of the layer does not always make a better model.
 
     Raises ValueError on a density, block or method out of range, or a weight that isn't finite.
     """
@@ -47,7 +47,7 @@ def prune_blocks(
 
 @torch.no_grad()
 def block_gains(
-    weight: Tensor, gram: Tensor, block: tuple[int, int], method: Selection = "second_order"
+    weight: Tensor, gram: Tensor, block: tuple[int, int], method: Selection = "wanda"
 ) -> list[float]:
     """How much of ``||W X||^2`` each further group of blocks adds when refitted, best first.
 

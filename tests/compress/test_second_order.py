@@ -49,8 +49,8 @@ def test_a_block_that_another_repeats_goes_first_whatever_its_size():
     x[1] = x[0]
     gram = x @ x.T + 1e-6 * torch.eye(4).double()
     weight = torch.tensor([[3.0, 3.0, 2.0, 1.0]]).double()
-    assert set(prune_blocks(weight, (1, 1), 0.5, gram, "wanda").col_indices.tolist()) == {0, 1}
-    kept = prune_blocks(weight, (1, 1), 0.5, gram)
+    assert set(prune_blocks(weight, (1, 1), 0.5, gram).col_indices.tolist()) == {0, 1}
+    kept = prune_blocks(weight, (1, 1), 0.5, gram, "second_order")
     assert 2 in kept.col_indices.tolist()
     got = kept.to_dense()[0]
     assert float(got[:2].sum()) == pytest.approx(6, rel=1e-5)
@@ -61,9 +61,9 @@ def test_gains_follow_the_method(layer):
     weight = weight.flatten(0, 1)
     losses = removals(weight.unflatten(0, (2, ROWS)), WIDTH, gram)[1]
     want = losses.flatten().sort(descending=True).values
-    got = torch.tensor(block_gains(weight, gram, (ROWS, WIDTH))).double()
+    got = torch.tensor(block_gains(weight, gram, (ROWS, WIDTH), "second_order")).double()
     torch.testing.assert_close(got, want)
-    assert block_gains(weight, gram, (ROWS, WIDTH), "wanda") != pytest.approx(want.tolist())
+    assert block_gains(weight, gram, (ROWS, WIDTH)) != pytest.approx(want.tolist())
 
 
 @pytest.mark.parametrize("call", [prune_blocks, block_gains])
