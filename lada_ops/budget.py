@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .calibrate import Batches, LayerStatistics, Statistics, statistics_of
-from .compress.blocks import block_gains
-from .compress.svd import damped, rank_gains
+from .compress.blocks import Selection, block_gains
+from .compress.svd import rank_gains
 from .encoders import encoder_linears
+from .fitting import ErrorNorm
 from .formats import INDEX_DTYPE, check_finite
 from .grid import check_block, group_of
 from .plans import METHODS, CompressionPlan, LayerPlan, Method, Objective
@@ -28,6 +29,7 @@ def plan(
     rank_multiple: int = 8,
     low_rank_share: float = 0.75,
     objective: Objective = "auto",
+    selection: Selection = "wanda",
     layers: str | None = None,
     quiet: bool = False,
 ) -> CompressionPlan:
@@ -41,6 +43,7 @@ def plan(
     ratio: dense bytes over compressed bytes, above 1. block: (out, in) of the sparse blocks; the
     wide output side is what makes them fast. rank_multiple: ranks are multiples of it.
     low_rank_share: the part of a layer's budget that "sparse_low_rank" gives to u and v.
+    objective, selection: as in `CompressionPlan`.
     layers: a regular expression for the names of the linears, by default the encoder's.
 
     Raises ValueError on arguments out of range, a block that doesn't divide a weight, a ratio that
@@ -87,7 +90,7 @@ def plan(
             left,
             {n: groups[n] * _block_bytes(m, block) for n, m in linears.items()},
             {n: cells[n] // groups[n] for n in linears},
-            {n: of.blocks(block) for n, of in worth.items()},
+            {n: of.blocks(block, selection) for n, of in worth.items()},
             least=0 if ranks else 1,
         )
         densities = {n: count * groups[n] / cells[n] for n, count in counts.items()}
@@ -104,6 +107,7 @@ def plan(
             for name, linear in linears.items()
         },
         objective,
+        selection,
     )
 
 
@@ -118,19 +122,22 @@ class _Worth:
     @classmethod
     def of(cls, linear: nn.Linear, seen: LayerStatistics, objective: Objective) -> _Worth:
         weight = linear.weight.detach().double()
-        inputs = damped(seen.unexplained(linear).inputs)
-        if objective in ("auto", "outputs"):
-            return cls(weight, inputs, damped(seen.outputs))
-        # errors of one layer's outputs and of another's are like only as shares of their size
-        size = (weight @ seen.inputs * weight).sum().clamp(min=1e-300)
-        return cls(weight, inputs, torch.eye(len(weight), dtype=size.dtype).to(size) / size)
+        norm = ErrorNorm.of(objective, seen.unexplained(linear).inputs, seen.outputs)
+        inputs, outputs, seen_inputs = norm.inputs, norm.outputs, seen.inputs
+        if inputs is None:
+            inputs = seen_inputs = torch.eye(weight.shape[1]).to(weight)
+        if outputs is None:
+            # errors of one layer and of another are alike only as shares of its size
+            size = (weight @ seen_inputs * weight).sum().clamp(min=1e-300)
+            outputs = torch.eye(weight.shape[0]).to(weight) / size
+        return cls(weight, inputs, outputs)
 
     def ranks(self, multiple: int) -> list[float]:
         return rank_gains(self.weight, self.inputs, self.outputs, multiple)
 
-    def blocks(self, block: tuple[int, int]) -> list[float]:
+    def blocks(self, block: tuple[int, int], selection: Selection) -> list[float]:
         rows = self.outputs.diagonal().sqrt()
-        return block_gains(rows[:, None] * self.weight, self.inputs, block)
+        return block_gains(rows[:, None] * self.weight, self.inputs, block, selection)
 
 
 def _spend(

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from .compress.blocks import Selection, check_selection
 from .formats import check_rank
 from .grid import check_block
 
 Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]
-Objective = Literal["auto", "outputs", "activations", "weights"]
+Objective = Literal["auto", "outputs", "activations", "scales", "fisher", "weights"]
 METHODS: tuple[Method, ...] = get_args(Method)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
@@ -80,20 +81,28 @@ class LayerPlan:
 class CompressionPlan:
     """What every linear of an encoder becomes; made by `plan` or by hand, kept as JSON.
 
-    layers: module name -> LayerPlan. objective: what the compressed weights are fitted to:
-    "weights" minimises ``||W - W'||``; "activations" ``||(W - W') X||`` over calibration batches,
-    which it needs; "outputs" weighs that by what it does to the model's own outputs, and needs them
-    too (`LayerStatistics`); "auto" takes outputs if calibration is given, else weights.
+    layers: module name -> LayerPlan. objective: what the compressed weights are fitted to, by
+    calibration for all but "weights", which minimises ``||W - W'||``:
+
+    - "activations": ``||(W - W') X||`` over the inputs X (SVD-LLM);
+    - "outputs": that, by what it does to the model's own outputs (`LayerStatistics`);
+    - "scales": columns weighed by the sizes of their inputs alone (Wanda, OATS);
+    - "fisher": rows by what errors of their outputs cost alone (FWSVD, Hsu et al., ICLR 2022);
+    - "auto": outputs if calibration is given, else weights.
+
+    selection: how blocks are chosen, as for `prune_blocks`: by size or by second order.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     objective: Objective = "auto"
+    selection: Selection = "wanda"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"CompressionPlan: objective {self.objective!r}; expected one of {OBJECTIVES}"
             )
+        check_selection("CompressionPlan", self.selection)
         for name, layer in self.layers.items():
             if not isinstance(layer, LayerPlan):
                 raise TypeError(
@@ -103,13 +112,15 @@ class CompressionPlan:
     def to_dict(self) -> dict[str, Any]:
         return {
             "objective": self.objective,
+            "selection": self.selection,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
         """The plan that `to_dict` gave. Raises ValueError on keys that are unknown or missing."""
-        check_keys("CompressionPlan", data, {"objective", "layers"}, {"objective", "layers"})
+        keys = {"objective", "selection", "layers"}
+        check_keys("CompressionPlan", data, keys, keys)
         if not isinstance(data["layers"], Mapping):
             raise ValueError(
                 f"CompressionPlan: layers is {type(data['layers']).__name__}; expected an object"
@@ -118,7 +129,7 @@ class CompressionPlan:
             name: LayerPlan.from_dict(layer, f"CompressionPlan: layer {name!r}")
             for name, layer in data["layers"].items()
         }
-        return cls(layers, data["objective"])
+        return cls(layers, data["objective"], data["selection"])
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)

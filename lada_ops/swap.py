@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .calibrate import Batches, LayerStatistics, Statistics, statistics_of
-from .compress.blocks import prune_blocks
-from .compress.sparse_low_rank import alternate
-from .compress.svd import damped, truncated_svd, two_sided_svd, whitened_svd
+from .calibrate import Batches, Statistics, statistics_of
 from .counts import Counts
 from .engine.optimize import undo
 from .engine.record import optimized_part
+from .fitting import ErrorNorm, fit
 from .formats import Bsr, Format, LowRank, check_finite
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import CompressedLinear
@@ -59,18 +56,20 @@ def compress(
         if not batches:
             raise ValueError("compress: batches is empty; expected at least one")
         calibration = batches if calibration is None else calibration
-    if plan.objective in ("activations", "outputs") and calibration is None:
+    if calibration is None and plan.objective not in ("auto", "weights"):
         raise ValueError(
             f"compress: calibration None for a plan with objective {plan.objective!r}; expected "
             "batches of the model's inputs, or a plan with objective 'weights' or 'auto'"
         )
-    if plan.objective == "weights" and calibration is not None:
+    if calibration is not None and plan.objective == "weights":
         raise ValueError(
-            "compress: calibration given for a plan with objective 'weights'; expected None, "
-            "or a plan with objective 'outputs', 'activations' or 'auto'"
+            "compress: calibration given for a plan with objective 'weights'; expected None, or a "
+            "plan with another objective"
         )
     statistics = statistics_of(model, linears, calibration, quiet)
-    objective = "weights" if calibration is None else plan.objective.replace("auto", "outputs")
+    objective = plan.objective
+    if objective == "auto":
+        objective = "weights" if calibration is None else "outputs"
 
     bytes_dense = model_bytes(model)
     modules: dict[str, CompressedLinear] = {}
@@ -84,8 +83,8 @@ def compress(
                 weight = fit(linear.weight, layer)
             else:
                 drift = drift or Drift.none(linear, seen)
-                seen = replace(seen, inputs=drift.inputs)
-                weight = fit(drift.target(linear.weight), layer, seen, objective == "outputs")
+                norm = ErrorNorm.of(objective, drift.inputs, seen.outputs)
+                weight = fit(drift.target(linear.weight), layer, norm, plan.selection)
                 weight = weight.to(linear.weight.dtype)
             module = modules[name] = to_module(weight, linear)
             if drift is not None:
@@ -138,38 +137,6 @@ def restore(model: nn.Module) -> list[str]:
     with replaced_modules(model, linears):
         forget_compression(model)
     return list(linears)
-
-
-def fit(
-    weight: Tensor,
-    plan: LayerPlan,
-    seen: LayerStatistics | None = None,
-    weigh_outputs: bool = True,
-) -> Format:
-    """The format that `plan` names, nearest to ``weight (out, in)``.
-
-    seen: what the layer's errors are weighed by; without it the weights alone are fitted. Low-rank
-    factors take both sides of it whole, blocks its outputs' diagonal. weigh_outputs: whether
-    outputs count at all.
-    """
-    gram = None if seen is None else damped(seen.inputs)
-    if plan.format == "low_rank":
-        assert plan.rank is not None
-        if seen is None or gram is None:
-            return truncated_svd(weight, plan.rank)
-        if not weigh_outputs:
-            return whitened_svd(weight, plan.rank, gram)
-        return two_sided_svd(weight, plan.rank, gram, damped(seen.outputs))
-    if seen is not None and weigh_outputs:
-        rows = damped(seen.outputs).diagonal().sqrt()
-        scaled = fit(rows[:, None] * weight.double(), plan, seen, weigh_outputs=False)
-        return scaled.scaled(1 / rows).to(weight.dtype)
-    assert plan.block is not None
-    assert plan.density is not None
-    if plan.format == "block_sparse":
-        return prune_blocks(weight, plan.block, plan.density, gram)
-    assert plan.rank is not None
-    return alternate(weight, plan.rank, plan.block, plan.density, gram)
 
 
 def to_module(weight: Format, like: nn.Linear | CompressedLinear) -> CompressedLinear:

@@ -224,6 +224,15 @@ class TestPlanWithCalibration:
         )
         assert first == second
 
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_every_objective_shares_by_calibration(self, objective, method):
+        made, even = (
+            plan(tiny_bert(), 3, method, calibration=seen, objective=objective, **SMALL)
+            for seen in (self.BATCHES, None)
+        )
+        assert made.layers != even.layers
+
     def test_useless_calibration_is_refused(self):
         with pytest.raises(ValueError, match="no token reached"):
             plan(tiny_bert(), calibration=[])

@@ -62,6 +62,9 @@ class TestLayerPlan:
             LayerPlan(**(given | change))
 
 
+CHOICES = {"objective": "auto", "selection": "wanda"}
+
+
 class TestCompressionPlan:
     @pytest.mark.parametrize("method", METHODS)
     def test_json_round_trip(self, bert_base, method):
@@ -70,7 +73,8 @@ class TestCompressionPlan:
 
     def test_json_can_be_read(self):
         made = CompressionPlan({"a.b": LayerPlan(**LOW_RANK)}, "weights")  # type: ignore[arg-type]
-        assert json.loads(made.to_json()) == {"objective": "weights", "layers": {"a.b": LOW_RANK}}
+        want = {"objective": "weights", "selection": "wanda", "layers": {"a.b": LOW_RANK}}
+        assert json.loads(made.to_json()) == want
         assert made.to_json().count("\n") > 5
 
     def test_plan_can_be_changed_by_hand(self, bert_base):
@@ -84,19 +88,26 @@ class TestCompressionPlan:
         ("data", "message"),
         [
             ([], "CompressionPlan: list; expected an object"),
-            ({}, r"missing \['layers', 'objective'\], unknown \[\]"),
-            ({"layers": {}}, r"missing \['objective'\]"),
-            ({"layers": {}, "objective": "auto", "colour": 1}, r"unknown \['colour'\]"),
-            ({"layers": {}, "objective": "beauty"}, "objective 'beauty'; expected one of"),
-            ({"layers": [], "objective": "auto"}, "layers is list; expected an object"),
-            ({"layers": {"a": 3}, "objective": "auto"}, "layer 'a': int; expected an object"),
-            ({"layers": {"a": {}}, "objective": "auto"}, r"layer 'a': missing \['format', 'in_"),
+            ({}, r"missing \['layers', 'objective', 'selection'\], unknown \[\]"),
+            ({"layers": {}}, r"missing \['objective', 'selection'\]"),
+            ({"layers": {}, **CHOICES, "colour": 1}, r"unknown \['colour'\]"),
             (
-                {"layers": {"a": LOW_RANK | {"ranks": 3}}, "objective": "auto"},
+                {"layers": {}, **CHOICES, "objective": "beauty"},
+                "objective 'beauty'; expected one of",
+            ),
+            (
+                {"layers": {}, **CHOICES, "selection": "luck"},
+                "CompressionPlan: selection 'luck'; expected one of",
+            ),
+            ({"layers": [], **CHOICES}, "layers is list; expected an object"),
+            ({"layers": {"a": 3}, **CHOICES}, "layer 'a': int; expected an object"),
+            ({"layers": {"a": {}}, **CHOICES}, r"layer 'a': missing \['format', 'in_"),
+            (
+                {"layers": {"a": LOW_RANK | {"ranks": 3}}, **CHOICES},
                 r"layer 'a': missing \[\], unknown \['ranks'\]",
             ),
             (
-                {"layers": {"a": LOW_RANK | {"rank": 99}}, "objective": "auto"},
+                {"layers": {"a": LOW_RANK | {"rank": 99}}, **CHOICES},
                 "layer 'a': LayerPlan: rank 99",
             ),
         ],

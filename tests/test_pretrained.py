@@ -313,7 +313,7 @@ class TestConfig:
     @pytest.mark.parametrize("version", [0, 2, -1, "1", None, 1.5])
     def test_refuses_other_versions(self, version):
         with pytest.raises(ValueError, match=f"format_version {version!r} .*expected 1 to 1"):
-            LadaQuantizationConfig({"layers": {}, "objective": "auto"}, None, version)
+            LadaQuantizationConfig(CompressionPlan().to_dict(), None, version)
 
     def test_refuses_a_plan_that_is_none(self):
         with pytest.raises(ValueError, match="CompressionPlan: missing"):
@@ -321,7 +321,7 @@ class TestConfig:
 
     def test_refuses_a_missing_report(self):
         with pytest.raises(ValueError, match="CompressionReport"):
-            LadaQuantizationConfig({"layers": {}, "objective": "auto"}, None, 1)
+            LadaQuantizationConfig(CompressionPlan().to_dict(), None, 1)
 
     def test_dense_model_has_no_compression(self):
         assert compression_of(tiny_bert()) is None

@@ -1,49 +1,79 @@
 """Block pruning: which blocks of a weight to keep, and what to put in them."""
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import Tensor
 
 from ..formats import Bsr, check_finite, split_blocks
 from ..grid import block_count, check_block, group_of
+from .second_order import removals
+
+Selection: TypeAlias = Literal["wanda", "second_order"]
+
+
+def check_selection(owner: str, selection: str) -> None:
+    """Raise ValueError unless blocks can be chosen so."""
+    if selection not in get_args(Selection):
+        raise ValueError(f"{owner}: selection {selection!r}; expected one of {get_args(Selection)}")
 
 
 @torch.no_grad()
 def prune_blocks(
-    weight: Tensor, block: tuple[int, int], density: float, gram: Tensor | None = None
+    weight: Tensor,
+    block: tuple[int, int],
+    density: float,
+    gram: Tensor | None = None,
+    selection: Selection = "wanda",
 ) -> Bsr:
-    """The share `density` of the blocks of ``weight (out, in)``, chosen by magnitude.
+    """The share `density` of the blocks of ``weight (out, in)``, those that matter most.
 
     Without `gram`, the kept blocks are the weight's own, those of largest Frobenius norm. With
-    ``gram = X X^T`` (in, in) fp64, positive definite, each column counts by the norm of its input
-    (Wanda, Sun et al., ICLR 2024, summed over blocks), how many blocks a block row keeps is chosen
-    by what they are worth refitted, and the kept blocks are refitted to minimise
-    ``||(W - S) X||_F`` (see `refit`). A block row keeps its blocks in whole groups (`group_of`).
+    ``gram = X X^T`` (in, in) fp64, positive definite, they are refitted to minimise
+    ``||(W - S) X||_F`` (see `refit`), and how many a block row keeps is chosen by what they are
+    worth so. A block row keeps its blocks in whole groups (`group_of`).
+
+    selection: how a block row chooses given `gram`. "wanda" takes the blocks of largest norm, each
+    column counted by the norm of its input (Sun et al., ICLR 2024, summed over blocks).
+    "second_order" gives blocks up one by one, each that whose loss the others make up for best (see
+    `removals`): slower, and a smaller error of the layer does not always make a better model.
+
+    Raises ValueError on a density, block or selection out of range, or a weight that isn't finite.
     """
+    check_selection("prune_blocks", selection)
     shape = weight.shape[0], weight.shape[1]
     check_block("prune_blocks", block, shape)
     check_finite("prune_blocks", weight)
-    keep = largest_blocks(weight.double(), block, block_count(shape, block, density), gram)
+    count = block_count(shape, block, density)
+    keep = largest_blocks(weight.double(), block, count, gram, selection)
     if gram is not None:
         weight = refit(weight.double() @ gram, block, keep, gram).to(weight.dtype)
     return Bsr.from_dense(weight, block, keep)
 
 
 @torch.no_grad()
-def block_gains(weight: Tensor, gram: Tensor, block: tuple[int, int]) -> list[float]:
+def block_gains(
+    weight: Tensor, gram: Tensor, block: tuple[int, int], selection: Selection = "wanda"
+) -> list[float]:
     """How much of ``||W X||^2`` each further group of blocks adds when refitted, best first.
 
     By these `prune_blocks` chooses how many blocks each row of ``weight (out, in)`` keeps, given
-    ``gram = X X^T``.
+    ``gram = X X^T`` and `selection`.
     """
-    gains = group_gains(weight.double(), block, gram)[0]
+    check_selection("block_gains", selection)
+    gains = group_gains(weight.double(), block, gram, selection)[0]
     return gains.flatten().sort(descending=True).values.tolist()
 
 
 def largest_blocks(
-    weight: Tensor, block: tuple[int, int], count: int, gram: Tensor | None = None
+    weight: Tensor,
+    block: tuple[int, int],
+    count: int,
+    gram: Tensor | None = None,
+    selection: Selection = "wanda",
 ) -> Tensor:
-    """A mask (block rows, block columns) of `count` blocks, each row's largest, in whole groups."""
-    gains, cols = group_gains(weight, block, gram)
+    """A mask (block rows, block columns) of `count` blocks, each row's best, in whole groups."""
+    gains, cols = group_gains(weight, block, gram, selection)
     rows, groups, group = cols.shape
     chosen = gains.flatten().topk(count // group).indices // groups
     taken = group * chosen.bincount(minlength=rows)
@@ -52,22 +82,34 @@ def largest_blocks(
 
 
 def group_gains(
-    weight: Tensor, block: tuple[int, int], gram: Tensor | None = None
+    weight: Tensor,
+    block: tuple[int, int],
+    gram: Tensor | None = None,
+    selection: Selection = "wanda",
 ) -> tuple[Tensor, Tensor]:
-    """What each row's largest blocks add, its next largest, and so on, and which they are.
+    """What each row's best blocks add, its next best, and so on, and which they are.
 
     Returns gains (block rows, groups) of ``||W||^2``, with `gram` of ``||W X||^2``, and the block
     columns (block rows, groups, blocks in a group).
     """
-    sized = weight if gram is None else weight * gram.diagonal().sqrt()
-    scores, cols = split_blocks(sized, block).square().sum((-1, -2)).sort(1, descending=True)
-    if gram is not None:
+    if gram is None:
+        scores, cols = _by_size(weight, block)
+    elif selection == "second_order":
+        cols, scores = removals(weight.unflatten(0, (-1, block[0])), block[1], gram)
+    else:
+        cols = _by_size(weight * gram.diagonal().sqrt(), block)[1]
         panels = (weight @ gram).split(block[0])
         pairs = zip(panels, cols, strict=True)
         scores = torch.stack([_refit_gains(p, columns_of(c, block[1]), gram) for p, c in pairs])
         scores = scores.unflatten(1, (-1, block[1])).sum(2)
     group = group_of((weight.shape[0], weight.shape[1]), block)
     return scores.unflatten(1, (-1, group)).sum(2), cols.unflatten(1, (-1, group))
+
+
+def _by_size(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The squared norms (block rows, block columns), largest first, and their block columns."""
+    squares = split_blocks(weight, block).square().sum((-1, -2))
+    return squares.sort(1, descending=True)
 
 
 def _refit_gains(weight_gram: Tensor, cols: Tensor, gram: Tensor) -> Tensor:

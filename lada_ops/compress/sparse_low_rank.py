@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ..formats import Bsr, LowRank, SparseLowRank, check_finite, check_rank
 from ..grid import block_count, check_block
-from .blocks import largest_blocks, refit
-from .svd import leading_factors, whitened_factors
+from .blocks import Selection, check_selection, largest_blocks, refit
+from .svd import whitened_factors
 
 
 @torch.no_grad()
@@ -17,15 +17,19 @@ def alternate(
     density: float,
     gram: Tensor | None = None,
     steps: int = 8,
+    selection: Selection = "wanda",
 ) -> SparseLowRank:
     """``u v + S`` near ``weight (out, in)``: u v of `rank`, S with a share `density` of the blocks.
 
     Alternates ``u v = SVD_rank(W - S)`` and ``S = largest blocks of (W - u v)`` `steps` times
     (OATS, Zhang and Papyan, ICLR 2025, with blocks for single weights). With ``gram = X X^T`` (in,
     in) fp64, positive definite, both steps minimise ``||(W - u v - S) X||_F``: the SVD is whitened
-    and the blocks refitted. Returns the best of all steps by that norm (without gram, Frobenius).
+    and the blocks refitted (as HASSLE-free, Makni et al., 2025, and 3BASiL do for single weights).
+    selection: how blocks are then chosen, as for `prune_blocks`. Returns the best of all steps by
+    that norm (without gram, Frobenius).
     """
     shape = weight.shape[0], weight.shape[1]
+    check_selection("alternate", selection)
     check_rank("alternate", rank, shape)
     check_block("alternate", block, shape)
     check_finite("alternate", weight)
@@ -35,9 +39,9 @@ def alternate(
     target_gram = target if gram is None else target @ gram
     sparse, best = torch.zeros_like(target), None
     for _ in range(steps):
-        u, v = _low_rank(target - sparse, rank, whitener)
+        u, v = whitened_factors(target - sparse, rank, whitener)
         rest = target - u @ v
-        keep = largest_blocks(rest, block, count, gram)
+        keep = largest_blocks(rest, block, count, gram, selection)
         if gram is None:
             rest_gram = rest
             sparse = Bsr.from_dense(rest, block, keep).to_dense()
@@ -54,9 +58,3 @@ def alternate(
         LowRank(u.to(weight.dtype), v.to(weight.dtype)),
         Bsr.from_dense(sparse.to(weight.dtype), block, keep),
     )
-
-
-def _low_rank(weight: Tensor, rank: int, whitener: Tensor | None) -> tuple[Tensor, Tensor]:
-    if whitener is None:
-        return leading_factors(weight, rank)
-    return whitened_factors(weight, rank, whitener)

@@ -1,4 +1,4 @@
-"""Low-rank factors of a weight, in Frobenius norm or in the norm its inputs give it."""
+"""Low-rank factors of a weight, in Frobenius norm or in the norm inputs and outputs give it."""
 
 import torch
 from torch import Tensor
@@ -7,43 +7,29 @@ from ..formats import LowRank, check_finite, check_rank
 
 
 @torch.no_grad()
-def truncated_svd(weight: Tensor, rank: int) -> LowRank:
-    """The factors that minimise ``||W - u v||_F`` (Eckart-Young), computed in fp64.
+def truncated_svd(
+    weight: Tensor, rank: int, gram: Tensor | None = None, outputs: Tensor | None = None
+) -> LowRank:
+    """The factors that minimise ``||R (W - u v) X||_F``, computed in fp64.
 
-    weight (out, in); the factors have its dtype and device, and share the singular values evenly.
+    weight (out, in); ``gram = X X^T`` (in, in) and ``outputs = R^T R`` (out, out), what errors of
+    the outputs cost: fp64, positive definite (see `damped`), or None for the identity.
+    Alone it is the truncated SVD (Eckart-Young), its factors sharing the singular values evenly.
+    With ``L L^T = gram`` the optimum is ``R^-1`` times the truncated SVD of ``R W L`` times
+    ``L^-1`` (with L alone SVD-LLM, Wang et al., ICLR 2025, and the closed form of DRONE, Chen et
+    al., NeurIPS 2021; with a diagonal R alone FWSVD, Hsu et al., ICLR 2022). The factors have the
+    weight's dtype and device.
     """
     check_rank("truncated_svd", rank, (weight.shape[0], weight.shape[1]))
     check_finite("truncated_svd", weight)
-    u, v = leading_factors(weight.double(), rank)
-    return LowRank(u.to(weight.dtype), v.to(weight.dtype))
-
-
-@torch.no_grad()
-def whitened_svd(weight: Tensor, rank: int, gram: Tensor) -> LowRank:
-    """The factors that minimise ``||(W - u v) X||_F`` for inputs with ``gram = X X^T``.
-
-    weight (out, in); gram (in, in) fp64, positive definite (see `damped`). With ``L L^T = gram``
-    the optimum is the truncated SVD of ``W L``, its right factor multiplied by ``L^-1``
-    (SVD-LLM, Wang et al., ICLR 2025; the closed form of DRONE, Chen et al., NeurIPS 2021).
-    """
-    check_rank("whitened_svd", rank, (weight.shape[0], weight.shape[1]))
-    check_finite("whitened_svd", weight)
-    u, v = whitened_factors(weight.double(), rank, torch.linalg.cholesky(gram))
-    return LowRank(u.to(weight.dtype), v.to(weight.dtype))
-
-
-@torch.no_grad()
-def two_sided_svd(weight: Tensor, rank: int, gram: Tensor, outputs: Tensor) -> LowRank:
-    """The factors that minimise ``||R (W - u v) X||_F`` where ``R^T R = outputs``.
-
-    weight (out, in); gram as for `whitened_svd`; outputs (out, out) fp64, positive definite: what
-    errors of the outputs cost. The optimum is ``R^-1`` times that of ``R W``, whitened.
-    """
-    check_rank("two_sided_svd", rank, (weight.shape[0], weight.shape[1]))
-    check_finite("two_sided_svd", weight)
-    root = torch.linalg.cholesky(outputs).T
-    u, v = whitened_factors(root @ weight.double(), rank, torch.linalg.cholesky(gram))
-    u = torch.linalg.solve_triangular(root, u, upper=True)
+    whitener = None if gram is None else torch.linalg.cholesky(gram)
+    target, root = weight.double(), None
+    if outputs is not None:
+        root = torch.linalg.cholesky(outputs).T
+        target = root @ target
+    u, v = whitened_factors(target, rank, whitener)
+    if root is not None:
+        u = torch.linalg.solve_triangular(root, u, upper=True)
     return LowRank(u.to(weight.dtype), v.to(weight.dtype))
 
 
@@ -67,7 +53,7 @@ def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def rank_gains(weight: Tensor, gram: Tensor, outputs: Tensor, multiple: int) -> list[float]:
     """How much of ``||R W X||_F^2`` each further `multiple` ranks adds to the best ``R u v X``.
 
-    weight (out, in), gram (in, in) and ``outputs = R^T R`` (out, out) fp64, as for `two_sided_svd`;
+    weight (out, in), gram (in, in) and ``outputs = R^T R`` (out, out) fp64, as for `truncated_svd`;
     one number per `multiple` whole ranks: sums of squared singular values.
     """
     rows = torch.linalg.cholesky(outputs).T @ weight.double()
@@ -76,8 +62,10 @@ def rank_gains(weight: Tensor, gram: Tensor, outputs: Tensor, multiple: int) -> 
     return squares[: count * multiple].view(count, multiple).sum(1).tolist()
 
 
-def whitened_factors(weight: Tensor, rank: int, whitener: Tensor) -> tuple[Tensor, Tensor]:
+def whitened_factors(weight: Tensor, rank: int, whitener: Tensor | None) -> tuple[Tensor, Tensor]:
     """The factors u, v of a fp64 weight that minimise ``||(W - u v) whitener||_F``."""
+    if whitener is None:
+        return leading_factors(weight, rank)
     u, v = leading_factors(weight @ whitener, rank)
     return u, torch.linalg.solve_triangular(whitener, v, upper=False, left=False)
 

@@ -124,7 +124,8 @@ def test_gains_are_what_refitted_blocks_add():
         errors.append(norm((weight - best_fit(weight, kept, x)) @ x) ** 2)
     gains = [more - less for more, less in zip(errors, errors[1:], strict=False)]
     want = sorted(gains, reverse=True)
-    assert block_gains(weight, gram, BLOCK) == pytest.approx(want, rel=1e-6, abs=1e-9)
+    got = block_gains(weight, gram, BLOCK)
+    assert got == pytest.approx(want, rel=1e-6, abs=1e-9)
 
 
 def test_a_block_whose_inputs_others_repeat_is_worth_little():
