@@ -29,7 +29,7 @@ from lada_ops.bench import Bench
 from lada_ops.demo import model_folder
 from lada_ops.distill.run import distill
 from lada_ops.distill.trainer import DistillationTrainer
-from lada_ops.environment import device_slug
+from lada_ops.environment import device_slug, environment
 from lada_ops.evaluate.evaluation import evaluate
 from lada_ops.folder import load_model, save_model, staged_folder
 from lada_ops.latency import write_json
@@ -65,7 +65,7 @@ def main(
     """Make the rows that are missing, in the order of seeds, ratios and methods."""
     path = results / device_slug() / "compression.json"
     if again:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text()) | {"environment": environment()}
         for made in content["rows"]:
             made["speedups"] = timed(work, made)
             write_json(path, content)
@@ -79,8 +79,8 @@ def main(
                     if any(_key(r) == (task.name, method, ratio, seed) for r in rows):
                         continue
                     made = row.make(method, ratio, seed)
-                    environment = made.pop("environment")
-                    write_json(path, {"environment": environment, "rows": [*rows, made]})
+                    where = made.pop("environment")
+                    write_json(path, {"environment": where, "rows": [*rows, made]})
                     Console().print(_line(made))
 
 

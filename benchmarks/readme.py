@@ -48,9 +48,10 @@ def device_section(folder: Path) -> str:
     return f"""**The real {demo["model"]}**, without training, on {device}, \
 {where["torch_threads"]} threads, {dtype}, torch {where["torch"]}. Cosine is that of sentence \
 embeddings to the dense model's, Spearman's correlation that on the dev set of {demo["text"]}; \
-calibrated on {demo["calibration_tokens"]:,} tokens of its training set. The last columns are \
-times as fast as dense in eager mode, by batch x length: medians of ratios within a round; on a \
-CPU compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
+calibrated on {demo["calibration_tokens"]:,} tokens of its training set, of which \
+{demo["sequence_tokens"]:,} went from layer to compressed layer. The last columns are times as \
+fast as dense in eager mode, by batch x length: medians of ratios within a round; on a CPU \
+compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
 
 {quality_table(demo)}
 {compression_section(folder, ROOT)}{bert_section(folder)}

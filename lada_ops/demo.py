@@ -106,7 +106,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         got = embed(served[name], tokenizer, texts.held_out)
         rows[name] = _quality(name, model, got, embeddings, texts)
 
-    seen = layer_statistics(dense, calibration, quiet=quiet)
+    seen, sequence = layer_statistics(dense, calibration, quiet=quiet), calibration[::SEQUENCE_STEP]
     with staged_folder(out, overwrite) as stage:
         if dtypes:
             serve("dense, optimized", dense)
@@ -115,7 +115,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
                 name = _name(method, ratio)
                 model = copy.deepcopy(dense)
                 made = plan(model, ratio, method, calibration=seen)
-                compress(model, made, seen, batches=calibration[::SEQUENCE_STEP], quiet=quiet)
+                compress(model, made, seen, batches=sequence, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():
@@ -128,7 +128,8 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         results = {
             "model": "all-MiniLM-L6-v2",
             "text": texts.source,
-            "calibration_tokens": sum(int(b["attention_mask"].sum()) for b in calibration),
+            "calibration_tokens": _tokens(calibration),
+            "sequence_tokens": _tokens(sequence),
             "models": list(rows.values()),
             **collect(
                 compare_models(dense, served, batches, references=loaded, quiet=quiet).values()
@@ -137,6 +138,10 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         write_json(stage / "results.json", results)
         plot_speedups(results, stage / "speedups.png", _title(results))
     return results
+
+
+def _tokens(batches: Iterable[Mapping[str, Tensor]]) -> int:
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
 def _name(method: str, ratio: float) -> str:

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import compression_table
-from lada_ops.environment import device_slug
+from lada_ops.environment import device_slug, environment
 from tests.benchmarks.compression_rows import row
 
 
@@ -56,3 +56,4 @@ def test_rows_may_be_timed_again(table, tmp_path, monkeypatch):
     assert table("--again") == (0, [])
     content = json.loads((tmp_path / device_slug() / "compression.json").read_text())
     assert [r["speedups"] for r in content["rows"]] == [{"1x16": {"dense": 1.0}}]
+    assert content["environment"] == environment()
