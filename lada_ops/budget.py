@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,19 +50,8 @@ def plan(
     Raises ValueError on arguments out of range, a block that doesn't divide a weight, a ratio that
     cannot be reached, or a model with no matching linears.
     """
-    if method not in METHODS:
-        raise ValueError(f"plan: method {method!r}; expected one of {METHODS}")
-    if not ratio > 1:
-        raise ValueError(f"plan: ratio {ratio}; expected above 1")
-    if rank_multiple < 1:
-        raise ValueError(f"plan: rank_multiple {rank_multiple}; expected 1 or more")
-    if not 0 < low_rank_share < 1:
-        raise ValueError(f"plan: low_rank_share {low_rank_share}; expected between 0 and 1")
     linears = encoder_linears(model, layers)
-    if method != "low_rank":
-        for name, linear in linears.items():
-            check_block(f"plan: {name}", block, _shape(linear))
-
+    _check(linears, ratio, method, block, rank_multiple, low_rank_share)
     if calibration is not None:
         for name, linear in linears.items():
             check_finite(f"plan: {name}", linear.weight)
@@ -111,6 +101,41 @@ def plan(
     )
 
 
+def _check(
+    linears: Mapping[str, nn.Linear],
+    ratio: float,
+    method: Method,
+    block: tuple[int, int],
+    rank_multiple: int,
+    low_rank_share: float,
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"plan: method {method!r}; expected one of {METHODS}")
+    if not ratio > 1:
+        raise ValueError(f"plan: ratio {ratio}; expected above 1")
+    if rank_multiple < 1:
+        raise ValueError(f"plan: rank_multiple {rank_multiple}; expected 1 or more")
+    if not 0 < low_rank_share < 1:
+        raise ValueError(f"plan: low_rank_share {low_rank_share}; expected between 0 and 1")
+    if method != "low_rank":
+        for name, linear in linears.items():
+            check_block(f"plan: {name}", block, _shape(linear))
+    for name, linear in linears.items():
+        if method != "block_sparse" and _break_even(linear) < rank_multiple:
+            raise ValueError(
+                f"plan: {name} is too small for a rank that is a multiple of {rank_multiple}: it "
+                f"pays below {_break_even(linear)}; expected a lower rank_multiple, or layers "
+                "without it"
+            )
+    most = _most_ratio(linears, method, block, rank_multiple, low_rank_share)
+    if ratio > most:
+        raise ValueError(
+            f"plan: ratio {ratio} cannot be reached with the smallest rank, or a single pack of "
+            f"blocks, in every layer; expected at most {math.floor(100 * most) / 100}, or a lower "
+            "rank_multiple or block"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Worth:
     """What a layer's ranks and blocks are worth: of the model's outputs, or each of its own."""
@@ -140,6 +165,26 @@ class _Worth:
         return block_gains(rows[:, None] * self.weight, self.inputs, block, selection)
 
 
+def _most_ratio(
+    linears: Mapping[str, nn.Linear],
+    method: Method,
+    block: tuple[int, int],
+    rank_multiple: int,
+    low_rank_share: float,
+) -> float:
+    """The highest ratio at which each part of the budget has what its layers need at least."""
+    modules = linears.values()
+    ranks = sum(rank_multiple * _rank_bytes(m) for m in modules)
+    if method == "low_rank":
+        least = ranks
+    else:
+        pointers = sum(_row_pointer_bytes(m, block) for m in modules)
+        packs = sum(group_of(_shape(m), block) * _block_bytes(m, block) for m in modules)
+        both = max(ranks / low_rank_share, pointers / (1 - low_rank_share))
+        least = packs + pointers if method == "block_sparse" else both
+    return sum(map(_dense_bytes, modules)) / (least + sum(map(_bias_bytes, modules)))
+
+
 def _spend(
     budget: Mapping[str, float],
     price: Mapping[str, int],
@@ -154,19 +199,6 @@ def _spend(
     """
     units = dict.fromkeys(budget, least)
     left = sum(budget.values()) - least * sum(price.values())
-    for n in units:
-        if most[n] < 1:
-            raise ValueError(
-                f"plan: {n} is too small for a rank that is a multiple of rank_multiple and below "
-                "its break-even; expected a lower rank_multiple, or layers without it"
-            )
-    if left < 0:
-        raise ValueError(
-            "plan: ratio cannot be reached: the budget of the encoder's linears is "
-            f"{sum(budget.values()):.0f} bytes beside biases and pointers, and the smallest rank "
-            f"or a single pack of blocks per layer takes {sum(price.values())}; expected a lower "
-            "ratio, rank_multiple or block"
-        )
     even = 0.5 if gains else 1.0
 
     def urgency(n: str) -> tuple[bool, float]:

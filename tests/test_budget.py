@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -134,6 +135,19 @@ class TestPlan:
     def test_objective_is_passed_on(self, bert_base, objective):
         assert plan(bert_base, objective=objective).objective == objective
 
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("size", ["layers", "model"])
+    def test_the_nearest_ratio_is_told_and_can_be_reached(self, bert_base, method, size):
+        model = bert_base if size == "model" else tiny_bert()
+        small = {} if size == "model" else SMALL
+        with pytest.raises(ValueError, match="expected at most") as error:
+            plan(model, 1000, method, **small)
+        most = float(re.findall(r"at most ([\d.]+),", str(error.value))[0])
+        made = plan(model, most, method, **small)
+        check_budget(model, made, most, small.get("rank_multiple", 8))
+        with pytest.raises(ValueError, match="cannot be reached"):
+            plan(model, most + 0.02, method, **small)
+
     def test_model_is_left_alone(self):
         model = tiny_bert()
         before = model.state_dict()
@@ -156,10 +170,10 @@ class TestPlan:
             ({"method": "block_sparse", "block": (100, 16)}, r"query: block \(100, 16\) does not"),
             ({"method": "sparse_low_rank", "block": (0, 16)}, r"block \(0, 16\)"),
             ({"layers": "nothing"}, "layers='nothing' matches none"),
-            ({"ratio": float("inf")}, "ratio cannot be reached"),
-            ({"ratio": 10_000}, "ratio cannot be reached"),
-            ({"ratio": 500, "method": "block_sparse"}, "ratio cannot be reached"),
-            ({"ratio": 300, "method": "sparse_low_rank"}, "ratio cannot be reached"),
+            ({"ratio": float("inf")}, "ratio inf cannot be reached"),
+            ({"ratio": 10_000}, "ratio 10000 cannot be reached"),
+            ({"ratio": 500, "method": "block_sparse"}, "ratio 500 cannot be reached"),
+            ({"ratio": 300, "method": "sparse_low_rank"}, "ratio 300 cannot be reached"),
         ],
         ids=str,
     )
@@ -235,7 +249,7 @@ class TestPlanWithCalibration:
 
     def test_useless_calibration_is_refused(self):
         with pytest.raises(ValueError, match="no token reached"):
-            plan(tiny_bert(), calibration=[])
+            plan(tiny_bert(), 2, calibration=[])
 
     @pytest.mark.parametrize("method", METHODS)
     def test_nan_in_a_weight_is_named(self, method):
