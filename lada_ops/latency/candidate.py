@@ -47,6 +47,8 @@ class Candidate:
     tolerance: bound on the relative error of the worst row (last dimension, a token's features):
         ``norm(output - expected) / norm(expected)``, where a row smaller than most counts as the
         root mean square of all; by default `TOLERANCES` of the output's dtype.
+    size: what a row counts as at least: that of outputs such as these, where a few logits may all
+        be near zero.
     read: picks the tensor to check out of what run returns (a model's output, unmasked positions);
         not timed.
 
@@ -58,6 +60,7 @@ class Candidate:
     expected: Tensor | Callable[[], Tensor]
     tolerance: float | None = None
     read: Callable[[Any], Tensor] = lambda output: output
+    size: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -100,9 +103,9 @@ class Candidate:
             raise WrongOutput(self.name, reason, math.nan, tolerance)
         if not bool(tensor.isfinite().all()):
             raise WrongOutput(self.name, "output holds NaN or infinity", math.nan, tolerance)
-        difference = _row_norms(tensor.detach().to(expected) - expected)
-        norms = _row_norms(expected)
-        scale = norms.clamp(min=float(norms.square().mean().sqrt()))
+        difference = row_norms(tensor.detach().to(expected) - expected)
+        norms = row_norms(expected)
+        scale = norms.clamp(min=max(self.size, float(norms.square().mean().sqrt())))
         # 0 / 0 is an exact zero, not an error
         error = float((difference / scale).nan_to_num(nan=0.0, posinf=math.inf).max())
         if error > tolerance:
@@ -129,5 +132,5 @@ class Candidate:
             )
 
 
-def _row_norms(tensor: Tensor) -> Tensor:
+def row_norms(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.atleast_1d(tensor), dim=-1)

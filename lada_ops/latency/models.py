@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..engine.optimize import undo
 from ..modules.packed_linear import PackedLinear
 from ..progress import progress_bar
 from ..swap import restore
-from .candidate import TOLERANCES, Candidate
+from .candidate import TOLERANCES, Candidate, row_norms
 from .compare import compare
 from .result import Comparison
 
@@ -66,6 +66,7 @@ def compare_models(
                 "references"
             )
     expected = _references(models | dict(references or {}), batches, quiet)
+    sizes = {name: _size([expected[name, label] for label in batches]) for name in models}
     return {
         label: compare(
             [
@@ -75,6 +76,7 @@ def compare_models(
                     expected[name, label],
                     tolerance or _tolerance(model),
                     partial(read_output, attention_mask=inputs.get("attention_mask")),
+                    sizes[name],
                 )
                 for name, model in models.items()
             ],
@@ -108,6 +110,12 @@ def read_output(output: Any, attention_mask: Tensor | None = None) -> Tensor:
     if attention_mask is not None and output.shape[:2] == attention_mask.shape:
         return output[attention_mask != 0]
     return output
+
+
+def _size(outputs: Iterable[Tensor]) -> float:
+    """The root mean square of the norms of their rows."""
+    norms = torch.cat([row_norms(output.double()).flatten() for output in outputs])
+    return float(norms.square().mean().sqrt())
 
 
 def _packed_dtypes(model: nn.Module) -> set[torch.dtype]:

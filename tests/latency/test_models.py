@@ -141,6 +141,21 @@ def test_only_unmasked_positions_count(wrong_at, refused):
         compare_models(*arguments, rounds=1, quiet=True)
 
 
+class Noisy(nn.Module):
+    """Returns x but for a little that is never the same."""
+
+    def forward(self, x):
+        return (x + 1e-4 * torch.rand_like(x),)
+
+
+def test_logits_near_zero_are_held_to_the_size_of_those_of_other_batches():
+    noisy, near_zero = Noisy().eval(), {"near zero": {"x": torch.full((1, 2), 1e-6)}}
+    with pytest.raises(WrongOutput):
+        compare_models(noisy, {"same": noisy}, near_zero, quiet=True)
+    batches = near_zero | {"far": {"x": torch.tensor([[3.0, -4.0]])}}
+    compare_models(noisy, {"same": noisy}, batches, rounds=1, quiet=True)
+
+
 HIDDEN, OTHER = torch.rand(2, 3, 4), torch.rand(2, 7)
 
 
