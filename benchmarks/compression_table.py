@@ -8,7 +8,6 @@ each, a run that was cut off goes on where it was, and rows that are there are n
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +108,6 @@ class Row:
         """A student, trained and evaluated."""
         name = _name(self.task.name, method, ratio, seed)
         folder, teacher = self.work / name, load_model(str(self.teacher), "cpu")
-        started = time.perf_counter()
         recipe = METHODS[method](teacher, ratio)
         curve: list[dict[str, float]] = []
         if recipe is None:
@@ -130,7 +128,6 @@ class Row:
                 compute_metrics=compute_metrics(self.task),
             )
             curve = _curve(Path(args.output_dir or ""), self.task)
-        seconds = time.perf_counter() - started
         save_model(student, str(self.teacher), folder, overwrite=True)
         found = evaluate(
             str(folder), str(self.teacher), self.data, self.task.name, sizes=SIZES, rounds=ROUNDS
@@ -143,7 +140,7 @@ class Row:
             "epochs": EPOCHS[self.task.name] if recipe else 0,
             "learning_rate": RATE if recipe else None,
             "bf16": self.bf16,
-            "seconds": seconds,
+            "batch": BATCH,
             "curve": curve,
             "models": found["models"],
             "speedups": _speedups(found),
@@ -227,7 +224,7 @@ def _line(row: dict[str, Any]) -> str:
     megabytes = student["linears"]["stored_bytes"] / 1e6
     return (
         f"{row['task']} {row['method']} {row['ratio']:g}x: {scores} of {teacher['scores']}, "
-        f"{megabytes:.1f} MB, {row['seconds']:.0f} s"
+        f"{megabytes:.1f} MB"
     )
 
 

@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 MODEL = "bert_base"
 ACCURACY_BUCKET = "1x128"
 LATENCY, RATIOS = f"{MODEL}_latency.png", f"{MODEL}_ratios.png"
-ACCURACY = "compression.png"
+ACCURACY, LEARNING = "compression.png", "learning.png"
 """The names of the pictures, beside the result files."""
 _COMPRESSED = re.compile(rf"({'|'.join(METHODS)}) ([\d.]+)x")
 
@@ -123,6 +123,26 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], bucket: str, path: Path) ->
     figure.savefig(path)
 
 
+def plot_learning(rows: Sequence[Mapping[str, Any]], ratio: float, path: Path) -> None:
+    """The task's metric over steps of training: a line per method at a ratio, first seed."""
+    trained = [row for row in rows if row["ratio"] == ratio and row["curve"]]
+    tasks = dict.fromkeys(row["task"] for row in trained)
+    figure, panels = _figure(1, len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
+        of_task = [r for r in trained if r["task"] == task and r["seed"] == trained[0]["seed"]]
+        teacher = of_task[0]["models"][0]["scores"]
+        metric = next(iter(teacher))
+        for row in of_task:
+            points = [(point["step"], 100 * point[metric]) for point in row["curve"]]
+            axes.plot(*zip(*points, strict=True), marker=".", label=row["method"])
+        axes.axhline(100 * teacher[metric], color="gray", lw=0.7)
+        axes.set_title(f"{task}, {ratio:g}x; the line is the teacher", fontsize=9)
+        axes.set_xlabel(f"steps, of {of_task[0]['batch']} texts each")
+        axes.set_ylabel(f"{metric}, %")
+    panels[0].legend(fontsize=7, frameon=False)
+    figure.savefig(path)
+
+
 def plot_device(folder: Path) -> None:
     """The pictures of one device, from its ``bert.json`` and ``compression.json``."""
     from benchmarks.bench_bert import CONFIGS
@@ -134,6 +154,7 @@ def plot_device(folder: Path) -> None:
     if compression.exists():
         rows = json.loads(compression.read_text())["rows"]
         plot_accuracy(rows, ACCURACY_BUCKET, folder / ACCURACY)
+        plot_learning(rows, PEER_RATIO, folder / LEARNING)
     plot_latency(chosen, PEER_RATIO, folder / LATENCY)
     plot_ratios(chosen, CONFIGS[MODEL], content["ceilings"], folder / RATIOS)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.plots import ACCURACY
+from benchmarks.plots import ACCURACY, LEARNING
 
 NAMES = {  # of the methods of the table, as readers know them
     "svd": "SVD, trained",
@@ -39,6 +39,10 @@ the teacher in eager mode, in float32, as `lada_ops.optimize` makes the model.
 
 {tables}
 ![Accuracy by speed-up]({(folder / ACCURACY).relative_to(root)})
+
+How soon they learn it; until its pruning is done, a student has more weights than in the end.
+
+![Metric by steps of training]({(folder / LEARNING).relative_to(root)})
 
 """
 

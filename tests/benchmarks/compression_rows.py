@@ -22,6 +22,8 @@ def row(
         "method": method,
         "ratio": ratio,
         "seed": seed,
+        "batch": 32,
+        "curve": [{"step": 10, "accuracy": 0.5}, {"step": 20, "accuracy": accuracy}],
         "models": [model(0.9, 40), model(accuracy, 40 / ratio)],
         "speedups": {"1x16": times, "1x128": times},
     }

@@ -7,7 +7,14 @@ import torch
 from transformers import BertConfig
 
 from benchmarks import plots
-from benchmarks.plots import LATENCY, RATIOS, encoder_work, plot_accuracy, plot_device
+from benchmarks.plots import (
+    LATENCY,
+    RATIOS,
+    encoder_work,
+    plot_accuracy,
+    plot_device,
+    plot_learning,
+)
 from benchmarks.suite.roofline import Ceilings
 from tests.benchmarks.compression_rows import row
 
@@ -78,11 +85,19 @@ def test_work_of_one_layer_by_hand():
     assert work.bytes == 2 * (weights + 2 * 6 * 8)
 
 
-def test_accuracy_is_a_line_for_each_method_through_means_over_seeds(tmp_path, monkeypatch):
-    figures, real = [], plots._figure
-    monkeypatch.setattr(
-        plots, "_figure", lambda *sizes: figures.append(real(*sizes)) or figures[-1]
-    )
+@pytest.fixture
+def figures(monkeypatch):
+    """Each figure that is made, and its axes."""
+    made, real = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *sizes: made.append(real(*sizes)) or made[-1])
+    return made
+
+
+def lines_of(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def test_accuracy_is_a_line_for_each_method_through_means_over_seeds(tmp_path, figures):
     rows = [
         row("lada", 5, 0.80, seed=0, speedup=2),
         row("lada", 5, 0.84, seed=1, speedup=3),
@@ -91,7 +106,24 @@ def test_accuracy_is_a_line_for_each_method_through_means_over_seeds(tmp_path, m
     ]
     plot_accuracy(rows, "1x128", tmp_path / "a.png")
     (axes,) = figures[0][1]
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    lines = lines_of(axes)
     assert lines["lada"] == [[1.5, 88], [2.5, pytest.approx(82)]]
     assert lines["svd"] == [[4, 70]]
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_learning_is_a_line_for_each_method_that_was_trained_at_the_ratio(tmp_path, figures):
+    rows = [
+        row("lada", 5, 0.8),
+        row("lada", 5, 0.9, seed=1),
+        row("lada", 10, 0.7),
+        row("svd", 5, 0.6),
+        row("calibration", 5, 0.7, curve=[]),
+    ]
+    plot_learning(rows, 5, tmp_path / "a.png")
+    (axes,) = figures[0][1]
+    lines = lines_of(axes)
+    assert lines["lada"] == [[10, 50], [20, 80]]
+    assert lines["svd"] == [[10, 50], [20, 60]]
+    assert "calibration" not in lines
     assert (tmp_path / "a.png").is_file()
