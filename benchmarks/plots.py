@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import BertConfig
 
+from benchmarks.compression_methods import METHODS as COMPRESSION
 from benchmarks.suite.ceilings import of_row
 from benchmarks.suite.roofline import Work
 from lada_ops.plans import METHODS
@@ -114,10 +115,10 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], bucket: str, path: Path) ->
                 score = 100 * row["models"][1]["scores"][metric]
                 by_ratio.setdefault(row["ratio"], []).append((speedup, score))
             means = [[mean(values) for values in zip(*of, strict=True)] for of in by_ratio.values()]
-            axes.plot(*zip(*means, strict=True), marker="o", label=method)
+            axes.plot(*zip(*means, strict=True), marker="o", label=method, color=_colour(method))
         axes.axhline(100 * teacher[metric], color="gray", lw=0.7)
         axes.set_title(f"{task}; the line is the teacher", fontsize=9)
-        axes.set_xlabel(f"times as fast as dense, eager, {bucket}")
+        axes.set_xlabel(f"times as fast as dense, eager, {bucket}", fontsize=8)
         axes.set_ylabel(f"{metric}, %")
     panels[0].legend(fontsize=7, frameon=False)
     figure.savefig(path)
@@ -134,7 +135,8 @@ def plot_learning(rows: Sequence[Mapping[str, Any]], ratio: float, path: Path) -
         metric = next(iter(teacher))
         for row in of_task:
             points = [(point["step"], 100 * point[metric]) for point in row["curve"]]
-            axes.plot(*zip(*points, strict=True), marker=".", label=row["method"])
+            method = row["method"]
+            axes.plot(*zip(*points, strict=True), marker=".", label=method, color=_colour(method))
         axes.axhline(100 * teacher[metric], color="gray", lw=0.7)
         axes.set_title(f"{task}, {ratio:g}x; the line is the teacher", fontsize=9)
         axes.set_xlabel(f"steps, of {of_task[0]['batch']} texts each")
@@ -168,6 +170,11 @@ def _figure(rows: int, columns: int) -> tuple[Any, list[Any]]:
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
+
+
+def _colour(method: str) -> str:
+    """The same in every picture."""
+    return f"C{list(COMPRESSION).index(method)}"
 
 
 def _bucket(comparison: Mapping[str, Any]) -> str:

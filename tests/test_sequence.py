@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -177,8 +178,9 @@ def test_a_model_that_fails_is_left_as_it_was():
     model = tiny_bert().train()
     before = Snapshot(model)
     made = make_plan(model)
+    batches: list[Any] = [*CALIBRATION, "text"]
     with pytest.raises(TypeError, match="batch 2 is str; expected a dict"):
-        compress(model, made, CALIBRATION, batches=[*CALIBRATION, "text"], quiet=True)
+        compress(model, made, CALIBRATION, batches=batches, quiet=True)
     before.assert_unchanged(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
