@@ -125,12 +125,18 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], bucket: str, path: Path) ->
 
 
 def plot_learning(rows: Sequence[Mapping[str, Any]], ratio: float, path: Path) -> None:
-    """The task's metric over steps of training: a line per method at a ratio, first seed."""
+    """The task's metric over steps of training: a line per method at a ratio, first seed.
+
+    No picture where nothing was trained at it.
+    """
     trained = [row for row in rows if row["ratio"] == ratio and row["curve"]]
+    if not trained:
+        return
     tasks = dict.fromkeys(row["task"] for row in trained)
     figure, panels = _figure(1, len(tasks))
     for axes, task in zip(panels, tasks, strict=True):
-        of_task = [r for r in trained if r["task"] == task and r["seed"] == trained[0]["seed"]]
+        seed = min(row["seed"] for row in trained if row["task"] == task)
+        of_task = [row for row in trained if (row["task"], row["seed"]) == (task, seed)]
         teacher = of_task[0]["models"][0]["scores"]
         metric = next(iter(teacher))
         for row in of_task:

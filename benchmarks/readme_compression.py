@@ -40,9 +40,17 @@ the teacher in eager mode, in float32, as `lada_ops.optimize` makes the model.
 {tables}
 ![Accuracy by speed-up]({(folder / ACCURACY).relative_to(root)})
 
-How soon they learn it; until its pruning is done, a student has more weights than in the end.
+{_learning(folder, root)}"""
 
-![Metric by steps of training]({(folder / LEARNING).relative_to(root)})
+
+def _learning(folder: Path, root: Path) -> str:
+    path = folder / LEARNING
+    if not path.exists():
+        return ""
+    return f"""How soon they learn it; until its pruning is done, a student has more weights than \
+in the end.
+
+![Metric by steps of training]({path.relative_to(root)})
 
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -26,15 +28,31 @@ class ErrorNorm:
     @classmethod
     def of(cls, objective: Objective, inputs: Tensor, outputs: Tensor) -> ErrorNorm:
         """That of an objective, by what `LayerStatistics` calls inputs and outputs."""
-        inputs, outputs = damped(inputs), damped(outputs)
-        return {
-            "weights": cls(),
-            "scales": cls(inputs.diagonal().diag()),
-            "fisher": cls(None, outputs.diagonal().diag()),
-            "activations": cls(inputs),
-            "outputs": cls(inputs, outputs),
-            "auto": cls(inputs, outputs),
-        }[objective]
+        of_inputs, of_outputs = _SIDES[objective]
+        return cls(of_inputs(inputs), of_outputs(outputs))
+
+
+def _whole(matrix: Tensor) -> Tensor | None:
+    return damped(matrix)
+
+
+def _diagonal(matrix: Tensor) -> Tensor | None:
+    return damped(matrix).diagonal().diag()
+
+
+def _identity(_matrix: Tensor) -> Tensor | None:
+    return None
+
+
+_Side: TypeAlias = Callable[[Tensor], Tensor | None]
+_SIDES: Mapping[Objective, tuple[_Side, _Side]] = {  # what is seen of inputs, and of outputs
+    "weights": (_identity, _identity),
+    "scales": (_diagonal, _identity),
+    "fisher": (_identity, _diagonal),
+    "activations": (_whole, _identity),
+    "outputs": (_whole, _whole),
+    "auto": (_whole, _whole),
+}
 
 
 def fit(

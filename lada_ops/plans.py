@@ -119,8 +119,8 @@ class CompressionPlan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
         """The plan that `to_dict` gave. Raises ValueError on keys that are unknown or missing."""
-        keys = {"objective", "selection", "layers"}
-        check_keys("CompressionPlan", data, keys, keys)
+        required = {"objective", "layers"}
+        check_keys("CompressionPlan", data, required, required | {"selection"})
         if not isinstance(data["layers"], Mapping):
             raise ValueError(
                 f"CompressionPlan: layers is {type(data['layers']).__name__}; expected an object"
@@ -129,7 +129,7 @@ class CompressionPlan:
             name: LayerPlan.from_dict(layer, f"CompressionPlan: layer {name!r}")
             for name, layer in data["layers"].items()
         }
-        return cls(layers, data["objective"], data["selection"])
+        return cls(layers, data["objective"], data.get("selection", cls.selection))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)

@@ -77,6 +77,10 @@ class TestCompressionPlan:
         assert json.loads(made.to_json()) == want
         assert made.to_json().count("\n") > 5
 
+    def test_blocks_are_selected_by_size_where_nothing_is_said(self):
+        made = CompressionPlan.from_dict({"objective": "auto", "layers": {}})
+        assert made.selection == "wanda"
+
     def test_plan_can_be_changed_by_hand(self, bert_base):
         made = plan(bert_base)
         name = "encoder.layer.0.output.dense"
@@ -88,8 +92,8 @@ class TestCompressionPlan:
         ("data", "message"),
         [
             ([], "CompressionPlan: list; expected an object"),
-            ({}, r"missing \['layers', 'objective', 'selection'\], unknown \[\]"),
-            ({"layers": {}}, r"missing \['objective', 'selection'\]"),
+            ({}, r"missing \['layers', 'objective'\], unknown \[\]"),
+            ({"layers": {}}, r"missing \['objective'\]"),
             ({"layers": {}, **CHOICES, "colour": 1}, r"unknown \['colour'\]"),
             (
                 {"layers": {}, **CHOICES, "objective": "beauty"},

@@ -127,3 +127,8 @@ def test_learning_is_a_line_for_each_method_that_was_trained_at_the_ratio(tmp_pa
     assert lines["svd"] == [[10, 50], [20, 60]]
     assert "calibration" not in lines
     assert (tmp_path / "a.png").is_file()
+
+
+def test_learning_has_no_picture_where_nothing_was_trained(tmp_path):
+    plot_learning([row("calibration", 5, 0.7, curve=[])], 5, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()

@@ -55,3 +55,10 @@ def test_ratios_are_in_order(tmp_path):
     rows = [row("svd", ratio, 0.8) for ratio in (10, 2.5, 5)]
     names = [name for name in cells(section(tmp_path, rows)) if name.startswith("SVD")]
     assert [name.split()[-1] for name in names] == ["2.5x", "5x", "10x"]
+
+
+def test_learning_is_shown_where_there_is_a_picture_of_it(tmp_path):
+    rows = [row("svd", 5, 0.8)]
+    assert "learning.png" not in section(tmp_path, rows)
+    (tmp_path / "learning.png").touch()
+    assert f"({tmp_path.name}/learning.png)" in section(tmp_path, rows)
