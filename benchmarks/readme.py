@@ -54,8 +54,22 @@ fast as dense in eager mode, by batch x length: medians of ratios within a round
 compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
 
 {quality_table(demo)}
-{compression_section(folder, ROOT)}{bert_section(folder)}
+{embedder_section(folder)}{compression_section(folder, ROOT)}{bert_section(folder)}
 {traffic_section(folder)}{rivals_section(folder)}"""
+
+
+def embedder_section(folder: Path) -> str:
+    """The same model after training, if that was measured."""
+    path = folder / "embedder.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    return f"""**After distillation**, by `lada distill ... --texts sentences.txt \
+{" ".join(found["options"])}` on {found["sentences"]:,} sentences of GLUE's training sets, without \
+labels; the rest as above.
+
+{quality_table(found)}
+"""
 
 
 def bert_section(folder: Path) -> str:

@@ -94,7 +94,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     dense = load_model(source)
     calibration = token_batches(tokenizer, texts.calibration)
     embeddings = embed(dense, tokenizer, texts.held_out)
-    rows = {"dense": _quality("dense", dense, embeddings, embeddings, texts)}
+    rows = {"dense": quality("dense", dense, embeddings, embeddings, texts)}
     # each model as it is served, and as it was before it was made ready for that
     served: dict[str, PreTrainedModel] = {}
     loaded: dict[str, PreTrainedModel] = {}
@@ -104,7 +104,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         served[name] = optimize(copy.deepcopy(model), dtype) if dtypes else model
         loaded[name] = model
         got = embed(served[name], tokenizer, texts.held_out)
-        rows[name] = _quality(name, model, got, embeddings, texts)
+        rows[name] = quality(name, model, got, embeddings, texts)
 
     seen, sequence = layer_statistics(dense, calibration, quiet=quiet), calibration[::SEQUENCE_STEP]
     with staged_folder(out, overwrite) as stage:
@@ -121,10 +121,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():
                     short = str(dtype).removeprefix("torch.").replace("bfloat", "bf")
                     serve(f"{name} {short}", loaded[name], dtype)
-        batches = {
-            f"{batch}x{length}": _batch(tokenizer, texts.held_out, batch, length, dense.device)
-            for batch, length in BUCKETS
-        }
+        batches = full_batches(tokenizer, texts.held_out, dense.device)
         results = {
             "model": "all-MiniLM-L6-v2",
             "text": texts.source,
@@ -176,10 +173,13 @@ def _by_length(sentences: Sequence[str], size: int) -> Iterable[list[str]]:
     return (unique[start : start + size] for start in range(0, len(unique), size))
 
 
-def _quality(
+def quality(
     name: str, model: PreTrainedModel, got: Tensor, want: Tensor, texts: DemoTexts
 ) -> dict[str, Any]:
-    """One row of the demo's table: what the model costs, and how near it is to the dense one."""
+    """One row of a table: what a model costs, and how near it is to the dense one.
+
+    got, want (sentences, hidden): embeddings of texts.held_out by it and by the dense one.
+    """
     cosine = (got * want).sum(1)
     found = compression_of(model)
     linears = {} if found else encoder_linears(model)
@@ -218,18 +218,19 @@ def _saved_and_loaded(
     return loaded
 
 
-def _batch(
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    batch: int,
-    length: int,
-    device: torch.device,
-) -> Mapping[str, Tensor]:
-    """A full batch of real tokens, (batch, length): the sentences one after another."""
+def full_batches(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], device: torch.device
+) -> dict[str, Mapping[str, Tensor]]:
+    """By batch x length, inputs of real tokens without padding: the sentences one after another."""
     ids = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"]
-    ids = torch.tensor(ids * (1 + batch * length // len(ids)))[: batch * length]
-    input_ids = ids.view(batch, length).to(device)
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for batch, length in BUCKETS:
+        count = batch * length
+        tokens = torch.tensor(ids * (1 + count // len(ids)))[:count]
+        input_ids = tokens.view(batch, length).to(device)
+        mask = torch.ones_like(input_ids)
+        found[f"{batch}x{length}"] = {"input_ids": input_ids, "attention_mask": mask}
+    return found
 
 
 def _title(results: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ..plans import Method
 from .app import Json, app, errors, number, pair, show
 
 Preset = Literal["lada-block", "lada"]
+Pooling = Literal["mean", "cls"]
 Task = Annotated[str, typer.Option(help="sst2, cola, mrpc, rte, stsb or mnli.")]
 Data = Annotated[
     Path, typer.Option(help="A folder with glue/TASK/train.tsv and dev.tsv, robust/textfooler.")
@@ -61,6 +62,13 @@ def distill(
         float | None,
         typer.Option(help="By lada: prune word embeddings to this share, .2 in the paper."),
     ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            help="How an embedder makes one vector of a text; as its folder of "
+            "sentence-transformers says, else by the mean."
+        ),
+    ] = None,
     labels: Annotated[float, typer.Option(help="Weight of the task's own loss.")] = 0.0,
     epochs: Annotated[float, typer.Option(help="Of each stage.")] = 3.0,
     batch_size: Annotated[int, typer.Option(help="Examples a step, in each process.")] = 32,
@@ -98,6 +106,7 @@ def distill(
                 block=pair("--block", block),
                 order=order,
                 embedding_keep=embedding_keep,
+                pooling=pooling,
                 labels=labels,
                 epochs=epochs,
                 batch_size=batch_size,

@@ -19,13 +19,12 @@ def ask(model: nn.Module, inputs: Mapping[str, Any], losses: Losses) -> Answer:
     Raises ValueError where attention counts and the layers are not known.
     """
     own = getattr(model, "module", model)
-    hidden = bool(losses.hidden or losses.embedding)
     with recorded_scores(own, bool(losses.attention)) as scores:
-        outputs = model(**inputs, output_hidden_states=hidden, return_dict=True)
+        outputs = model(**inputs, output_hidden_states=losses.of_hidden, return_dict=True)
     return Answer(
         getattr(outputs, "loss", None),
         getattr(outputs, "logits", None),
-        outputs.hidden_states if hidden else (),
+        outputs.hidden_states if losses.of_hidden else (),
         [of["query"] @ of["key"].transpose(-1, -2) * of["key"].shape[-1] ** -0.5 for of in scores],
     )
 

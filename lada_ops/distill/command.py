@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,14 @@ from ..tasks.metrics import compute_metrics
 from ..texts import read_lines
 from .lada import LadaConfig
 from .lada_block import LadaBlockConfig
+from .losses import EMBEDDINGS, Losses, Pooling
 from .recipe import Recipe
 from .run import distill
+
+_POOLING_MODES: Mapping[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Settings:
     block: tuple[int, int]
     order: str | None
     embedding_keep: float | None
+    pooling: Pooling | None
     labels: float
     epochs: float
     batch_size: int
@@ -109,8 +117,33 @@ def recipe_of(settings: Settings, teacher: PreTrainedModel) -> Recipe:
     else:
         made = LadaBlockConfig(settings.ratio, settings.method, settings.block)
     made = made if order is None else replace(made, order=order)
-    logits = made.losses.logits if settings.texts is None else 0.0
-    return replace(made, losses=replace(made.losses, logits=logits, labels=settings.labels))
+    return replace(made, losses=losses_of(settings, teacher))
+
+
+def losses_of(settings: Settings, teacher: PreTrainedModel) -> Losses:
+    """The paper's for a classifier, without logits for other heads; an embedder's embeddings."""
+    if teacher.base_model is teacher:
+        pooling = settings.pooling or saved_pooling(Path(settings.teacher))
+        return replace(EMBEDDINGS, pooling=pooling, labels=settings.labels)
+    classifies = type(teacher).__name__.endswith("ForSequenceClassification")
+    return Losses(logits=float(classifies), labels=settings.labels)
+
+
+def saved_pooling(folder: Path) -> Pooling:
+    """How a folder of sentence-transformers makes one vector of a text; "mean" where none does.
+
+    Raises ValueError where it does so by neither of what `Losses` knows.
+    """
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    modes = [name for name, on in saved.items() if name.startswith("pooling_mode_") and on]
+    if len(modes) != 1 or modes[0] not in _POOLING_MODES:
+        raise ValueError(
+            f"{path} pools by {modes}; expected one of {list(_POOLING_MODES)}, or --pooling"
+        )
+    return _POOLING_MODES[modes[0]]
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:

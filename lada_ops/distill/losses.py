@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Pooling: TypeAlias = Literal["mean", "cls"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+TERMS = ("attention", "hidden", "logits", "embedding", "pooled", "labels")
 
 
 class NotFinite(RuntimeError):
@@ -21,41 +25,52 @@ class Losses:
 
     attention: MSE of attention scores, summed over layers. hidden: MSE of hidden states, summed
     over layers. logits: soft cross-entropy at `temperature`, scaled by its square; of a regression
-    the MSE. embedding: MSE of what the embeddings give. labels: what the task itself asks.
+    the MSE. embedding: MSE of what the embeddings give. pooled: 1 less the cosine of whole texts,
+    each the mean of its last hidden states, or by `pooling` "cls" the first of them. labels: what
+    the task itself asks.
 
-    Source: LadaBERT (Mao et al., COLING 2020), section 3.3, unweighted, as its code has it.
+    Source: LadaBERT (Mao et al., COLING 2020), section 3.3, unweighted, as its code has it; for
+    pooled, Reimers and Gurevych (EMNLP 2020), whose MSE is twice this at length 1.
     """
 
     attention: float = 1.0
     hidden: float = 1.0
     logits: float = 1.0
     embedding: float = 0.0
+    pooled: float = 0.0
     labels: float = 0.0
     temperature: float = 1.0
+    pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if not 0 <= getattr(self, f.name) < float("inf"):
-                raise ValueError(f"Losses: {f.name} {getattr(self, f.name)}; expected 0 or more")
-        if not self.temperature > 0:
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"Losses: {name} {weight}; expected 0 or more")
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(f"Losses: temperature {self.temperature}; expected above 0")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"Losses: pooling {self.pooling!r}; expected one of {POOLINGS}")
         if not any(self.weights.values()):
             raise ValueError("Losses: every weight is 0; expected one above 0")
 
     @property
     def weights(self) -> dict[str, float]:
         """By the name of the term."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "temperature"}
+        return {name: getattr(self, name) for name in TERMS}
 
     @property
-    def of_layers(self) -> bool:
-        """Whether any term looks inside the models."""
-        return bool(self.attention or self.hidden or self.embedding)
+    def of_hidden(self) -> bool:
+        """Whether any term needs hidden states."""
+        return bool(self.hidden or self.embedding or self.pooled)
 
     @property
     def of_teacher(self) -> bool:
         """Whether any term needs the teacher."""
-        return self.of_layers or bool(self.logits)
+        return self.of_hidden or bool(self.attention or self.logits)
+
+
+EMBEDDINGS = Losses(attention=0, hidden=0, logits=0, pooled=1)
+"""For a model without a head, which is there for its embeddings of texts."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,8 @@ def terms(
     if losses.hidden:
         pairs = followed(student.hidden[1:], teacher.hidden[1:])
         found["hidden"] = torch.stack([_hidden(s, t, mask) for s, t in pairs]).sum()
+    if losses.pooled:
+        found["pooled"] = _pooled(student.hidden[-1], teacher.hidden[-1], mask, losses.pooling)
     if losses.attention:
         pairs = followed(student.scores, teacher.scores)
         found["attention"] = torch.stack([_scores(s, t, mask) for s, t in pairs]).sum()
@@ -136,12 +153,27 @@ def _logits(student: Tensor, teacher: Tensor, temperature: float, regression: bo
 
 
 def _hidden(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    _check_width("hidden", student, teacher)
+    return F.mse_loss(student[mask], teacher[mask])
+
+
+def _pooled(student: Tensor, teacher: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    _check_width("pooled", student, teacher)
+    s, t = (_text(hidden, mask, pooling) for hidden in (student, teacher))
+    return 1 - F.cosine_similarity(s, t, dim=-1).mean()
+
+
+def _check_width(name: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
             f"Losses: hidden states of {student.shape[-1]} features in the student, "
-            f"{teacher.shape[-1]} in the teacher; expected the same width, or hidden 0"
+            f"{teacher.shape[-1]} in the teacher; expected the same width, or {name} 0"
         )
-    return F.mse_loss(student[mask], teacher[mask])
+
+
+def _text(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """A vector per text, (batch, features), up to its length."""
+    return hidden[:, 0] if pooling == "cls" else hidden.masked_fill(~mask[..., None], 0).sum(1)
 
 
 def _scores(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lada_ops.distill.losses import Answer, Losses, followed, terms, total
+from lada_ops.distill.losses import EMBEDDINGS, Answer, Losses, followed, terms, total
 
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
-ALL = Losses(labels=1, embedding=1)
+ALL = Losses(labels=1, embedding=1, pooled=1)
 
 
 def answer(seed: int, layers: int = 2, heads: int = 2, features: int = 4, labels: int = 3):
@@ -26,7 +28,8 @@ def test_a_student_like_its_teacher_lacks_nothing_but_the_entropy():
     entropy = -(p * p.log()).sum(-1).mean()
     torch.testing.assert_close(found["logits"], entropy)
     assert found["labels"] == same.loss
-    assert {n for n, term in found.items() if term == 0} == {"attention", "hidden", "embedding"}
+    assert float(found["pooled"]) == pytest.approx(0, abs=1e-6)
+    assert {n for n, term in found.items() if term == 0} >= {"attention", "hidden", "embedding"}
 
 
 def test_terms_are_what_their_formulas_say():
@@ -56,6 +59,20 @@ def test_terms_are_what_their_formulas_say():
     soft = (teacher.logits / 2).softmax(-1)
     entropy = -(soft * soft.log()).sum(-1).mean()
     torch.testing.assert_close(found["logits"], 4 * (divergence + entropy))
+
+
+def test_texts_are_compared_by_what_they_are_pooled_to():
+    student, teacher = answer(1), answer(2)
+    means = [[of.hidden[-1][i, : 3 - i].mean(0) for i in range(2)] for of in (student, teacher)]
+    cosines = [float(s @ t / s.norm() / t.norm()) for s, t in zip(*means, strict=True)]
+    found = terms(EMBEDDINGS, student, teacher, MASK)
+    assert set(found) == {"pooled"}
+    assert float(found["pooled"]) == pytest.approx(1 - sum(cosines) / 2, rel=1e-5)
+    found = terms(replace(EMBEDDINGS, pooling="cls"), student, teacher, MASK)
+    firsts = [of.hidden[-1][:, 0] for of in (student, teacher)]
+    assert float(found["pooled"]) == pytest.approx(
+        1 - float(F.cosine_similarity(*firsts).mean()), rel=1e-5
+    )
 
 
 def test_padding_counts_in_no_term():
@@ -90,6 +107,11 @@ def test_terms_without_weight_are_left_out():
     assert set(terms(losses, answer(1), None, MASK)) == {"labels"}
 
 
+def test_texts_of_other_widths_are_refused():
+    with pytest.raises(ValueError, match="3 features in the student, 4 in .* or pooled 0"):
+        terms(EMBEDDINGS, answer(1, features=3), answer(2), MASK)
+
+
 def test_fewer_layers_follow_every_kth():
     assert followed("ab", "123456") == [("a", "3"), ("b", "6")]
     with pytest.raises(ValueError, match="student of 4 layers and a teacher of 6"):
@@ -116,9 +138,10 @@ def test_sizes_that_do_not_fit(student, teacher, message):
         ({"hidden": -1}, "hidden -1; expected 0 or more"),
         ({"logits": float("nan")}, "logits nan"),
         ({"temperature": 0}, "temperature 0; expected above 0"),
+        ({"pooling": "max"}, "pooling 'max'; expected one of"),
         ({"attention": 0, "hidden": 0, "logits": 0}, "every weight is 0"),
     ],
 )
-def test_weights_out_of_range(settings, message):
+def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         Losses(**settings)

@@ -1,0 +1,59 @@
+"""An embedder is distilled once a ratio, on sentences alone, and compared with the dense one."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import embedder
+from lada_ops import demo
+from lada_ops.environment import device_slug
+from lada_ops.folder import load_model
+from lada_ops.tasks.glue import TASKS
+from tests.tasks.files import write
+from tests.tiny_model import write_tiny_model
+
+HEADER = "sentence\tsentence2\tlabel"
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A tiny model, and STS-B alone."""
+    folder = write_tiny_model(tmp_path / "source")
+    monkeypatch.setattr(embedder, "model_folder", lambda: str(folder))
+    monkeypatch.setattr(embedder, "OPTIONS", ("--epochs", "1", "--batch-size", "8"))
+    monkeypatch.setattr(embedder, "TASKS", {"stsb": TASKS["stsb"]})
+    monkeypatch.setattr(demo, "BUCKETS", ((1, 16),))
+    rows = [f"the dog {letter}\ta cat {letter}\t{n % 5}" for n, letter in enumerate("abcdefgh")]
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "glue/stsb" / name, HEADER, [*rows, "the dog a\ta cat b\t2"])
+    return tmp_path
+
+
+def test_the_sentences_of_the_training_sets_are_read_once(small):
+    found = embedder.unlabelled(small)
+    assert found[:2] == ["the dog a", "a cat a"]
+    assert len(found) == len(set(found)) == 16
+
+
+def run(small, ratios):
+    places = ["--data", small, "--work", small / "work", "--results", small]
+    result = CliRunner().invoke(embedder.app, [*map(str, places), "--ratios", ratios])
+    assert result.exit_code == 0, result.output
+
+
+def test_students_are_made_once_and_compared_with_the_dense_model(small):
+    run(small, "3")
+    weights = small / "work" / "embedder-3x" / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    run(small, "3,4")
+    assert weights.stat().st_mtime_ns == made
+    found = json.loads((small / device_slug() / "embedder.json").read_text())
+    names = ["dense", "distilled 3x", "distilled 4x"]
+    assert found["sentences"] == 16
+    assert [row["name"] for row in found["models"]] == names
+    assert [t["name"] for t in found["comparisons"][0]["timings"]] == names
+    for row, ratio in zip(found["models"][1:], (3, 4), strict=True):
+        assert row["linears_ratio"] >= ratio
+        assert -1 <= row["spearman"] <= 1
+    assert load_model(str(small / "work" / "embedder-3x")).config.quantization_config

@@ -1,0 +1,55 @@
+"""What `lada distill` asks of a student, by the kind of its teacher."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertForMaskedLM, BertModel
+
+from lada_ops.distill.command import losses_of
+from lada_ops.distill.losses import EMBEDDINGS, Losses
+from tests.distill.models import tiny_classifier
+from tests.tiny_model import tiny_config
+
+
+def settings(folder="no folder", pooling=None) -> Any:
+    return SimpleNamespace(teacher=str(folder), pooling=pooling, labels=0.0)
+
+
+def write_pooling(folder, **modes):
+    (folder / "1_Pooling").mkdir()
+    content = {"word_embedding_dimension": 256} | {f"pooling_mode_{k}": v for k, v in modes.items()}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def embedder():
+    torch.manual_seed(0)
+    return BertModel(tiny_config())
+
+
+def test_a_classifier_learns_all_of_the_paper():
+    assert losses_of(settings(), tiny_classifier()) == Losses()
+
+
+def test_of_another_head_the_logits_are_not_learnt():
+    assert losses_of(settings(), BertForMaskedLM(tiny_config())) == Losses(logits=0)
+
+
+def test_an_embedder_learns_its_embeddings(embedder):
+    assert losses_of(settings(), embedder) == EMBEDDINGS
+
+
+def test_texts_are_pooled_as_the_folder_says(embedder, tmp_path):
+    write_pooling(tmp_path, cls_token=True, mean_tokens=False)
+    assert losses_of(settings(tmp_path), embedder).pooling == "cls"
+    assert losses_of(settings(tmp_path, "mean"), embedder).pooling == "mean"
+
+
+@pytest.mark.parametrize("modes", [{"max_tokens": True}, {"cls_token": True, "mean_tokens": True}])
+def test_pooling_that_is_not_known_is_refused(modes, embedder, tmp_path):
+    write_pooling(tmp_path, **modes)
+    with pytest.raises(ValueError, match="pools by .*expected one of .*, or --pooling"):
+        losses_of(settings(tmp_path), embedder)
