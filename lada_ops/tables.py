@@ -59,11 +59,17 @@ def _or_nothing(error: float | None) -> str:
     return "" if error is None else f"{error:.3f}"
 
 
+def _with_missing(*found: Mapping[str, Any]) -> str:
+    """The caption of a table of times, with what has none and why."""
+    reasons = {f"missing: {why}" for one in found for why in one["missing"].values()}
+    return "\n".join([SLOWER, *sorted(reasons)])
+
+
 def latency(results: Mapping[str, Any]) -> Table:
     """Comparisons as `lada_ops.latency.collect` gives them."""
     baseline = results["comparisons"][0]["baseline"]
     columns = ("batch x length", "model", "ms", "25-75 %", f"times as fast as {baseline}")
-    table = _table("", columns, SLOWER)
+    table = _table("", columns, _with_missing(results["comparisons"][0]))
     for comparison in results["comparisons"]:
         for t in comparison["timings"]:
             low, mid, high = (1e3 * t[f"{q}_seconds"] for q in ("q25", "median", "q75"))
@@ -80,7 +86,7 @@ def latency(results: Mapping[str, Any]) -> Table:
 def traffic(results: Mapping[str, Any]) -> Group:
     """What `lada_ops.bench.Bench.traffic` found, and its cold starts."""
     columns = ("texts", "model", "p50, ms", "p95", "p99", "texts/s", "times as fast as dense")
-    table = _table("", columns, SLOWER)
+    table = _table("", columns, _with_missing(*results["traffic"]))
     for found in results["traffic"]:
         for served in found["models"]:
             table.add_row(
