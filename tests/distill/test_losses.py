@@ -64,15 +64,14 @@ def test_terms_are_what_their_formulas_say():
 def test_texts_are_compared_by_what_they_are_pooled_to():
     student, teacher = answer(1), answer(2)
     means = [[of.hidden[-1][i, : 3 - i].mean(0) for i in range(2)] for of in (student, teacher)]
-    cosines = [float(s @ t / s.norm() / t.norm()) for s, t in zip(*means, strict=True)]
+    cosines = [float(F.cosine_similarity(s, t, dim=0)) for s, t in zip(*means, strict=True)]
     found = terms(EMBEDDINGS, student, teacher, MASK)
     assert set(found) == {"pooled"}
     assert float(found["pooled"]) == pytest.approx(1 - sum(cosines) / 2, rel=1e-5)
     found = terms(replace(EMBEDDINGS, pooling="cls"), student, teacher, MASK)
-    firsts = [of.hidden[-1][:, 0] for of in (student, teacher)]
-    assert float(found["pooled"]) == pytest.approx(
-        1 - float(F.cosine_similarity(*firsts).mean()), rel=1e-5
-    )
+    s, t = (of.hidden[-1][:, 0] for of in (student, teacher))
+    want = 1 - float(F.cosine_similarity(s, t).mean())
+    assert float(found["pooled"]) == pytest.approx(want, rel=1e-5)
 
 
 def test_padding_counts_in_no_term():
