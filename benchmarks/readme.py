@@ -6,7 +6,8 @@ No figure of the README is typed by hand, and a test holds the README against th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,53 +29,65 @@ def rendered(readme: str) -> str:
 
 
 def results() -> str:
-    """The results of every device measured, in Markdown."""
-    folders = sorted(path.parent for path in RESULTS.glob("*/demo.json"))
-    sections = [device_section(folder) for folder in folders]
+    """What was measured, kind by kind, on every device, in Markdown."""
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    found = [section(folder) for section in SECTIONS for folder in folders]
     if not any(folder.name.startswith("NVIDIA") for folder in folders):
-        sections.append(
+        found.append(
             "**On a GPU:** not measured yet. The Triton kernels are proven in the interpreter, and "
             "their machine code is held to limits for sm_90 and compiles clean for sm_80, 86, 89, "
             "100, 120 and gfx942; no more.\n"
         )
-    return "\n".join(sections)
+    return "\n".join(f"{text.rstrip()}\n" for text in found if text)
 
 
-def device_section(folder: Path) -> str:
-    demo = json.loads((folder / "demo.json").read_text())
-    where = demo["environment"]
+def measured(path: Path) -> dict[str, Any] | None:
+    """What a result file holds, if there is one."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def machine(where: Mapping[str, Any], threads: bool = True) -> str:
+    """What `environment()` found, as readers know it."""
     device = where["gpu"] or f"{where['cpu']} ({where['cpu_instruction_set']})"
-    dtype = demo["comparisons"][0]["timings"][0]["dtype"]
-    return f"""**The real {demo["model"]}**, without training, on {device}, \
-{where["torch_threads"]} threads, {dtype}, torch {where["torch"]}. Cosine is that of sentence \
-embeddings to the dense model's, Spearman's correlation that on the dev set of {demo["text"]}; \
-calibrated on {demo["calibration_tokens"]:,} tokens of its training set, of which \
-{demo["sequence_tokens"]:,} went from layer to compressed layer. The last columns are times as \
-fast as dense in eager mode, by batch x length: medians of ratios within a round; on a CPU \
-compressed models run as `lada_ops.optimize` makes them. **Bold: slower than dense.**
+    many = f", {where['torch_threads']} threads" if threads else ""
+    return f"{device}{many}, torch {where['torch']}"
 
-{quality_table(demo)}
-{embedder_section(folder)}{compression_section(folder, ROOT)}{bert_section(folder)}
-{traffic_section(folder)}{rivals_section(folder)}"""
+
+def demo_section(folder: Path) -> str:
+    """The real model without training."""
+    demo = measured(folder / "demo.json")
+    if demo is None:
+        return ""
+    dtype = demo["comparisons"][0]["timings"][0]["dtype"]
+    return f"""**The real {demo["model"]}**, without training, in {dtype} on \
+{machine(demo["environment"])}. Cosine is that of sentence embeddings to the dense model's, \
+Spearman's correlation that on the dev set of {demo["text"]}; calibrated on \
+{demo["calibration_tokens"]:,} tokens of its training set, of which {demo["sequence_tokens"]:,} \
+went from layer to compressed layer. The last columns are times as fast as dense in eager mode, by \
+batch x length: medians of ratios within a round; on a CPU compressed models run as \
+`lada_ops.optimize` makes them. **Bold: slower than dense.**
+
+{quality_table(demo)}"""
 
 
 def embedder_section(folder: Path) -> str:
-    """The same model after training, if that was measured."""
-    path = folder / "embedder.json"
-    if not path.exists():
+    """The real model after training."""
+    found = measured(folder / "embedder.json")
+    if found is None:
         return ""
-    found = json.loads(path.read_text())
-    return f"""**After distillation**, by `lada distill ... --texts sentences.txt \
-{" ".join(found["options"])}` on {found["sentences"]:,} sentences of GLUE's training sets, without \
-labels; the rest as above.
+    return f"""**The same model, distilled** by `lada distill all-MiniLM-L6-v2 --texts \
+sentences.txt {" ".join(found["options"])}` on {found["sentences"]:,} sentences without labels, of \
+GLUE's training sets and a treebank of English from the web; timed on \
+{machine(found["environment"])}; the rest as above.
 
-{quality_table(found)}
-"""
+{quality_table(found)}"""
 
 
 def bert_section(folder: Path) -> str:
     """Whole models beside their peers, and two pictures of BERT-base."""
-    content = json.loads((folder / "bert.json").read_text())
+    content = measured(folder / "bert.json")
+    if content is None:
+        return ""
     top = content["ceilings"]
     missing = {
         f"{name} ({why})": None
@@ -83,10 +96,10 @@ def bert_section(folder: Path) -> str:
     }
     listed = f"Missing: {'; '.join(missing)}.\n\n" if missing else ""
     here = folder.relative_to(ROOT)
-    return f"""**A BERT-base** on the same machine, its weights random: speed only. Beside ours, \
-in the same run: torch.compile, at its best here, of the dense model, of the same low-rank factors \
-as two linears each, and of a dense model with as few weights, for which heads and feed-forward \
-are cut; and torch's own block-sparse tensors.
+    return f"""**A BERT-base**, its weights random, on {machine(content["environment"])}: speed \
+only. Beside ours, in the same run: torch.compile, at its best here, of the dense model, of the \
+same low-rank factors as two linears each, and of a dense model with as few weights, for which \
+heads and feed-forward are cut; and torch's own block-sparse tensors.
 
 {speed_table(content["comparisons"], "bert_base ")}
 **The real MiniLM beside the same peers**, speed only: the smaller dense one is cut \
@@ -108,10 +121,9 @@ those two rates.
 
 def traffic_section(folder: Path) -> str:
     """Requests of real lengths, and cold starts, if they were measured."""
-    path = folder / "traffic.json"
-    if not path.exists():
+    found = measured(folder / "traffic.json")
+    if found is None:
         return ""
-    found = json.loads(path.read_text())
     padding = ", ".join(
         f"{100 * traffic['padding']:.0f} % at {traffic['batch']}" for traffic in found["traffic"]
     )
@@ -136,10 +148,10 @@ def traffic_section(folder: Path) -> str:
     columns = ("imports", "load", "optimize", "first answer", "next", "peak, MB")
     first = found["traffic"][0]
     return f"""**At real lengths**, the real MiniLM on {first["requests"]} requests of each size, \
-texts drawn from GLUE's dev sets and padded to the longest of a request, as tokenizers do \
-(padding: {padding}). Latency in ms over the requests, each the median of its {first["rounds"]} \
-rounds; texts a second, one request after the other; times as fast as dense in eager mode. **Bold: \
-slower.**
+on {machine(found["environment"])}; texts drawn from GLUE's dev sets and padded to the longest of \
+a request, as tokenizers do (padding: {padding}). Latency in ms over the requests, each the median \
+of its {first["rounds"]} rounds; texts a second, one request after the other; times as fast as \
+dense in eager mode. **Bold: slower.**
 
 {table(["texts a request", "p50", "p95", "p99", "texts/s", "speed-up"], rows)}
 A cold start, in seconds of a process of its own that answers 8x128 twice:
@@ -166,10 +178,11 @@ def rivals_section(folder: Path) -> str:
     paths = {path: title for path, title in paths.items() if path.exists()}
     if not paths:
         return ""
-    intro = f"""**Beside other runtimes** on the same machine: how many times as fast the engine \
-is as the best of onnxruntime and OpenVINO on the same low-rank factors (5x) in the same \
-precision. Whole encoders, each in a process of its own, interleaved with eager; with them torch's \
-int8 dynamic quantization. **Bold: slower.**
+    where = json.loads(next(iter(paths)).read_text())["environments"][0]
+    intro = f"""**Beside other runtimes** on {machine(where, threads=False)}: how many times as \
+fast the engine is as the best of onnxruntime and OpenVINO on the same low-rank factors (5x) in \
+the same precision. Whole encoders, each in a process of its own, interleaved with eager; with \
+them torch's int8 dynamic quantization. **Bold: slower.**
 
 {lead_table(paths)}
 All of them, as times as fast as eager fp32; those with a ratio run compressed weights, the others \
@@ -236,6 +249,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
 
+
+SECTIONS: tuple[Callable[[Path], str], ...] = (
+    demo_section,
+    embedder_section,
+    partial(compression_section, root=ROOT),
+    bert_section,
+    traffic_section,
+    rivals_section,
+)
 
 if __name__ == "__main__":
     README.write_text(rendered(README.read_text()))

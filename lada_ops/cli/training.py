@@ -73,7 +73,14 @@ def distill(
     epochs: Annotated[float, typer.Option(help="Of each stage.")] = 3.0,
     batch_size: Annotated[int, typer.Option(help="Examples a step, in each process.")] = 32,
     accumulate: Annotated[int, typer.Option(help="Batches a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="The largest, after a warm-up.")] = 2e-4,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="The largest, after a warm-up; by default 2e-4, of an embedder 1e-3."),
+    ] = None,
+    dropout: Annotated[
+        bool | None,
+        typer.Option(help="Train with the dropout of the model's config; an embedder does not."),
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a text, at most.")] = 128,
     patience: Annotated[
         int | None, typer.Option(help="Stop when so many epochs were no better; keep the best.")
@@ -112,6 +119,7 @@ def distill(
                 batch_size=batch_size,
                 accumulate=accumulate,
                 learning_rate=learning_rate,
+                dropout=dropout,
                 max_length=max_length,
                 patience=patience,
                 save_steps=save_steps,

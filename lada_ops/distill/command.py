@@ -59,7 +59,8 @@ class Settings:
     epochs: float
     batch_size: int
     accumulate: int
-    learning_rate: float
+    learning_rate: float | None
+    dropout: bool | None
     max_length: int
     patience: int | None
     save_steps: int
@@ -80,11 +81,12 @@ def run(settings: Settings) -> Mapping[str, Any] | None:
         raise ValueError("expected --task with --data, or --texts, and not both")
     if settings.task is not None and settings.data is None:
         raise ValueError("--data is missing; expected the folder with the task's files")
+    tokenizer = AutoTokenizer.from_pretrained(settings.teacher)
+    teacher = load_model(settings.teacher, "cpu")
+    settings = completed(settings, teacher)
     args = training_arguments(settings)
     if args.should_save:
         check_target(settings.folder, settings.overwrite)
-    tokenizer = AutoTokenizer.from_pretrained(settings.teacher)
-    teacher = load_model(settings.teacher, "cpu")
     if compression_of(teacher) is not None:
         raise ValueError(f"{settings.teacher} is compressed already; expected a dense model")
     task = None if settings.task is None else find_task(settings.task)
@@ -99,6 +101,7 @@ def run(settings: Settings) -> Mapping[str, Any] | None:
         dev=dev,
         compute_metrics=None if task is None else compute_metrics(task),
         callbacks=callbacks,
+        dropout=bool(settings.dropout),
         quiet=settings.quiet,
     )
     if not args.should_save:
@@ -106,6 +109,17 @@ def run(settings: Settings) -> Mapping[str, Any] | None:
     save_model(student, settings.teacher, settings.folder, settings.overwrite)
     found = compression_of(student)
     return None if found is None else found[1].to_dict() | {"folder": str(settings.folder)}
+
+
+def completed(settings: Settings, teacher: PreTrainedModel) -> Settings:
+    """The settings with what they leave to the kind of the teacher."""
+    embeds = _embeds(teacher)
+    rate, dropout = settings.learning_rate, settings.dropout
+    return replace(
+        settings,
+        learning_rate=rate if rate is not None else 1e-3 if embeds else 2e-4,
+        dropout=dropout if dropout is not None else not embeds,
+    )
 
 
 def recipe_of(settings: Settings, teacher: PreTrainedModel) -> Recipe:
@@ -122,11 +136,15 @@ def recipe_of(settings: Settings, teacher: PreTrainedModel) -> Recipe:
 
 def losses_of(settings: Settings, teacher: PreTrainedModel) -> Losses:
     """The paper's for a classifier, without logits for other heads; an embedder's embeddings."""
-    if teacher.base_model is teacher:
+    if _embeds(teacher):
         pooling = settings.pooling or saved_pooling(Path(settings.teacher))
         return replace(EMBEDDINGS, pooling=pooling, labels=settings.labels)
     classifies = type(teacher).__name__.endswith("ForSequenceClassification")
     return Losses(logits=float(classifies), labels=settings.labels)
+
+
+def _embeds(teacher: PreTrainedModel) -> bool:
+    return teacher.base_model is teacher  # it has no head
 
 
 def saved_pooling(folder: Path) -> Pooling:
@@ -147,7 +165,8 @@ def saved_pooling(folder: Path) -> Pooling:
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:
-    """Hugging Face's arguments for the settings; checkpoints go beside the student's folder."""
+    """Hugging Face's arguments for `completed` settings; checkpoints go beside the folder."""
+    assert settings.learning_rate is not None
     return TrainingArguments(
         f"{settings.folder}.training",
         num_train_epochs=settings.epochs,

@@ -38,6 +38,7 @@ def distill(
     dev: Sequence[Mapping[str, Any]] | None = None,
     compute_metrics: Callable[..., dict[str, float]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    dropout: bool = True,
     quiet: bool = False,
 ) -> Model:
     """The student that `recipe` makes of a copy of `teacher`, trained on `train`.
@@ -46,6 +47,7 @@ def distill(
     Hugging Face's Trainer, and mean what they mean there; checkpoints go to its output_dir. The
     same call again goes on from the last whole checkpoint in it, on the same trajectory, and
     returns the student at once where all is done. callbacks: for the Trainer of each stage.
+    dropout: whether the student trains with what its config has of it.
 
     Where the best checkpoint is kept or an early stop asked for, only models that are pruned to the
     end compete. Every process of a `torchrun` or `accelerate launch` makes the same call.
@@ -57,7 +59,7 @@ def distill(
     if args.output_dir is None:
         raise ValueError("distill: args.output_dir None; expected a folder for checkpoints")
     work = Path(args.output_dir)
-    description = _description(recipe, teacher, args, len(train))
+    description = _description(recipe, teacher, args, len(train), dropout)
     with args.main_process_first(local=False):
         _check_same_run(work / "run.json", description)
     model = copy.deepcopy(teacher)
@@ -70,8 +72,7 @@ def distill(
                 )
                 _save(model, folder / "start")
         if not (folder / "trained").exists():
-            model = type(teacher).from_pretrained(folder / "start", dtype=teacher.dtype)
-            nn.Module.to(model, args.device)  # where the pruner's tensors have to be, too
+            model = _in_training(type(teacher), folder / "start", teacher.dtype, args, dropout)
             trainer = _trainer(
                 *(teacher, model, recipe, stage, args, folder),
                 train_dataset=train,
@@ -88,6 +89,19 @@ def distill(
         model = type(teacher).from_pretrained(folder / "trained", dtype=teacher.dtype)
     recipe.finish(model)
     return model.eval()
+
+
+def _in_training(
+    kind: type[Model], folder: Path, dtype: torch.dtype, args: TrainingArguments, dropout: bool
+) -> Model:
+    # on a CPU, sdpa's backward in bf16 takes several times as long as eager's
+    attention = "eager" if args.device.type == "cpu" else None
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and not dropout:
+            module.p = 0.0
+    nn.Module.to(model, args.device)  # where the pruner's tensors have to be, too
+    return model
 
 
 def _trainer(
@@ -138,7 +152,7 @@ def _save(model: PreTrainedModel, folder: Path, trainer: DistillationTrainer | N
 
 
 def _description(
-    recipe: Recipe, teacher: nn.Module, args: TrainingArguments, examples: int
+    recipe: Recipe, teacher: nn.Module, args: TrainingArguments, examples: int, dropout: bool
 ) -> dict[str, Any]:
     """All that the trajectory of a run depends on."""
     names = (
@@ -152,6 +166,7 @@ def _description(
                 "recipe": recipe.to_dict(),
                 "teacher": _digest(teacher),
                 "examples": examples,
+                "dropout": dropout,
                 **{name: getattr(args, name) for name in names},
             }
         )

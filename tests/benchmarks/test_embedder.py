@@ -1,5 +1,6 @@
 """An embedder is distilled once a ratio, on sentences alone, and compared with the dense one."""
 
+import gzip
 import json
 
 import pytest
@@ -23,17 +24,22 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(embedder, "model_folder", lambda: str(folder))
     monkeypatch.setattr(embedder, "OPTIONS", ("--epochs", "1", "--batch-size", "8"))
     monkeypatch.setattr(embedder, "TASKS", {"stsb": TASKS["stsb"]})
+    monkeypatch.setattr(embedder, "SHORTEST", 8)
     monkeypatch.setattr(demo, "BUCKETS", ((1, 16),))
-    rows = [f"the dog {letter}\ta cat {letter}\t{n % 5}" for n, letter in enumerate("abcdefgh")]
-    for name in ("train.tsv", "dev.tsv"):
-        write(tmp_path / "glue/stsb" / name, HEADER, [*rows, "the dog a\ta cat b\t2"])
+    rows = [f"the dog {letter}\tthe cat {letter}\t{n % 5}" for n, letter in enumerate("abcdefgh")]
+    write(tmp_path / "glue/stsb/train.tsv", HEADER, [*rows, "the dog a\ta cat\t2"])
+    write(tmp_path / "glue/stsb/dev.tsv", HEADER, [*rows[-2:], "the dog y\tthe cat z\t2"])
+    (tmp_path / "ud/en").mkdir(parents=True)
+    for name in ("train", "dev", "test"):
+        lines = f"# sent_id = {name}\n# text = the {name} text\n1\tthe\n"
+        (tmp_path / f"ud/en/{name}.conllu.gz").write_bytes(gzip.compress(lines.encode()))
     return tmp_path
 
 
-def test_the_sentences_of_the_training_sets_are_read_once(small):
-    found = embedder.unlabelled(small)
-    assert found[:2] == ["the dog a", "a cat a"]
-    assert len(found) == len(set(found)) == 16
+def test_sentences_are_read_once_but_for_short_ones_and_those_held_out(small):
+    want = [f"the {animal} {letter}" for letter in "abcdef" for animal in ("dog", "cat")]
+    want += [f"the {name} text" for name in ("train", "dev", "test")]
+    assert embedder.unlabelled(small) == want
 
 
 def run(small, ratios):
@@ -50,7 +56,7 @@ def test_students_are_made_once_and_compared_with_the_dense_model(small):
     assert weights.stat().st_mtime_ns == made
     found = json.loads((small / device_slug() / "embedder.json").read_text())
     names = ["dense", "distilled 3x", "distilled 4x"]
-    assert found["sentences"] == 16
+    assert found["sentences"] == 15
     assert [row["name"] for row in found["models"]] == names
     assert [t["name"] for t in found["comparisons"][0]["timings"]] == names
     for row, ratio in zip(found["models"][1:], (3, 4), strict=True):

@@ -2,11 +2,13 @@ import json
 
 from benchmarks.compression_methods import METHODS
 from benchmarks.readme_compression import NAMES, compression_section
+from lada_ops.environment import environment
 from tests.benchmarks.compression_rows import model, row
 
 
 def section(folder, rows):
-    (folder / "compression.json").write_text(json.dumps({"rows": rows}))
+    content = {"environment": environment(), "rows": rows}
+    (folder / "compression.json").write_text(json.dumps(content))
     return compression_section(folder, folder.parent)
 
 
@@ -62,3 +64,10 @@ def test_learning_is_shown_where_there_is_a_picture_of_it(tmp_path):
     assert "learning.png" not in section(tmp_path, rows)
     (tmp_path / "learning.png").touch()
     assert f"({tmp_path.name}/learning.png)" in section(tmp_path, rows)
+
+
+def test_lada_block_is_timed_beside_lada_of_its_own_ratio(tmp_path):
+    rows = [row("lada", 5, 0.8), row("lada-block", 5, 0.8, speedup=6), row("lada-block", 9, 0.8)]
+    want = "faster: at 5x 3.0 to 3.0 times in the same engine and 4.0 to 4.0 times as torch runs"
+    assert want in section(tmp_path, rows)
+    assert "as torch runs" not in section(tmp_path, rows[1:])

@@ -1,6 +1,7 @@
 """What `lada distill` asks of a student, by the kind of its teacher."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, BertModel
 
-from lada_ops.distill.command import losses_of
+from lada_ops.distill.command import Settings, completed, losses_of
 from lada_ops.distill.losses import EMBEDDINGS, Losses
 from tests.distill.models import tiny_classifier
 from tests.tiny_model import tiny_config
@@ -53,3 +54,14 @@ def test_pooling_that_is_not_known_is_refused(modes, embedder, tmp_path):
     write_pooling(tmp_path, **modes)
     with pytest.raises(ValueError, match="pools by .*expected one of .*, or --pooling"):
         losses_of(settings(tmp_path), embedder)
+
+
+@pytest.mark.parametrize("rate", [None, 3e-5])
+@pytest.mark.parametrize("dropout", [None, True, False])
+def test_what_is_asked_for_goes_before_what_is_usual(rate, dropout, embedder):
+    asked = Settings(**dict.fromkeys(Settings.__dataclass_fields__))  # type: ignore[arg-type]
+    asked = replace(asked, learning_rate=rate, dropout=dropout)
+    for teacher, usual in ((tiny_classifier(), (2e-4, True)), (embedder, (1e-3, False))):
+        made = completed(asked, teacher)
+        assert made.learning_rate == (usual[0] if rate is None else rate)
+        assert made.dropout == (usual[1] if dropout is None else dropout)

@@ -36,7 +36,9 @@ class Cut(TrainerCallback):
 
 
 def run(folder: Path, recipe: Recipe = BLOCK, teacher=None, train=TRAIN, **options) -> Any:
-    settings = {k: options.pop(k) for k in list(options) if k not in ("dev", "callbacks")}
+    settings = {
+        k: options.pop(k) for k in list(options) if k not in ("dev", "callbacks", "dropout")
+    }
     args = arguments(folder, **settings)
     teacher = teacher or tiny_classifier(hidden_dropout_prob=0.1)
     return distill(teacher, recipe, args, train, collate, quiet=True, **options)
@@ -106,6 +108,7 @@ def test_a_run_that_is_done_is_not_trained_again(tmp_path):
         ({"recipe": replace(BLOCK, ratio=3)}, "recipe"),
         ({"teacher": tiny_classifier(num_labels=3)}, "teacher"),
         ({"train": examples(32)}, "examples"),
+        ({"dropout": False}, "dropout"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -137,6 +140,31 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
     parts = trained("parts", per_device_train_batch_size=4, gradient_accumulation_steps=2)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+class Watch(TrainerCallback):
+    """Keeps what the student that trains is like."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def on_train_begin(self, args, state, control, model: Any = None, **_):
+        self.seen += [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        self.seen.append(model.config._attn_implementation)
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_is_left_out_of_training_alone(dropout, tmp_path):
+    watch = Watch()
+    student = run(tmp_path, dropout=dropout, callbacks=[watch])
+    *shares, attention = watch.seen
+    assert max(shares) == (0.1 if dropout else 0.0)
+    assert student.config.hidden_dropout_prob == 0.1
+    assert student.bert.embeddings.dropout.p == 0.1
+    assert (attention, student.config._attn_implementation) == ("eager", "sdpa")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_its_checkpoints_stay_good(tmp_path):
