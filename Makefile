@@ -40,6 +40,7 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results
 	$(BIN)/python -m benchmarks.traffic --data $(GLUE)
 	$(BIN)/python -m benchmarks.compression_table --data $(GLUE)/.. --work build/compression
+	$(BIN)/python -m benchmarks.embedder --data $(GLUE)/.. --work build/embedder
 	$(MAKE) readme
 
 readme: $(SET_UP)  ## draw the pictures, and write the README's tables, from the committed results
