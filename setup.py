@@ -6,9 +6,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 NATIVE = Path("kernels/lada_kernels/cpu")
+AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
 INSTRUCTION_SETS = {  # as lada_kernels.cpu.native names them
-    "avx512bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"],
-    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "amx": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+    "avx512bf16": AVX512_BF16,
+    "avx512": AVX512,
     "avx2": ["-march=x86-64-v3"],
     "portable": [],
 }

@@ -165,7 +165,7 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
     best = native.best()
     if best is None:
         return ()
-    return DTYPES if best[0] == "avx512bf16" else DTYPES[:1]
+    return DTYPES if best[0] in native.WITH_BF16 else DTYPES[:1]
 
 
 def paths(model: nn.Module) -> dict[str, str]:

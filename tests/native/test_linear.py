@@ -79,6 +79,12 @@ def test_any_block(block, dtype, library):
     assert_near(run(made, x, library), made.oracle(x), dtype)
 
 
+def test_runs_of_many_lengths(dtype, library):
+    made = make(96, 480, dtype, rank=40, block=(32, 24))
+    x = torch.randn(37, 480).to(io_dtype(dtype))
+    assert_near(run(made, x, library), made.oracle(x), dtype)
+
+
 @pytest.mark.parametrize("pattern", ["none", "all", "empty rows", "last corner"])
 def test_any_pattern(pattern, dtype, library):
     mask = torch.zeros(4, 6, dtype=torch.bool)

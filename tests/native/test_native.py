@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from lada_kernels.cpu import native
+from lada_kernels.cpu.linear import packed_linear_fwd
+from lada_kernels.cpu.packed import Weight, pack
 
 FORK = """
 import os, torch
@@ -13,13 +15,13 @@ from lada_kernels.cpu.linear import packed_linear_fwd
 from lada_kernels.cpu.packed import Weight, pack
 
 torch.set_num_threads(2)
-packed = pack([Weight(640, 64, sparse=torch.randn(640, 64))], [None], torch.float32)
-x = torch.randn(300, 64)
+packed = pack([Weight(640, 64, sparse=torch.randn(640, 64))], [None], torch.bfloat16)
+x = torch.randn(300, 64).bfloat16()
 want = packed_linear_fwd(packed, x)
 child = os.fork()
 if child == 0:  # where torch's own parallel operators would wait for ever
-    same = (packed_linear_fwd(packed, x).numpy() == want.numpy()).all()
-    os._exit(0 if same else 3)
+    got, want = (y.view(torch.int16).numpy() for y in (packed_linear_fwd(packed, x), want))
+    os._exit(0 if (got == want).all() else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
@@ -34,9 +36,9 @@ def fresh():
 @pytest.mark.usefixtures("fresh")
 class TestBest:
     def test_is_the_first_that_was_built_and_runs(self, monkeypatch):
-        monkeypatch.setattr(native, "supported", lambda name: name != "avx512bf16")
+        monkeypatch.setattr(native, "supported", lambda name: name != "amx")
         monkeypatch.setattr(native, "load", lambda name: f"functions of {name}")
-        assert native.best() == ("avx512", "functions of avx512")
+        assert native.best() == ("avx512bf16", "functions of avx512bf16")
 
     def test_is_the_next_where_one_does_not_load(self, monkeypatch):
         def load(name):
@@ -70,6 +72,7 @@ class TestBest:
 @pytest.mark.parametrize(
     ("flags", "best"),
     [
+        (native.INSTRUCTION_SETS["amx"], "amx"),
         (native.INSTRUCTION_SETS["avx512bf16"], "avx512bf16"),
         (native.INSTRUCTION_SETS["avx512"], "avx512"),
         (native.INSTRUCTION_SETS["avx2"] | {"avx512f"}, "avx2"),
@@ -79,7 +82,26 @@ class TestBest:
 )
 def test_a_cpu_runs_what_it_has_the_flags_of(flags, best, monkeypatch):
     monkeypatch.setattr(native, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(native, "_tiles_allowed", lambda: True)
     assert next(name for name in native.INSTRUCTION_SETS if native.supported(name)) == best
+
+
+def test_a_system_may_refuse_the_matrix_unit(monkeypatch):
+    monkeypatch.setattr(native, "_cpu_flags", lambda: native.INSTRUCTION_SETS["amx"])
+    monkeypatch.setattr(native, "_tiles_allowed", lambda: False)
+    assert not native.supported("amx")
+    assert native.supported("avx512bf16")
+
+
+@pytest.mark.skipif(not native.supported("amx"), reason="this CPU has no matrix unit")
+def test_others_may_use_the_matrix_unit_between_calls():
+    x, weight = torch.randn(64, 200).bfloat16(), torch.randn(96, 200)
+    packed = pack([Weight(96, 200, sparse=weight)], [None], torch.bfloat16)
+    ours, theirs = packed_linear_fwd(packed, x), x @ weight.bfloat16().T  # oneDNN takes tiles
+    for _ in range(3):
+        assert torch.equal(packed_linear_fwd(packed, x), ours)
+        assert torch.equal(x @ weight.bfloat16().T, theirs)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_calls_use_as_many_threads_as_torch():

@@ -21,10 +21,10 @@ int linear(const Linear* l, const Norm* norm, const void* x_data, int64_t x_stri
            int threads) {
     const int64_t normed = norm->weight ? l->out_features : 0, in = l->in_features;
     Carver counter{nullptr};
-    LinearScratch<T>(counter, *l, scratch_rows(rows, threads), normed);
+    LinearScratch<T>(counter, *l, scratch_rows<T>(rows, threads), normed);
     Carver c{arena.at_least(counter.bytes)};
     if (!c.next) return 1;
-    const LinearScratch<T> s(c, *l, scratch_rows(rows, threads), normed);
+    const LinearScratch<T> s(c, *l, scratch_rows<T>(rows, threads), normed);
     const T *x = (const T*)x_data, *residual = (const T*)residual_data;
     const auto step = [&](T* copied, int64_t row) {
         return Step<T>{*l, copied, s.stride, (T*)y + row * y_stride, y_stride,
@@ -32,12 +32,12 @@ int linear(const Linear* l, const Norm* norm, const void* x_data, int64_t x_stri
                        norm->weight ? norm : nullptr};
     };
 #pragma omp parallel num_threads(threads)
-    if (alone(rows, threads)) {
-        const int64_t own = omp_get_thread_num() * BLOCK;
+    if (const TileUse tiles; alone<T>(rows, threads)) {
+        const int64_t own = omp_get_thread_num() * BLOCK<T>;
         T* copied = s.x + own * s.stride;
 #pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < rows; first += BLOCK) {
-            const int64_t count = rows - first < BLOCK ? rows - first : BLOCK;
+        for (int64_t first = 0; first < rows; first += BLOCK<T>) {
+            const int64_t count = rows - first < BLOCK<T> ? rows - first : BLOCK<T>;
             copy_rows(x + first * x_stride, x_stride, count, in, copied, s.stride);
             run_alone(step(copied, first), count, s.linear.from(own));
         }

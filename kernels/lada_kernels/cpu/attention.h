@@ -1,6 +1,6 @@
-// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, eight queries at a time,
-// over all keys or those in a window. Both products are those of `linear.h`: the keys, and then the
-// values, are stripes without holes.
+// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, a tile of queries at a
+// time, over all keys or those in a window. Both products are those of `linear.h`: the keys, and
+// then the values, are stripes without holes.
 #pragma once
 #include "linear.h"
 #include "memory.h"
@@ -23,23 +23,25 @@ template <class T> struct AttentionScratch {
         const int64_t keys_padded = stripes_of(length) * KEYS;
         keys = c.take<uint32_t>(keys_padded * units<T>(features));
         values = c.take<uint32_t>(stripes_of(features) * KEYS * units<T>(length));
-        queries = c.take<T>(TILE * units<T>(features) * Unit<T>::TERMS);
-        scores = c.take<float>(TILE * keys_padded);
-        probabilities = c.take<T>(TILE * keys_padded);
+        queries = c.take<T>(TILE<T> * units<T>(features) * Unit<T>::TERMS);
+        scores = c.take<float>(TILE<T> * keys_padded);
+        probabilities = c.take<T>(TILE<T> * keys_padded);
     }
 };
 
-typedef uint32_t octet __attribute__((vector_size(32)));
+constexpr int OCTET = 8;  // rows that change places with columns at a time
+
+typedef uint32_t octet __attribute__((vector_size(4 * OCTET)));
 
 // After three perfect shuffles of rows (i, i + 4), row and column have changed places.
-inline void transpose(octet (&r)[TILE]) {
+inline void transpose(octet (&r)[OCTET]) {
     for (int round = 0; round < 3; round++) {
-        octet t[TILE];
+        octet t[OCTET];
         for (int i = 0; i < 4; i++) {
             t[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
             t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
         }
-        for (int i = 0; i < TILE; i++) r[i] = t[i];
+        for (int i = 0; i < OCTET; i++) r[i] = t[i];
     }
 }
 
@@ -49,15 +51,15 @@ void pack_keys(const T* k, int64_t stride, int64_t rows, int64_t features, uint3
     constexpr int TERMS = Unit<T>::TERMS;
     const int64_t whole = features / TERMS;
     int64_t unit = 0;
-    for (; unit + TILE <= whole; unit += TILE) {
-        octet r[TILE] = {};
+    for (; unit + OCTET <= whole; unit += OCTET) {
+        octet r[OCTET] = {};
         for (int64_t i = 0; i < rows; i++) r[i] = load<octet>(k + i * stride + unit * TERMS);
         transpose(r);
-        for (int i = 0; i < TILE; i++) store(stripe + (unit + i) * KEYS, r[i]);
+        for (int i = 0; i < OCTET; i++) store(stripe + (unit + i) * KEYS, r[i]);
     }
     for (; unit < units<T>(features); unit++) {
         const int64_t bytes = (unit < whole ? TERMS : features - whole * TERMS) * sizeof(T);
-        for (int64_t i = 0; i < TILE; i++) {
+        for (int64_t i = 0; i < OCTET; i++) {
             uint32_t value = 0;
             if (i < rows) memcpy(&value, k + i * stride + unit * TERMS, bytes);
             stripe[unit * KEYS + i] = value;
@@ -95,14 +97,14 @@ void rotate(T* x, int64_t stride, int64_t length, int64_t features, const float*
     }
 }
 
-// Rows of scores to e^(score - largest), and the inverse of their sums. The first row sees the keys
-// from `first` to `end`, of `length`, each next row those one later; others get 0.
+// A tile's first rows of scores to e^(score - largest), and the inverse of their sums. The first
+// sees the keys from `first` to `end`, of `length`, each next row those one later; others get 0.
 // bias: what the first row's scores have added once they are scaled, each next row's one key later.
 template <class T>
-void softmax(float* scores, int64_t length, int64_t first, int64_t end, float scale,
-             const float* bias, T* out, float (&inverse)[TILE]) {
+void softmax(float* scores, int64_t rows, int64_t length, int64_t first, int64_t end, float scale,
+             const float* bias, T* out, float (&inverse)[TILE<T>]) {
     const int64_t padded = stripes_of(length) * KEYS;
-    for (int r = 0; r < TILE; r++, first++, end++, scores += padded, out += padded) {
+    for (int r = 0; r < rows; r++, first++, end++, scores += padded, out += padded) {
         if (bias)
             for (int64_t i = 0; i < padded; i += LANES)
                 store(scores + i, load<vec>(scores + i) * scale + load<vec>(bias + i - r));
@@ -120,27 +122,32 @@ void softmax(float* scores, int64_t length, int64_t first, int64_t end, float sc
     }
 }
 
+// Columns without holes.
+inline Stripe whole_stripe(const uint32_t* weights, const int32_t* units) {
+    static constexpr int32_t START = 0;
+    return {weights, &START, units, 1, KEYS, *units % DEPTH};
+}
+
 // q, k, v, y: (length, features), rows `stride` and `y_stride` elements apart. bias: null, or of a
-// query and the key `d` after it (before it, if d < 0) at `d`; read of whole stripes and tiles.
+// query and the key `d` after it (before it, if d < 0) at `d`; read of whole stripes.
 // window: how far from a query the keys are that it sees.
 template <class T, class Y>
 void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, int64_t features,
             float scale, const float* bias, int64_t window, Y* y, int64_t y_stride,
             AttentionScratch<T> s) {
-    const int64_t key_units = units<T>(length), feature_units = units<T>(features);
+    const int64_t key_units = units<T>(length);
+    const int32_t feature_units = units<T>(features);
     const int64_t padded = stripes_of(length) * KEYS;
-    for (int64_t key = 0; key < padded; key += TILE) {
-        const int64_t left = length - key;
-        const int64_t rows = left < 0 ? 0 : left < TILE ? left : TILE;
+    for (int64_t key = 0; key < padded; key += OCTET) {
+        const int64_t rows = std::clamp<int64_t>(length - key, 0, OCTET);
         uint32_t* stripe = s.keys + key / KEYS * KEYS * feature_units;
         pack_keys(k + key * stride, stride, rows, features, stripe + key % KEYS);
     }
     for (int64_t j = 0; j < features; j += KEYS)
         pack_values(v + j, stride, length, features - j, s.values + j * key_units);
 
-    const int32_t start = 0, whole_keys = feature_units;
-    for (int64_t query = 0; query < length; query += TILE) {
-        const int64_t rows = length - query < TILE ? length - query : TILE;
+    for (int64_t query = 0; query < length; query += TILE<T>) {
+        const int64_t rows = std::min<int64_t>(length - query, TILE<T>);
         // whole stripes of keys, from the first that the first row sees to the last row's last
         const int64_t first = std::max<int64_t>(0, query - window) / KEYS * KEYS;
         const int64_t seen = std::min(length, query + rows + window) - first;
@@ -149,17 +156,18 @@ void attend(const T* q, const T* k, const T* v, int64_t stride, int64_t length, 
         const Rows<T> probabilities{(uint32_t*)s.probabilities, seen_padded / Unit<T>::TERMS};
         copy_rows(q + query * stride, stride, rows, features, s.queries,
                   feature_units * Unit<T>::TERMS);
-        for (int64_t key = 0; key < seen; key += KEYS)
-            multiply<T>({s.keys + (first + key) * feature_units, &start, &whole_keys, 1, KEYS},
-                        queries, s.scores + key, seen_padded);
-        float inverse[TILE];
-        softmax(s.scores, seen, query - window - first, query + window + 1 - first, scale,
+        for (int64_t key = 0; key < seen; key += KEYS) {
+            const uint32_t* keys = s.keys + (first + key) * feature_units;
+            multiply<T>(whole_stripe(keys, &feature_units), queries, s.scores + key, seen_padded);
+        }
+        float inverse[TILE<T>];
+        softmax(s.scores, rows, seen, query - window - first, query + window + 1 - first, scale,
                 bias ? bias + first - query : nullptr, s.probabilities, inverse);
-        const int32_t whole_values = units<T>(seen);
+        const int32_t seen_units = units<T>(seen);
         for (int64_t j = 0; j < features; j += KEYS) {
-            alignas(64) float sums[TILE * KEYS];
+            alignas(64) float sums[TILE<T> * KEYS];
             const uint32_t* values = s.values + j * key_units + first / Unit<T>::TERMS * KEYS;
-            multiply<T>({values, &start, &whole_values, 1, KEYS}, probabilities, sums, KEYS);
+            multiply<T>(whole_stripe(values, &seen_units), probabilities, sums, KEYS);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = 0; i < KEYS && j + i < features; i += LANES)
                     store_first(y + (query + r) * y_stride + j + i,

@@ -72,7 +72,7 @@ template <class A> struct HeadScratch {
         // a head begins in a stripe at a multiple of what features and stripes have in common
         : part_stride(padded(features + MAX_WIDTH - std::gcd(features, MAX_WIDTH), MAX_WIDTH)),
           stride(3 * part_stride),
-          qkv(c.take<A>(tiles_of(std::max(longest, GROUP)) * TILE * stride)),
+          qkv(c.take<A>(tiles_of<A>(std::max(longest, GROUP)) * TILE<A> * stride)),
           attention(c, longest, features) {}
 };
 
@@ -96,13 +96,13 @@ template <class T> struct EncoderScratch {
           stride(row_stride<T>(e.features, most.ranks)),
           hidden_stride(row_stride<T>(most.hidden_features, most.ranks)),
           groups(c.take<int64_t>(sequences + 1)),
-          qkv(c, starts[sequences] + TILE, e.features, most.ranks, 0),
-          linear(c, scratch_rows(starts[sequences], threads),
+          qkv(c, starts[sequences] + TILE<T>, e.features, most.ranks, 0),
+          linear(c, scratch_rows<T>(starts[sequences], threads),
                  std::max(e.features, most.hidden_features), most.ranks, e.features) {
-        const int64_t tokens = starts[sequences], rows = scratch_rows(tokens, threads);
-        state = c.take<T>((tokens + TILE) * stride);  // a tile begins at any of them
+        const int64_t tokens = starts[sequences], rows = scratch_rows<T>(tokens, threads);
+        state = c.take<T>((tokens + TILE<T>) * stride);  // a tile begins at any of them
         stream = c.take<T>(e.norms_first ? tokens * stride : 0);
-        attended = c.take<T>((tokens + TILE) * stride);
+        attended = c.take<T>((tokens + TILE<T>) * stride);
         between = c.take<T>(rows * stride);
         hidden = c.take<T>(rows * hidden_stride);
         Carver counter{nullptr};
@@ -131,9 +131,9 @@ Y* expand_columns(const Step<T, Y>& step, int64_t first, int64_t end, int64_t ro
     const int64_t width = step.linear.up.width;
     Y* y = step.y;
     for (int stripe = first / width; stripe * width < end; stripe++, y += width)
-        for (int64_t i = 0; i < tiles_of(rows); i++)
-            expand(step.linear, stripe, tile_of(step, i, s), rows_in(i, rows),
-                   Output<T, Y>{y + i * TILE * step.y_stride, step.y_stride, nullptr, 0});
+        for (int64_t i = 0; i < tiles_of<T>(rows); i++)
+            expand(step.linear, stripe, tile_of(step, i, s), rows_in<T>(i, rows),
+                   Output<T, Y>{y + i * TILE<T> * step.y_stride, step.y_stride, nullptr, 0});
     return step.y + first % width;
 }
 
@@ -209,16 +209,16 @@ void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, in
     const auto qkv_step = [&](int i, int64_t row) {
         return Step<T>{e.layers[i].qkv, s.state + row * stride, stride};
     };
-    const bool apart = alone(tokens, threads);
+    const bool apart = alone<T>(tokens, threads);
 #pragma omp parallel num_threads(threads)
-    if (apart) {
-        const int64_t own = omp_get_thread_num() * BLOCK;
+    if (const TileUse tiles; apart) {
+        const int64_t own = omp_get_thread_num() * BLOCK<T>;
         const Scratch<T> scratch = s.linear.from(own);
         for (int i = -1; i < e.count; i++) {
             if (i >= 0) attend_all(e, e.layers[i], starts, groups, s);
 #pragma omp for schedule(dynamic)
-            for (int64_t first = 0; first < tokens; first += BLOCK) {
-                const int64_t rows = tokens - first < BLOCK ? tokens - first : BLOCK;
+            for (int64_t first = 0; first < tokens; first += BLOCK<T>) {
+                const int64_t rows = tokens - first < BLOCK<T> ? tokens - first : BLOCK<T>;
                 const auto run = [&](const auto& step) { run_alone(step, rows, scratch); };
                 if (i < 0)
                     for (int64_t row = first; row < first + rows; row++)

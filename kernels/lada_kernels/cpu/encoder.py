@@ -151,4 +151,4 @@ class PackedEncoder:
 
 def reach_for(length: int) -> int:
     """How far a bias must reach either way for sequences of this length."""
-    return length + 32  # keys are taken by 32 and queries by 8, which looks past the last ones
+    return length + 32  # keys are taken by 32, which looks past the last ones

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "activation.h"
+#include "tiles.h"
 
 extern "C" {
 
@@ -22,6 +23,7 @@ struct Stripes {
     const int32_t* offsets;   // int8: likewise, 128 times the sum of such weights
     int32_t count;
     int32_t width;            // 16 or 32
+    int32_t rest;             // greatest common divisor of the lengths modulo DEPTH
 };
 
 struct Linear {
@@ -43,7 +45,8 @@ struct Norm {
 
 namespace {
 
-constexpr int TILE = 8;  // rows of x that meet a stripe at a time
+// Rows of x that meet a stripe at a time.
+template <class T> constexpr int TILE = TILED<T> ? 16 : 8;
 #if defined(__AVX512F__)
 constexpr int ROWS = 8;  // of those, how many sums are held in registers
 #else
@@ -75,12 +78,13 @@ struct Stripe {
     const int32_t* lengths;
     int32_t runs;
     int32_t width;
+    int32_t rest;
 };
 
 inline Stripe stripe_of(const Stripes& s, int i) {
     const int32_t run = s.runs[i];
     return {s.weights + s.first[i] * s.width, s.starts + run, s.lengths + run, s.runs[i + 1] - run,
-            s.width};
+            s.width, s.rest};
 }
 
 // A tile times a stripe; `finish` gets each vector of sums with its row and first column. Inlined,
@@ -88,7 +92,7 @@ inline Stripe stripe_of(const Stripes& s, int i) {
 template <class T, int VECS, class Finish>
 __attribute__((always_inline)) inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
     for (int column = 0; column < s.width; column += VECS * LANES) {
-        for (int row = 0; row < TILE; row += ROWS) {
+        for (int row = 0; row < TILE<T>; row += ROWS) {
             typename Unit<T>::Sum acc[ROWS][VECS] = {};
             const uint32_t* w = s.weights + column;
             for (int32_t run = 0; run < s.runs; run++) {
@@ -117,8 +121,43 @@ __attribute__((always_inline)) inline void for_each_sum(Stripe s, Rows<T> x, Fin
     }
 }
 
+#if defined(__AMX_TILE__)
+// The same by the matrix unit.
+template <class T, int VECS, class Finish>
+__attribute__((always_inline)) inline void for_each_tiled_sum(Stripe s, Rows<T> x, Finish finish) {
+    constexpr bool WIDE = VECS == 2;
+    const int64_t x_stride = 4 * x.stride, w_stride = VECS * TILE_BYTES;
+    const uint32_t* w = s.weights;
+    shape_tiles(s.rest);
+    clear_tile<SUMS>();
+    if constexpr (WIDE) clear_tile<SUMS_RIGHT>();
+    for (int32_t run = 0; run < s.runs; run++) {
+        const uint32_t* unit = x.units + s.starts[run];
+        int32_t left = s.lengths[run];
+        for (; left >= DEPTH; left -= DEPTH, unit += DEPTH, w += DEPTH * s.width)
+            multiply_add_tiles<T, WIDE, X, LEFT, RIGHT>(unit, x_stride, w, w_stride);
+        for (; left > 0; left -= s.rest, unit += s.rest, w += s.rest * s.width)
+            multiply_add_tiles<T, WIDE, X_REST, LEFT_REST, RIGHT_REST>(unit, x_stride, w, w_stride);
+    }
+    typedef typename Unit<T>::Sum Sum;
+    alignas(64) Sum sums[TILE<T>][VECS];
+    store_tile<SUMS>(sums, w_stride);
+    if constexpr (WIDE) store_tile<SUMS_RIGHT>(&sums[0][1], w_stride);
+    for (int r = 0; r < TILE<T>; r++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) finish(r, v * LANES, sums[r][v]);
+    }
+}
+#endif
+
 template <class T, class Finish>
 __attribute__((always_inline)) inline void for_each_sum(Stripe s, Rows<T> x, Finish finish) {
+#if defined(__AMX_TILE__)
+    if constexpr (TILED<T>) {
+        if (s.width >= 2 * LANES) return for_each_tiled_sum<T, 2>(s, x, finish);
+        return for_each_tiled_sum<T, 1>(s, x, finish);
+    }
+#endif
     if (s.width >= 2 * LANES)
         for_each_sum<T, 2>(s, x, finish);
     else
@@ -178,7 +217,7 @@ void expand(const Linear& l, int stripe, Rows<T> x, int64_t rows, Output<T, Y> o
         return multiply_up(l, stripe, x, [=](int row, int column, vec sum) {
             if (row < rows) out.put(row, column, sum, LANES);
         });
-    alignas(64) float sums[TILE * MAX_WIDTH];
+    alignas(64) float sums[TILE<T> * MAX_WIDTH];
     multiply_up(l, stripe, x, [=, &sums](int row, int column, vec sum) {
         store(sums + row * width + column, sum);
     });

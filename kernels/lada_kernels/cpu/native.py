@@ -18,13 +18,17 @@ import torch
 # what the compiler may use beyond the baseline, as /proc/cpuinfo calls it
 _AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_AVX512_BF16 = _AVX512 | {"avx512_bf16", "avx512_vnni"}
 INSTRUCTION_SETS = {
-    "avx512bf16": _AVX512 | {"avx512_bf16", "avx512_vnni"},
+    "amx": _AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8"},
+    "avx512bf16": _AVX512_BF16,
     "avx512": _AVX512,
     "avx2": _AVX2,
     "portable": set(),
 }
 """Best first."""
+WITH_BF16 = ("amx", "avx512bf16")
+"""Those with instructions for products of bf16, and of int8."""
 
 FOLDER = Path(__file__).parent
 """Where the builds are."""
@@ -45,6 +49,7 @@ class Stripes(Structure):
         ("offsets", c_void_p),
         ("count", c_int32),
         ("width", c_int32),
+        ("rest", c_int32),
     ]
 
 
@@ -99,7 +104,8 @@ def library_path(instruction_set: str) -> Path | None:
 
 def supported(instruction_set: str) -> bool:
     """Whether this machine runs that build."""
-    return INSTRUCTION_SETS[instruction_set] <= _cpu_flags()
+    needed = INSTRUCTION_SETS[instruction_set]
+    return needed <= _cpu_flags() and ("amx_tile" not in needed or _tiles_allowed())
 
 
 def load(instruction_set: str) -> ctypes.CDLL:
@@ -175,6 +181,13 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+@functools.cache
+def _tiles_allowed() -> bool:
+    """Whether Linux lets this process use the matrix unit, for which it must be asked."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # of x86-64; <asm/prctl.h>
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 @functools.cache

@@ -6,6 +6,8 @@ behind the other, in units of 32 bits: one fp32, two bf16 or four int8 (see `lin
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -16,6 +18,8 @@ from . import native
 
 TERMS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 """Elements in a unit."""
+DEPTH = 16
+"""Units that the matrix unit takes at a time, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ class Stripes:
         return self.weights.shape[1]
 
     def struct(self) -> native.Stripes:
-        return native.Stripes(*(t.data_ptr() for t in self.tensors), len(self), self.width)
+        arrays = (t.data_ptr() for t in self.tensors)
+        return native.Stripes(*arrays, len(self), self.width, self._rest)
+
+    @functools.cached_property
+    def _rest(self) -> int:
+        """The units that the matrix unit takes of what is left of each run."""
+        return math.gcd(*(self.lengths % DEPTH).tolist())
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -84,7 +84,7 @@ template <> inline void reduce(const Linear& l, int stripe, Rows<quantized> x) {
 }
 
 template <> inline void quantize_ranks(const Linear& l, Rows<quantized> x) {
-    quantize_rows(x.ranks, x.ranks_stride, TILE, ranks(l),
+    quantize_rows(x.ranks, x.ranks_stride, TILE<quantized>, ranks(l),
                   x.units + units<quantized>(l.in_features), x.stride, x.scales + 1);
 }
 
@@ -103,7 +103,7 @@ __attribute__((always_inline)) inline void multiply_up(const Linear& l, int stri
     rank_runs.runs -= x_runs.runs;
     const float* base = l.bias + (int64_t)stripe * l.up.width;
     int64_t base_stride = 0;
-    alignas(64) float sums[TILE * MAX_WIDTH];
+    alignas(64) float sums[TILE<quantized> * MAX_WIDTH];
     if (x_runs.runs && rank_runs.runs) {
         multiply_part(l.up, stripe, 0, x_runs, x, [=, &sums](int row, int column, vec sum) {
             store(sums + row * MAX_WIDTH + column, sum + load<vec>(base + column));

@@ -14,21 +14,22 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 16;  // rows that a thread takes at a time
+// Rows that a thread takes at a time: enough for products to outlast the loads of their weights.
+template <class T> constexpr int64_t BLOCK = TILED<T> ? 64 : 16;
 
-inline int64_t blocks_of(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
+template <class T> int64_t blocks_of(int64_t rows) { return (rows + BLOCK<T> - 1) / BLOCK<T>; }
 
 // Whether there are rows enough for each thread to have its own.
-inline bool alone(int64_t rows, int threads) {
-    return threads == 1 || blocks_of(rows) >= 2 * threads;
+template <class T> bool alone(int64_t rows, int threads) {
+    return threads == 1 || blocks_of<T>(rows) >= 2 * threads;
 }
 
 // Rows of intermediate results: all of them if shared, otherwise a block for each thread.
-inline int64_t scratch_rows(int64_t rows, int threads) {
-    return (alone(rows, threads) ? threads : blocks_of(rows)) * BLOCK;
+template <class T> int64_t scratch_rows(int64_t rows, int threads) {
+    return (alone<T>(rows, threads) ? threads : blocks_of<T>(rows)) * BLOCK<T>;
 }
 
-inline int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
+template <class T> int64_t tiles_of(int64_t rows) { return (rows + TILE<T> - 1) / TILE<T>; }
 
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -84,33 +85,33 @@ template <class T> struct Scratch {
 template <class T, class Y>
 Rows<T> tile_of(const Step<T, Y>& step, int64_t i, const Scratch<T>& s) {
     if constexpr (QUANTIZED<T>)
-        return s.quantized_x.from(i * TILE);
+        return s.quantized_x.from(i * TILE<T>);
     else
-        return {(uint32_t*)(step.x + i * TILE * step.x_stride), step.x_stride / Unit<T>::TERMS};
+        return {(uint32_t*)(step.x + i * TILE<T> * step.x_stride), step.x_stride / Unit<T>::TERMS};
 }
 
-inline int64_t rows_in(int64_t i, int64_t rows) {
-    return rows - i * TILE < TILE ? rows - i * TILE : TILE;
+template <class T> int64_t rows_in(int64_t i, int64_t rows) {
+    return std::min<int64_t>(rows - i * TILE<T>, TILE<T>);
 }
 
 template <class T, class Y>
 void quantize_x(const Step<T, Y>& step, int64_t i, int64_t rows, const Scratch<T>& s) {
-    quantize_x(step.linear, step.x + i * TILE * step.x_stride, step.x_stride, rows_in(i, rows),
-               tile_of(step, i, s));
+    quantize_x(step.linear, step.x + i * TILE<T> * step.x_stride, step.x_stride,
+               rows_in<T>(i, rows), tile_of(step, i, s));
 }
 
 template <class T, class Y>
 void expand(const Step<T, Y>& step, int stripe, int64_t i, int64_t rows, const Scratch<T>& s) {
-    const int64_t row = i * TILE, column = (int64_t)stripe * step.linear.up.width;
+    const int64_t row = i * TILE<T>, column = (int64_t)stripe * step.linear.up.width;
     const Rows<T> x = tile_of(step, i, s);
     const T* residual =
         step.residual ? step.residual + row * step.residual_stride + column : nullptr;
     if (step.norm)
-        expand(step.linear, stripe, x, rows_in(i, rows),
+        expand(step.linear, stripe, x, rows_in<T>(i, rows),
                Output<T, float>{s.sums + row * s.sums_stride + column, s.sums_stride, residual,
                                 step.residual_stride});
     else
-        expand(step.linear, stripe, x, rows_in(i, rows),
+        expand(step.linear, stripe, x, rows_in<T>(i, rows),
                Output<T, Y>{step.y + row * step.y_stride + column, step.y_stride, residual,
                             step.residual_stride});
 }
@@ -135,7 +136,7 @@ template <class T, class Y> bool completes(const Step<T, Y>& step) {
 // By one thread, of at most BLOCK rows: x v^T, to where `expand` finds it.
 template <class T, class Y>
 void reduce_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
-    const int64_t tiles = tiles_of(rows);
+    const int64_t tiles = tiles_of<T>(rows);
     for (int64_t i = 0; i < tiles; i++) quantize_x(step, i, rows, s);
     for (int stripe = 0; stripe < step.linear.down.count; stripe++)
         for (int64_t i = 0; i < tiles; i++) reduce(step.linear, stripe, tile_of(step, i, s));
@@ -146,7 +147,7 @@ template <class T, class Y>
 void run_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
     reduce_alone(step, rows, s);
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
-        for (int64_t i = 0; i < tiles_of(rows); i++) expand(step, stripe, i, rows, s);
+        for (int64_t i = 0; i < tiles_of<T>(rows); i++) expand(step, stripe, i, rows, s);
     if (completes(step))
         for (int64_t row = 0; row < rows; row++) complete(step, row, s);
 }
@@ -154,7 +155,7 @@ void run_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
 // By all threads of the region, each of which must call it.
 template <class T, class Y>
 void reduce_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
-    const int64_t tiles = tiles_of(rows);
+    const int64_t tiles = tiles_of<T>(rows);
     if (QUANTIZED<T>) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tiles; i++) quantize_x(step, i, rows, s);
@@ -175,7 +176,7 @@ void run_together(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
     reduce_together(step, rows, s);
 #pragma omp for schedule(static)
     for (int stripe = 0; stripe < step.linear.up.count; stripe++)
-        for (int64_t i = 0; i < tiles_of(rows); i++) expand(step, stripe, i, rows, s);
+        for (int64_t i = 0; i < tiles_of<T>(rows); i++) expand(step, stripe, i, rows, s);
     if (completes(step)) {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) complete(step, row, s);
