@@ -46,7 +46,9 @@ class Contestant:
 _TORCH, _EXPORTED = "benchmarks.rivals.torch_runtimes:", "benchmarks.rivals.exported_runtimes:"
 EAGER = Contestant("eager", f"{_TORCH}eager")
 _DENSE_ONLY = (
+    Contestant("eager bf16", f"{_TORCH}eager", "bf16"),
     Contestant("torch.compile", f"{_TORCH}compiled"),
+    Contestant("torch.compile bf16", f"{_TORCH}compiled", "bf16"),
     Contestant("packed dense", f"{_TORCH}packed"),
     Contestant("torch int8 dynamic", f"{_TORCH}int8_dynamic", "int8"),
 )

@@ -15,12 +15,12 @@ from .setup import Bind, Call, NotMeasured, Setup
 
 def eager(setup: Setup) -> Bind:
     """The model as it is: Hugging Face's modules, and ours where it is compressed."""
-    return _bind(setup.model())
+    return _bind(_in_precision(setup))
 
 
 def compiled(setup: Setup) -> Bind:
     """torch.compile at its best here."""
-    return _bind(model_peers.compiled(setup.model()))
+    return _bind(model_peers.compiled(_in_precision(setup)))
 
 
 def packed(setup: Setup) -> Bind:
@@ -62,6 +62,11 @@ def lada_engine(setup: Setup) -> Bind:
         raise NotMeasured("lada_ops has no optimize")
     dtypes = {"fp32": {}, "bf16": {"dtype": torch.bfloat16}, "int8": {"dtype": torch.int8}}
     return _bind(optimize(setup.model(), **dtypes[setup.precision]))
+
+
+def _in_precision(setup: Setup) -> Any:
+    model = setup.model()
+    return model.bfloat16() if setup.precision == "bf16" else model
 
 
 def _bind(model: Any) -> Bind:
