@@ -20,9 +20,9 @@ PACKAGES = ("torch", "triton", "transformers", "numpy")
 def environment() -> dict[str, Any]:
     """A fingerprint for result files; JSON values only, None for what is not there.
 
-    Holds versions, operating system and architecture, CPU model, its logical cores, the instruction
-    set torch uses on it and torch's intra-op threads, and the current GPU with driver and CUDA
-    version. No host or user name, no path.
+    Holds versions, operating system and architecture, CPU model, its logical cores, its largest
+    instruction set that torch or our kernels use and torch's intra-op threads, and the current GPU
+    with driver and CUDA version. No host or user name, no path.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
         "os": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cpu_logical_cores": os.cpu_count(),
-        "cpu_instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "cpu_instruction_set": _cpu_instruction_set(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "gpu_driver": _gpu_driver() if cuda else None,
@@ -50,6 +50,13 @@ def device_slug(device: torch.device | str | None = None) -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     return slug(torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model())
+
+
+def _cpu_instruction_set() -> str:
+    from lada_kernels.cpu import native
+
+    # torch does not count the matrix unit, but uses it
+    return "AMX" if native.supported("amx") else torch.backends.cpu.get_cpu_capability()
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lada_kernels.cpu import native
 from lada_ops import environment as module
 from lada_ops.environment import device_slug, environment
 
@@ -25,8 +26,15 @@ def test_it_is_json_and_names_what_matters():
     assert found["torch"] == torch.__version__
     assert found["cpu"]
     assert found["cpu_logical_cores"] == os.cpu_count()
-    assert found["cpu_instruction_set"] == torch.backends.cpu.get_cpu_capability()
     assert found["torch_threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("matrix_unit", "named"), [(True, "AMX"), (False, torch.backends.cpu.get_cpu_capability())]
+)
+def test_the_instruction_set_may_be_more_than_torch_names(matrix_unit, named, monkeypatch):
+    monkeypatch.setattr(native, "supported", lambda name: matrix_unit)
+    assert environment()["cpu_instruction_set"] == named
 
 
 def test_it_tells_nothing_of_whose_machine_it_is():
