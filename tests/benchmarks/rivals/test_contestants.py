@@ -35,7 +35,7 @@ def test_patterns_choose_by_name():
 
 
 def test_a_pattern_without_a_match_is_refused():
-    with pytest.raises(ValueError, match=r"'tensorflow'.*eager, torch\.compile"):
+    with pytest.raises(ValueError, match=r"'tensorflow'.*eager, eager bf16, torch\.compile"):
         chosen(["*", "tensorflow"])
 
 
