@@ -20,6 +20,7 @@ int linear(const Linear* l, const Norm* norm, const void* x_data, int64_t x_stri
            const void* residual_data, int64_t residual_stride, void* y, int64_t y_stride,
            int threads) {
     const int64_t normed = norm->weight ? l->out_features : 0, in = l->in_features;
+    const int64_t block = block_of<T>(rows, threads);
     Carver counter{nullptr};
     LinearScratch<T>(counter, *l, scratch_rows<T>(rows, threads), normed);
     Carver c{arena.at_least(counter.bytes)};
@@ -33,11 +34,11 @@ int linear(const Linear* l, const Norm* norm, const void* x_data, int64_t x_stri
     };
 #pragma omp parallel num_threads(threads)
     if (const TileUse tiles; alone<T>(rows, threads)) {
-        const int64_t own = omp_get_thread_num() * BLOCK<T>;
+        const int64_t own = omp_get_thread_num() * block;
         T* copied = s.x + own * s.stride;
 #pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < rows; first += BLOCK<T>) {
-            const int64_t count = rows - first < BLOCK<T> ? rows - first : BLOCK<T>;
+        for (int64_t first = 0; first < rows; first += block) {
+            const int64_t count = std::min(rows - first, block);
             copy_rows(x + first * x_stride, x_stride, count, in, copied, s.stride);
             run_alone(step(copied, first), count, s.linear.from(own));
         }

@@ -209,16 +209,17 @@ void encode(const Encoder& e, const int64_t* starts, int64_t sequences, T* x, in
     const auto qkv_step = [&](int i, int64_t row) {
         return Step<T>{e.layers[i].qkv, s.state + row * stride, stride};
     };
+    const int64_t block = block_of<T>(tokens, threads);
     const bool apart = alone<T>(tokens, threads);
 #pragma omp parallel num_threads(threads)
     if (const TileUse tiles; apart) {
-        const int64_t own = omp_get_thread_num() * BLOCK<T>;
+        const int64_t own = omp_get_thread_num() * block;
         const Scratch<T> scratch = s.linear.from(own);
         for (int i = -1; i < e.count; i++) {
             if (i >= 0) attend_all(e, e.layers[i], starts, groups, s);
 #pragma omp for schedule(dynamic)
-            for (int64_t first = 0; first < tokens; first += BLOCK<T>) {
-                const int64_t rows = tokens - first < BLOCK<T> ? tokens - first : BLOCK<T>;
+            for (int64_t first = 0; first < tokens; first += block) {
+                const int64_t rows = std::min(tokens - first, block);
                 const auto run = [&](const auto& step) { run_alone(step, rows, scratch); };
                 if (i < 0)
                     for (int64_t row = first; row < first + rows; row++)

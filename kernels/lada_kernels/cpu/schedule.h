@@ -14,19 +14,27 @@
 
 namespace {
 
-// Rows that a thread takes at a time: enough for products to outlast the loads of their weights.
-template <class T> constexpr int64_t BLOCK = TILED<T> ? 64 : 16;
+// Rows that a thread takes at a time: with the matrix unit, enough for products to outlast the loads
+// of their weights, as long as there are two such blocks for each thread.
+template <class T> int64_t block_of(int64_t rows, int threads) {
+    if (!TILED<T>) return 16;
+    return threads == 1 || rows >= 2 * threads * 64 ? 64 : 32;
+}
 
-template <class T> int64_t blocks_of(int64_t rows) { return (rows + BLOCK<T> - 1) / BLOCK<T>; }
+template <class T> int64_t blocks_of(int64_t rows, int threads) {
+    const int64_t block = block_of<T>(rows, threads);
+    return (rows + block - 1) / block;
+}
 
 // Whether there are rows enough for each thread to have its own.
 template <class T> bool alone(int64_t rows, int threads) {
-    return threads == 1 || blocks_of<T>(rows) >= 2 * threads;
+    return threads == 1 || blocks_of<T>(rows, threads) >= 2 * threads;
 }
 
 // Rows of intermediate results: all of them if shared, otherwise a block for each thread.
 template <class T> int64_t scratch_rows(int64_t rows, int threads) {
-    return (alone<T>(rows, threads) ? threads : blocks_of<T>(rows)) * BLOCK<T>;
+    const int64_t blocks = alone<T>(rows, threads) ? threads : blocks_of<T>(rows, threads);
+    return blocks * block_of<T>(rows, threads);
 }
 
 template <class T> int64_t tiles_of(int64_t rows) { return (rows + TILE<T> - 1) / TILE<T>; }
@@ -133,7 +141,7 @@ template <class T, class Y> bool completes(const Step<T, Y>& step) {
     return step.norm || step.gate != NONE;
 }
 
-// By one thread, of at most BLOCK rows: x v^T, to where `expand` finds it.
+// By one thread, of a block of rows: x v^T, to where `expand` finds it.
 template <class T, class Y>
 void reduce_alone(const Step<T, Y>& step, int64_t rows, const Scratch<T>& s) {
     const int64_t tiles = tiles_of<T>(rows);
