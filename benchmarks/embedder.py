@@ -13,12 +13,13 @@ import gzip
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from lada_ops.cli import app as lada
-from lada_ops.demo import demo_texts, embed, full_batches, model_folder, quality
-from lada_ops.engine.optimize import optimize
+from lada_ops.demo import demo_texts, embed, full_batches, model_folder, quality, served_name
+from lada_ops.engine.optimize import fast_dtypes, optimize
 from lada_ops.environment import device_slug
 from lada_ops.folder import load_model
 from lada_ops.latency import collect, compare_models, write_json
@@ -54,12 +55,18 @@ def main(
     texts = demo_texts(data / "glue" / "stsb")
     tokenizer, dense = AutoTokenizer.from_pretrained(model_folder()), load_model(model_folder())
     want = embed(dense, tokenizer, texts.held_out)
-    loaded = {name: load_model(str(folder)) for name, folder in students.items()}
-    served = {name: optimize(copy.deepcopy(model)) for name, model in loaded.items()}
     rows = [quality("dense", dense, want, want, texts)]
-    for name, model in served.items():
-        got = embed(model, tokenizer, texts.held_out)
-        rows.append(quality(name, loaded[name], got, want, texts))
+    # each model as it is served, and as it was before it was made ready for that
+    served: dict[str, PreTrainedModel] = {}
+    loaded: dict[str, PreTrainedModel] = {}
+    dtypes = (torch.float32, *(fast_dtypes()[1:] if dense.device.type == "cpu" else ()))
+    for student, folder in students.items():
+        model = load_model(str(folder))
+        for dtype in dtypes:
+            name = served_name(student, dtype)
+            served[name], loaded[name] = optimize(copy.deepcopy(model), dtype), model
+            got = embed(served[name], tokenizer, texts.held_out)
+            rows.append(quality(name, model, got, want, texts))
     batches = full_batches(tokenizer, texts.held_out, dense.device)
     results_of = {
         "options": OPTIONS,

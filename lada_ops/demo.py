@@ -119,8 +119,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
                 folder = stage / name.replace(" ", "_")
                 serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():
-                    short = str(dtype).removeprefix("torch.").replace("bfloat", "bf")
-                    serve(f"{name} {short}", loaded[name], dtype)
+                    serve(served_name(name, dtype), loaded[name], dtype)
         batches = full_batches(tokenizer, texts.held_out, dense.device)
         results = {
             "model": "all-MiniLM-L6-v2",
@@ -143,6 +142,11 @@ def _tokens(batches: Iterable[Mapping[str, Tensor]]) -> int:
 
 def _name(method: str, ratio: float) -> str:
     return f"{method} {ratio:g}x"
+
+
+def served_name(name: str, dtype: torch.dtype) -> str:
+    """The model, and the dtype it is served in unless that is fp32."""
+    return name + {torch.float32: "", torch.bfloat16: " bf16", torch.int8: " int8"}[dtype]
 
 
 def _is_demo(folder: Path) -> bool:

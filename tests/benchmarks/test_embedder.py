@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from benchmarks import embedder
 from lada_ops import demo
+from lada_ops.engine.optimize import DTYPES
 from lada_ops.environment import device_slug
 from lada_ops.folder import load_model
 from lada_ops.tasks.glue import TASKS
@@ -25,6 +26,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(embedder, "OPTIONS", ("--epochs", "1", "--batch-size", "8"))
     monkeypatch.setattr(embedder, "TASKS", {"stsb": TASKS["stsb"]})
     monkeypatch.setattr(embedder, "SHORTEST", 8)
+    monkeypatch.setattr(embedder, "fast_dtypes", lambda: DTYPES)
     monkeypatch.setattr(demo, "BUCKETS", ((1, 16),))
     rows = [f"the dog {letter}\tthe cat {letter}\t{n % 5}" for n, letter in enumerate("abcdefgh")]
     write(tmp_path / "glue/stsb/train.tsv", HEADER, [*rows, "the dog a\ta cat\t2"])
@@ -55,11 +57,12 @@ def test_students_are_made_once_and_compared_with_the_dense_model(small):
     run(small, "3,4")
     assert weights.stat().st_mtime_ns == made
     found = json.loads((small / device_slug() / "embedder.json").read_text())
-    names = ["dense", "distilled 3x", "distilled 4x"]
+    dtypes = ["", " bf16", " int8"]
+    names = ["dense", *(f"distilled {ratio}x{dtype}" for ratio in (3, 4) for dtype in dtypes)]
     assert found["sentences"] == 15
     assert [row["name"] for row in found["models"]] == names
     assert [t["name"] for t in found["comparisons"][0]["timings"]] == names
-    for row, ratio in zip(found["models"][1:], (3, 4), strict=True):
+    for row, ratio in zip(found["models"][1:], (3, 3, 3, 4, 4, 4), strict=True):
         assert row["linears_ratio"] >= ratio
         assert -1 <= row["spearman"] <= 1
     assert load_model(str(small / "work" / "embedder-3x")).config.quantization_config
