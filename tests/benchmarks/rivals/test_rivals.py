@@ -151,6 +151,17 @@ def test_rivals_compute_what_eager_does(pattern, needs, tmp_path):
             np.testing.assert_allclose(remote.output(), want, rtol=0, atol=atol)
 
 
+def test_torch_takes_part_in_bf16(tmp_path):
+    (_, rival) = chosen(["eager bf16"])
+    weights = Weights("tiny", tmp_path)
+    setup = Setup(rival.build, str(weights.file(rival)), str(tmp_path), 1, rival.precision)
+    y = setup.start()(np.load(weights.inputs((3, 5))))()
+    assert y.dtype == torch.bfloat16
+    np.testing.assert_allclose(
+        y.float().numpy(), weights.expected(rival, (3, 5)), rtol=0, atol=0.05
+    )
+
+
 class TestCommandLine:
     def run(self, *arguments):
         return CliRunner().invoke(app, list(arguments))
