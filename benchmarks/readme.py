@@ -76,8 +76,8 @@ def embedder_section(folder: Path) -> str:
     if found is None:
         return ""
     return f"""**The same model, distilled** by `lada distill all-MiniLM-L6-v2 --texts \
-sentences.txt --ratio R {" ".join(found["options"])}` on {found["sentences"]:,} sentences without labels, of \
-GLUE's training sets and a treebank of English from the web; timed on \
+sentences.txt --ratio R {" ".join(found["options"])}` on {found["sentences"]:,} sentences without \
+labels, of GLUE's training sets and a treebank of English from the web; timed on \
 {machine(found["environment"])}; the rest as above.
 
 {quality_table(found)}"""
