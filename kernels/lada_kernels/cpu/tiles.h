@@ -24,7 +24,7 @@ constexpr int64_t TILE_BYTES = 64;  // of a tile's row
 // DEPTH units deep, or as many as there are left.
 enum Tile { SUMS, SUMS_RIGHT, X, LEFT, RIGHT, X_REST, LEFT_REST, RIGHT_REST };
 
-// The shapes of all tiles as the instruction that sets them reads them, by the units of a rest.
+// The shapes of all tiles, as the instruction that sets them reads them.
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
@@ -36,6 +36,7 @@ struct alignas(64) TileShapes {
     }
 };
 
+// By the units of a rest.
 struct AllTileShapes {
     TileShapes by_rest[DEPTH];
 
