@@ -48,6 +48,36 @@ def test_demo_does_the_whole_job(small, dtypes, monkeypatch):
     assert load_model(str(small / "out" / "low_rank_4x")).config.quantization_config
 
 
+@pytest.mark.parametrize(("change", "refused"), [(1e-6, False), (1e-2, True)])
+def test_demo_refuses_other_outputs_from_disk_but_not_other_roundings(
+    change, refused, small, monkeypatch
+):
+    def load(folder, *device):
+        model = load_model(folder, *device)
+        if folder != demo.model_folder():
+            model.embeddings.register_forward_hook(lambda _, __, y: y + change * torch.rand(256))
+        return model
+
+    monkeypatch.setattr(demo, "load_model", load)
+    if refused:
+        with pytest.raises(RuntimeError, match="differs from the one that was saved"):
+            demo.run_demo(small / "out", quiet=True)
+    else:
+        demo.run_demo(small / "out", quiet=True)
+
+
+def test_demo_refuses_other_weights_from_disk(small, monkeypatch):
+    def load(folder, *device):
+        model = load_model(folder, *device)
+        if folder != demo.model_folder():
+            model.get_parameter("embeddings.LayerNorm.bias").data += 1e-7
+        return model
+
+    monkeypatch.setattr(demo, "load_model", load)
+    with pytest.raises(RuntimeError, match="differs from the one that was saved"):
+        demo.run_demo(small / "out", quiet=True)
+
+
 def test_demo_replaces_its_own_folder_only_when_done(small, monkeypatch):
     (small / "out").mkdir()
     (small / "out" / "results.json").write_text("1")
