@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from .engine.optimize import fast_dtypes, optimize
 from .folder import load_model, longest
-from .latency import Comparison, WrongOutput, collect, compare_models
+from .latency import Comparison, collect, compare_served
 from .latency.cold import cold_start
 from .latency.traffic import serve
 from .pretrained import compression_of
@@ -157,29 +157,9 @@ class Bench:
     def _compared(
         self, batches: Mapping[str, Mapping[str, Any]], rounds: int, threads: int | None
     ) -> dict[str, Comparison]:
-        """Comparisons by label.
-
-        What `optimize` made and says something else, as int8 may, is missing from all of them: no
-        time of it counts, those of the others do.
-        """
-        models, missing = dict(self.models), {}
-        while True:
-            try:
-                found = compare_models(
-                    self.dense,
-                    models,
-                    batches,
-                    references={n: of for n, of in self.references.items() if n in models},
-                    rounds=rounds,
-                    threads=threads,
-                )
-            except WrongOutput as error:
-                if error.candidate not in self.references:
-                    raise
-                missing[error.candidate] = str(error)
-                del models[error.candidate]
-            else:
-                return {label: replace(one, missing=missing) for label, one in found.items()}
+        return compare_served(
+            self.dense, self.models, batches, self.references, rounds=rounds, threads=threads
+        )
 
 
 def _served_dtypes(model: PreTrainedModel) -> tuple[torch.dtype, ...]:

@@ -23,7 +23,7 @@ from .calibrate import layer_statistics
 from .encoders import encoder_linears
 from .engine.optimize import fast_dtypes, optimize
 from .folder import check_target, load_model, save_model, staged_folder
-from .latency import collect, compare_models, write_json
+from .latency import collect, compare_served, write_json
 from .plans import METHODS
 from .plots import plot_speedups
 from .pretrained import compression_of
@@ -127,9 +127,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
             "calibration_tokens": _tokens(calibration),
             "sequence_tokens": _tokens(sequence),
             "models": list(rows.values()),
-            **collect(
-                compare_models(dense, served, batches, references=loaded, quiet=quiet).values()
-            ),
+            **collect(compare_served(dense, served, batches, loaded, quiet=quiet).values()),
         }
         write_json(stage / "results.json", results)
         plot_speedups(results, stage / "speedups.png", _title(results))

@@ -130,7 +130,7 @@ def demo(results: Mapping[str, Any]) -> Table:
     columns = ["model", "linears", "whole", "cosine"]
     columns += ["Spearman"] if scored else []
     title = f"{results['model']}: MB, likeness to dense, times as fast by batch x length"
-    table = _table(title, [*columns, *labels], SLOWER)
+    table = _table(title, [*columns, *labels], _with_missing(results["comparisons"][0]))
     for row in results["models"]:
         speedups = [
             _speedup(t["speedup_median"])

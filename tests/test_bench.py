@@ -53,6 +53,6 @@ def test_a_compressed_model_that_is_off_is_refused(bench, monkeypatch):
     def refuse(*_, **__):
         raise WrongOutput("compressed", "output is off", 1.0, 0.1)
 
-    monkeypatch.setattr("lada_ops.bench.compare_models", refuse)
+    monkeypatch.setattr("lada_ops.latency.models.compare_models", refuse)
     with pytest.raises(WrongOutput, match="compressed"):
         bench.shapes(SIZES, rounds=1)

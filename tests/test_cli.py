@@ -185,7 +185,7 @@ def test_wrong_output_is_reported_without_a_time(compressed, monkeypatch):
     def wrong(*_, **__):
         raise WrongOutput("small", "error 0.5 exceeds 0.1", 0.5, 0.1)
 
-    monkeypatch.setattr("lada_ops.bench.compare_models", wrong)
+    monkeypatch.setattr("lada_ops.latency.models.compare_models", wrong)
     result = run("bench", compressed)
     assert result.exit_code == 1
     assert "no time is reported" in result.stderr

@@ -6,6 +6,7 @@ import torch
 from lada_ops import demo
 from lada_ops.engine.optimize import DTYPES
 from lada_ops.folder import load_model
+from lada_ops.latency import WrongOutput, compare_models
 from lada_ops.plots import plot_speedups
 from lada_ops.tables import demo as demo_table
 from tests.tiny_model import write_tiny_model
@@ -77,6 +78,21 @@ def test_demo_refuses_other_weights_from_disk(small, monkeypatch):
     monkeypatch.setattr(demo, "load_model", load)
     with pytest.raises(RuntimeError, match="differs from the one that was saved"):
         demo.run_demo(small / "out", quiet=True)
+
+
+def test_demo_goes_on_without_times_of_a_model_that_says_something_else(small, monkeypatch):
+    def refuse(dense, models, batches, **options):
+        if "low_rank 4x" in models:
+            raise WrongOutput("low_rank 4x", "off", 1.0, 0.1)
+        return compare_models(dense, models, batches, **options)
+
+    monkeypatch.setattr("lada_ops.latency.models.compare_models", refuse)
+    results = demo.run_demo(small / "out", quiet=True)
+    (comparison, _) = results["comparisons"]
+    assert comparison["missing"].keys() == {"low_rank 4x"}
+    assert "low_rank 4x" not in {t["name"] for t in comparison["timings"]}
+    assert "low_rank 4x" in {row["name"] for row in results["models"]}
+    assert "off" in str(demo_table(results).caption)
 
 
 def test_demo_replaces_its_own_folder_only_when_done(small, monkeypatch):

@@ -8,7 +8,7 @@ from .candidate import TOLERANCES, Candidate, WrongOutput
 from .clock import Clock, CpuClock, CudaClock
 from .compare import compare
 from .graphs import GraphClock, Rotation, copies_for
-from .models import compare_models
+from .models import compare_models, compare_served
 from .result import Comparison, Quartiles, Timing, collect, write_json, write_whole
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "collect",
     "compare",
     "compare_models",
+    "compare_served",
     "copies_for",
     "write_json",
     "write_whole",
