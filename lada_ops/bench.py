@@ -158,7 +158,10 @@ class Bench:
         self, batches: Mapping[str, Mapping[str, Any]], rounds: int, threads: int | None
     ) -> dict[str, Comparison]:
         return compare_served(
-            self.dense, self.models, batches, self.references, rounds=rounds, threads=threads
+            *(self.dense, self.models, batches, self.references),
+            may_miss=self.references,
+            rounds=rounds,
+            threads=threads,
         )
 
 

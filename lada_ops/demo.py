@@ -121,13 +121,15 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():
                     serve(served_name(name, dtype), loaded[name], dtype)
         batches = full_batches(tokenizer, texts.held_out, dense.device)
+        int8 = [name for name in served if name.endswith(served_name("", torch.int8))]
+        compared = compare_served(dense, served, batches, loaded, may_miss=int8, quiet=quiet)
         results = {
             "model": "all-MiniLM-L6-v2",
             "text": texts.source,
             "calibration_tokens": _tokens(calibration),
             "sequence_tokens": _tokens(sequence),
             "models": list(rows.values()),
-            **collect(compare_served(dense, served, batches, loaded, quiet=quiet).values()),
+            **collect(compared.values()),
         }
         write_json(stage / "results.json", results)
         plot_speedups(results, stage / "speedups.png", _title(results))
@@ -211,18 +213,11 @@ def _spearman(embeddings: Tensor, pairs: SentencePairs) -> float:
 def _saved_and_loaded(
     model: PreTrainedModel, source: str, folder: Path, batch: Mapping[str, Tensor]
 ) -> PreTrainedModel:
-    """The model as it comes back from disk.
-
-    Raises RuntimeError unless its weights are equal to the bit, and its outputs but for rounding,
-    in which products may differ by where in memory their operands lie.
-    """
+    """The model as it comes back from disk. Raises RuntimeError unless it is equal to the bit."""
     save_model(model, source, folder)
     loaded = load_model(str(folder), model.device.type)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    before, after = model.state_dict(), loaded.state_dict()
-    same = before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    want, got = (m(**inputs).last_hidden_state for m in (model, loaded))
-    if not same or not torch.allclose(got, want, rtol=1e-4, atol=1e-4):
+    if not torch.equal(model(**inputs).last_hidden_state, loaded(**inputs).last_hidden_state):
         raise RuntimeError(f"the model in {folder} differs from the one that was saved")
     return loaded
 

@@ -96,6 +96,15 @@ class ModuleSuite:
             tensor.fill_(7)
         assert all(torch.equal(t, before[n]) for n, t in second.state_dict().items())
 
+    def test_from_format_lays_tensors_out_as_a_new_module_does(self):
+        first = self.make()
+        strides = {name: tensor.stride() for name, tensor in first.state_dict().items()}
+        for name in self.tensors & {"u", "v"}:
+            parameter = first.get_parameter(name)
+            parameter.data = parameter.data.T.contiguous().T
+        second = self.cls.from_format(first.format, first.bias)
+        assert {name: tensor.stride() for name, tensor in second.state_dict().items()} == strides
+
     def test_from_linear_leaves_the_layer(self):
         linear = nn.Linear(IN, OUT)
         before = copy.deepcopy(linear.state_dict())

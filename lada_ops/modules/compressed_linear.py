@@ -13,6 +13,11 @@ from ..user_tables import use_user_tables
 from .dense_copy import DenseCopy, KeepDense, check_keep_dense
 
 
+def copied(factor: Tensor) -> nn.Parameter:
+    """A copy that lies row by row, as in a file: loaded, the module computes the same bits."""
+    return nn.Parameter(factor.detach().clone(memory_format=torch.contiguous_format))
+
+
 class CompressedLinear(nn.Module):
     """Base of the modules that stand in for `nn.Linear`: ``act(x W^T + bias) + residual``.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..compress.svd import truncated_svd
 from ..formats import LowRank, check_rank
 from ..ops.low_rank_linear import low_rank_linear
-from .compressed_linear import CompressedLinear
+from .compressed_linear import CompressedLinear, copied
 
 
 class LowRankLinear(CompressedLinear):
@@ -44,8 +44,8 @@ class LowRankLinear(CompressedLinear):
         module = cls(
             in_features, out_features, weight.rank, bias is not None, activation, device="meta"
         )
-        module.u = nn.Parameter(weight.u.detach().clone())
-        module.v = nn.Parameter(weight.v.detach().clone())
+        module.u = copied(weight.u)
+        module.v = copied(weight.v)
         module._set_bias(bias, weight.u)
         return module
 

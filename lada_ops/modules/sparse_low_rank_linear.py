@@ -9,6 +9,7 @@ from ..compress.sparse_low_rank import alternate
 from ..formats import LowRank, SparseLowRank, check_rank
 from ..ops.sparse_low_rank_linear import sparse_low_rank_linear
 from .block_sparse_linear import BsrLinear
+from .compressed_linear import copied
 
 
 class SparseLowRankLinear(BsrLinear):
@@ -55,8 +56,8 @@ class SparseLowRankLinear(BsrLinear):
             activation,
             device="meta",
         )
-        module.u = nn.Parameter(weight.low_rank.u.detach().clone())
-        module.v = nn.Parameter(weight.low_rank.v.detach().clone())
+        module.u = copied(weight.low_rank.u)
+        module.v = copied(weight.low_rank.v)
         module._set_bsr(weight.bsr)
         module._set_bias(bias, weight.bsr.values)
         return module
