@@ -146,6 +146,7 @@ RESULTS = {
             "label": "1x16",
             "baseline": "dense",
             "timings": [timing("dense", 1.0, 1.0, 1.0), timing("c", 0.7, 0.8, 0.9)],
+            "missing": {},
         }
     ],
 }
