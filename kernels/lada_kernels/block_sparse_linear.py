@@ -19,6 +19,7 @@ from .add_norm import add_norm_fwd
 from .block_tiles import add_blocks, first_column, zero_tile
 from .dependent_launch import wait_for_predecessor
 from .epilogue import Norm, epilogue, epilogue_kind, store_tile
+from .table import check_block_tiles
 from .tuning import TileConfig, Way, fastest
 from .weight_names import sparse_name, token_bucket
 
@@ -175,7 +176,11 @@ def block_constants(
     weights_left: bool,
     tiles: TileConfig,
 ) -> dict[str, Any]:
-    """The constexprs that the functions of `block_tiles` take."""
+    """The constexprs that the functions of `block_tiles` take.
+
+    Raises ValueError on tiles that would leave columns of y unwritten.
+    """
+    check_block_tiles("block_constants", tiles, block_rows, block_cols)
     whole = block_cols if order is None else max(PACK_WIDTH, block_cols)
     return {
         "BSR_ROWS": block_rows,

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .block_sparse_linear import PACK_WIDTH, block_sparse_linear_fwd, choose, guess
 from .dependent_launch import wait_for_predecessor
+from .table import check_block_tiles
 from .tuning import TileConfig
 from .weight_names import token_bucket
 
@@ -157,6 +158,7 @@ def block_sparse_linear_dvalues(
             rows = rows_of_blocks(crow_indices, nnz)
             return blocks[col_indices, :, rows].transpose(1, 2)
         tiles = default_dvalues_tiles(block_rows, block_cols, dy.dtype)
+    check_block_tiles("block_sparse_linear_dvalues", tiles, block_rows, block_cols)
     grid_rows = crow_indices.numel() - 1
     pack = tiles.BLOCK_K // block_cols
     # at most: how many the rows really hold is known on the GPU only

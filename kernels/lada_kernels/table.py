@@ -1,25 +1,33 @@
 """A tuned table: what each way to compute an op took on one GPU, and the JSON file it lives in.
 
 Every entry holds the dense product's time beside ours, taken in the same run: only the ratio of the
-two can be compared with that of another table.
+two can be compared with that of another table. A file with anything wrong in it, tiles that no
+kernel can have among it, is refused as a whole; `tuning` then says so once, and default tiles and
+rules stand in for it.
 """
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .weight_names import Weight
+
 FORMAT_VERSION = 1
 WAYS = ("one_launch", "two_launches", "weights_left", "split", "dense")
 EPILOGUES = ("plain", "fused", "norm")
 DTYPES = ("bfloat16", "float16", "float32")
+# of tiles: tensor cores take 16 at least, a program has 1024 threads at most; others: 16 to 256
+_LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
 
 
 @dataclass(frozen=True)
 class TileConfig:
     """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step.
 
+    Powers of two; a sparse weight asks for more, see `check_block_tiles`.
     pdl: whether launches are programmatic dependent ones, which sm_90 and newer can.
     """
 
@@ -34,6 +42,19 @@ class TileConfig:
         """The fields as keyword arguments of a kernel launch."""
         fields = asdict(self)
         return pdl_kwargs(fields.pop("pdl")) | fields
+
+
+def check_block_tiles(owner: str, tiles: TileConfig, block_rows: int, block_cols: int) -> None:
+    """Raise ValueError unless a tile lies in one block row, and a step takes whole blocks."""
+    for name, size, right, expected in (
+        ("BLOCK_N", tiles.BLOCK_N, block_rows % tiles.BLOCK_N == 0, f"a divisor of {block_rows}"),
+        ("BLOCK_K", tiles.BLOCK_K, tiles.BLOCK_K % block_cols == 0, f"a multiple of {block_cols}"),
+    ):
+        if not right:
+            raise ValueError(
+                f"{owner}: {name} is {size} for blocks of {block_rows}x{block_cols}; "
+                f"expected {expected}"
+            )
 
 
 def pdl_kwargs(pdl: bool) -> dict[str, Any]:
@@ -167,17 +188,21 @@ class Table:
                 ("triton", triton),
             ):
                 got = content.get(name)
-                _check(got == want, f"{name} is {got!r}; expected {want!r}")
-            table = cls(stem, device, triton, content.get("environments"))
+                right = type(got) is type(want) and got == want
+                _check(right, f"{name} is {got!r}; expected {want!r}")
+            _check_keys("the table", content, set(cls(stem, device, triton).to_dict()))
+            table = cls(stem, device, triton, content["environments"])
             _check(
                 isinstance(table.environments, list)
-                and all(isinstance(e, dict) for e in table.environments),
-                "environments is not a list of objects",
+                and all(isinstance(e, dict) for e in table.environments)
+                and all(map(_is_scalar, (v for e in table.environments for v in e.values()))),
+                "environments is not a list of objects with text, finite numbers, true, false or "
+                "null",
             )
-            _check(isinstance(content.get("entries"), list), "entries is not a list")
+            _check(isinstance(content["entries"], list), "entries is not a list")
             for index, item in enumerate(content["entries"]):
                 table._read_entry(f"entry {index}", item)
-        except ValueError as error:  # of the JSON, of UTF-8, or ours
+        except (ValueError, RecursionError) as error:  # of the JSON, of UTF-8, or ours
             raise TableError(path, str(error)) from error
         return table
 
@@ -187,7 +212,7 @@ class Table:
             _check(
                 item[name] in known, f"{where}: {name} is {item[name]!r}; expected one of {known}"
             )
-        _check(isinstance(item["weight"], str), f"{where}: weight is {item['weight']!r}")
+        weight = _weight(f"{where}: weight", item["weight"], self.stem)
         for name in ("k", "n"):
             _check_size(f"{where}: {name}", item[name])
         _check_power(f"{where}: tokens", item["tokens"])
@@ -199,8 +224,10 @@ class Table:
         _check(isinstance(item["ways"], dict), f"{where}: ways is not an object")
         _check("dense" in item["ways"], f"{where}: ways has no 'dense' to compare with")
         ways = {name: _measured(f"{where}: {name}", way) for name, way in item["ways"].items()}
-        for name in ways:
+        for name, way in ways.items():
             _check(name in WAYS, f"{where}: way {name!r}; expected one of {WAYS}")
+            if way.tiles is not None and weight.rows:
+                check_block_tiles(f"{where}: {name}", way.tiles, weight.rows, weight.cols)
         by_tokens = self.entries.setdefault(Key(*(item[name] for name in Key._fields)), {})
         _check(item["tokens"] not in by_tokens, f"{where} is there twice")
         by_tokens[item["tokens"]] = Entry(ways, index)
@@ -209,19 +236,45 @@ class Table:
 def _measured(where: str, item: Any) -> Measured:
     _check(isinstance(item, dict), f"{where} is not an object")
     _check_keys(where, item, {"us", *(["tiles"] if "tiles" in item else [])})
-    us, tiles = item["us"], item.get("tiles")
+    us = item["us"]
     _check(
         type(us) in (int, float) and 0 < us < 1e12,
         f"{where}: us is {us!r}; expected a positive number of microseconds",
     )
-    if tiles is None:
+    if "tiles" not in item:
         return Measured(float(us))
+    tiles = item["tiles"]
     _check(isinstance(tiles, dict), f"{where}: tiles is not an object")
     not_yet = {"pdl"} - set(tiles)  # in tables that are older than it
     _check_keys(f"{where}: tiles", tiles, set(TileConfig.__annotations__) - not_yet)
     for name, value in tiles.items():
-        _CHECKS.get(name, _check_power)(f"{where}: {name}", value)
+        if name == "pdl":
+            _check(type(value) is bool, f"{where}: pdl is {value!r}; expected true or false")
+            continue
+        least, most = _LIMITS.get(name, (16, 256))
+        _check_size(f"{where}: {name}", value)
+        _check(least <= value <= most, f"{where}: {name} is {value}; expected {least} to {most}")
+        if name != "num_stages":
+            _check_power(f"{where}: {name}", value)
     return Measured(float(us), TileConfig(**tiles))
+
+
+def _weight(where: str, name: Any, stem: str) -> Weight:
+    _check(isinstance(name, str), f"{where} is {name!r}; expected a name")
+    weight = Weight.parse(name)
+    _check(
+        (weight.stem, weight.name) == (stem, name),
+        f"{where} is {name!r}, of {weight.stem}; expected one of {stem}, such as {weight.name}",
+    )
+    return weight
+
+
+def _is_scalar(value: Any) -> bool:
+    return (
+        value is None
+        or isinstance(value, str | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def _check(right: bool, reason: str) -> None:
@@ -241,10 +294,3 @@ def _check_size(where: str, size: Any) -> None:
 def _check_power(where: str, size: Any) -> None:
     _check_size(where, size)
     _check(size & (size - 1) == 0, f"{where} is {size}; expected a power of two")
-
-
-def _check_bool(where: str, value: Any) -> None:
-    _check(type(value) is bool, f"{where} is {value!r}; expected true or false")
-
-
-_CHECKS = {"num_stages": _check_size, "pdl": _check_bool}

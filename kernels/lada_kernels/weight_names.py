@@ -35,7 +35,7 @@ class Weight(NamedTuple):
     def parse(cls, name: str) -> Weight:
         """Of a name as tables have it, such as r128, r64x3 or 128x16-d20."""
         for stem, pattern in _WEIGHTS.items():
-            if match := re.fullmatch(pattern, name):
+            if match := re.fullmatch(pattern, name, re.ASCII):
                 numbers = {k: int(v) for k, v in match.groupdict().items() if v is not None}
                 if min(numbers.values()) > 0 and numbers.get("percent", 1) <= 100:
                     return cls(stem, **numbers)

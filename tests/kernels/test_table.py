@@ -1,11 +1,14 @@
 import copy
+import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
 
 from lada_kernels import tuning
 from lada_kernels.table import Measured, Table, TableError, TileConfig
 from tests.kernels.tables import DEVICE, KEY, STEM, TILES, table, with_entry, write
+from tests.properties import FEW, NO_JSON, damaged, same
 
 
 @pytest.fixture
@@ -44,7 +47,12 @@ def test_entries_of_two_environments_know_their_own():
         (lambda c: c.update(stem="other"), "stem is 'other'"),
         (lambda c: c.update(device="T4"), "device is 'T4'; expected 'NVIDIA_H200'"),
         (lambda c: c.update(triton="2.1"), "triton is '2.1'"),
-        (lambda c: c.pop("environments"), "environments is not a list"),
+        (lambda c: c.pop("environments"), "the table has {"),
+        (lambda c: c.update(more=1), "the table has {"),
+        (lambda c: c.update(format=True), "format is True; expected 1"),
+        (lambda c: c.update(environments={}), "environments is not a list"),
+        (lambda c: c["environments"][0].update(gpu=float("nan")), "environments is not a list"),
+        (lambda c: c["environments"][0].update(gpu=[]), "environments is not a list"),
         (lambda c: c.update(entries={}), "entries is not a list"),
         (lambda c: c["entries"].append(7), "entry 1 has int"),
         (lambda c: c["entries"].append(c["entries"][0]), "entry 1 is there twice"),
@@ -56,6 +64,10 @@ def test_entries_of_two_environments_know_their_own():
         (lambda c: c["entries"][0].update(dtype="int8"), "entry 0: dtype is 'int8'"),
         (lambda c: c["entries"][0].update(epilogue=[]), "entry 0: epilogue is []"),
         (lambda c: c["entries"][0].update(weight=128), "entry 0: weight is 128"),
+        (lambda c: c["entries"][0].update(weight="x"), "weight 'x'; expected such as"),
+        (lambda c: c["entries"][0].update(weight="r100"), "weight is 'r100', of low_rank_linear"),
+        (lambda c: c["entries"][0].update(weight="r\u0661"), "expected such as"),
+        (lambda c: c["entries"][0].update(weight="128x16-d20"), "of block_sparse_linear"),
         (lambda c: c["entries"][0].update(environment=1), "entry 0: environment is 1"),
         (lambda c: c["entries"][0].update(ways=[]), "entry 0: ways is not an object"),
         (lambda c: c["entries"][0]["ways"].pop("dense"), "no 'dense' to compare with"),
@@ -74,6 +86,25 @@ def test_entries_of_two_environments_know_their_own():
             lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(num_stages=0),
             "one_launch: num_stages is 0; expected a positive integer",
         ),
+        *(
+            (
+                lambda c, name=name, size=size: c["entries"][0]["ways"]["one_launch"][
+                    "tiles"
+                ].update({name: size}),
+                f"one_launch: {name} is {size}; expected {least} to {most}",
+            )
+            for name, size, least, most in (
+                ("BLOCK_M", 8, 16, 256),
+                ("BLOCK_N", 512, 16, 256),
+                ("BLOCK_K", 1, 16, 256),
+                ("num_warps", 64, 1, 32),
+                ("num_stages", 10**400, 1, 16),
+            )
+        ),
+        (
+            lambda c: c["entries"][0]["ways"]["one_launch"].update(tiles=None),
+            "one_launch: tiles is not an object",
+        ),
         (
             lambda c: c["entries"][0]["ways"]["one_launch"]["tiles"].update(pdl=1),
             "one_launch: pdl is 1; expected true or false",
@@ -91,11 +122,26 @@ def test_damage_is_named(content, tmp_path, change, reason):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff{}", b"null"])
+@pytest.mark.parametrize("text", [*NO_JSON, b"[]", b"null"], ids=lambda text: text[:9])
 def test_a_file_that_is_no_table_is_named(tmp_path, text):
     (tmp_path / "table.json").write_bytes(text)
     with pytest.raises(TableError, match="table.json is no tuned table"):
         Table.read(tmp_path / "table.json", STEM, DEVICE, tuning.TRITON)
+
+
+@FEW
+@given(content=damaged(table(dense=60.0, one_launch=(30.0, TILES)).to_dict()))
+def test_what_is_read_is_what_the_file_says(tmp_path, content):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(content))
+    try:
+        read = Table.read(path, STEM, DEVICE, tuning.TRITON)
+    except TableError:
+        return
+    for way in (way for entry in content["entries"] for way in entry["ways"].values()):
+        if "tiles" in way:
+            way["tiles"].setdefault("pdl", False)  # older tables lack it
+    assert same(read.to_dict(), content)
 
 
 def test_stages_need_not_be_a_power_of_two(content, tmp_path):
