@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from ..user_tables import user_folder
 TOKENS = (16, 128, 512)
 _ROUNDS = 7
 _CLEAR = 0.5  # of the dense weight's bytes: what stores less was never seen slower
+_LEAST = 1e-3  # of ratios that are believed, and one over it the most
 _logger = logging.getLogger("lada_ops")
 
 
@@ -85,13 +86,21 @@ def _key(sources: Sequence[Source], dtype: torch.dtype) -> str:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        known = json.loads(path.read_text())
-        return {str(key): float(ratio) for key, ratio in known.items()}
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _logger.warning("%s is ignored and written anew: %s", path, error)
         return {}
+
+
+def _checked(known: Any) -> dict[str, float]:
+    if not isinstance(known, dict):
+        raise ValueError(f"{type(known).__name__}; expected an object")
+    for key, ratio in known.items():
+        if type(ratio) not in (int, float) or not _LEAST <= ratio <= 1 / _LEAST:
+            raise ValueError(f"{key!r} is {ratio!r}; expected {_LEAST} to {1 / _LEAST}")
+    return known
 
 
 def _write(path: Path, known: dict[str, float]) -> None:
@@ -99,7 +108,7 @@ def _write(path: Path, known: dict[str, float]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             file = Path(folder) / path.name
-            file.write_text(json.dumps(known, indent=1, sort_keys=True))
+            file.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
             os.replace(file, path)
     except OSError as error:
         _logger.warning("cannot remember what was measured: %s", error)

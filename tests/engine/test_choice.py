@@ -11,6 +11,7 @@ from lada_ops.engine import choice
 from lada_ops.engine.choice import choose
 from lada_ops.engine.optimize import DTYPES
 from lada_ops.modules.packed_linear import PackedLinear
+from tests.properties import NO_JSON
 
 FP32 = torch.float32
 
@@ -88,13 +89,22 @@ def test_other_threads_are_measured_anew(measured):
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a": "b"}', "{"])
+RATIOS = ["0", "-1", "1" + 400 * "0", "1e999", "NaN", "true", "null", '"2"', "[]", "{}", "5e-324"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*NO_JSON, b"[1]", b"null", b"2", *(b'{"KEY": %s}' % ratio.encode() for ratio in RATIOS)],
+    ids=lambda content: content[:14],
+)
 def test_a_damaged_file_is_written_anew(measured, cache_folder, content, caplog):
     choose([in_doubt()], FP32)
     (file,) = cache_folder.glob("cpu-*.json")
-    file.write_text(content)
+    (key,) = json.loads(file.read_text())
+    file.write_bytes(content.replace(b"KEY", key.encode()))
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        choose([in_doubt()], FP32)
+        choice = choose([in_doubt()], FP32)
+    assert choice == (False, "compressed, measured 2.00 times as fast as dense")
     assert "is ignored and written anew" in caplog.text
     assert list(json.loads(file.read_text()).values()) == [2.0]
 
