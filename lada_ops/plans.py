@@ -42,24 +42,27 @@ class LayerPlan:
                     f"expected {'a value' if needed else 'None'}"
                 )
         shape = self.out_features, self.in_features
-        if not all(_is_size(size) for size in shape):
+        if not all(is_size(size) for size in shape):
             raise ValueError(
                 f"LayerPlan: in_features {self.in_features!r}, out_features "
                 f"{self.out_features!r}; expected whole numbers above 0"
             )
         if self.rank is not None:
-            if not _is_size(self.rank):
+            if not is_size(self.rank):
                 raise ValueError(f"LayerPlan: rank {self.rank!r}; expected a whole number above 0")
             check_rank("LayerPlan", self.rank, shape)
         if self.block is not None:
-            if not isinstance(self.block, list | tuple) or not all(map(_is_size, self.block)):
+            if not isinstance(self.block, list | tuple) or not all(map(is_size, self.block)):
                 raise ValueError(
                     f"LayerPlan: block {self.block!r}; expected two whole numbers above 0"
                 )
             object.__setattr__(self, "block", tuple(self.block))
             check_block("LayerPlan", self.block, shape)
-        if self.density is not None and not (
-            isinstance(self.density, int | float) and 0 <= self.density <= 1
+        density = self.density
+        if density is not None and (
+            isinstance(density, bool)
+            or not isinstance(density, int | float)
+            or not 0 <= density <= 1
         ):
             raise ValueError(f"LayerPlan: density {self.density!r}; expected 0 to 1")
 
@@ -103,6 +106,10 @@ class CompressionPlan:
                 f"CompressionPlan: objective {self.objective!r}; expected one of {OBJECTIVES}"
             )
         check_selection("CompressionPlan", self.selection)
+        if not isinstance(self.layers, Mapping):
+            raise TypeError(
+                f"CompressionPlan: layers is {type(self.layers).__name__}; expected a mapping"
+            )
         for name, layer in self.layers.items():
             if not isinstance(layer, LayerPlan):
                 raise TypeError(
@@ -136,11 +143,17 @@ class CompressionPlan:
 
     @classmethod
     def from_json(cls, text: str) -> CompressionPlan:
-        return cls.from_dict(json.loads(text))
+        """The plan that `to_json` gave. Raises ValueError on a text that is none."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"CompressionPlan: {error}; expected JSON") from None
+        return cls.from_dict(data)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def is_size(value: Any, least: int = 1) -> bool:
+    """Whether it is a whole number that torch can count to, from `least` on."""
+    return type(value) is int and least <= value < 2**63
 
 
 def check_keys(where: str, data: Any, required: set[str], known: set[str]) -> None:
@@ -150,6 +163,6 @@ def check_keys(where: str, data: Any, required: set[str], known: set[str]) -> No
     missing, unknown = required - data.keys(), data.keys() - known
     if missing or unknown:
         raise ValueError(
-            f"{where}: missing {sorted(missing)}, unknown {sorted(unknown)}; "
+            f"{where}: missing {sorted(missing)}, unknown {sorted(unknown, key=str)}; "
             f"expected {sorted(known)}"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .counts import Counts
-from .plans import LayerPlan, check_keys
+from .plans import OBJECTIVES, LayerPlan, check_keys, is_size
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class CompressionReport:
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
         """The report that `to_dict` gave; its sums are computed anew.
 
-        Raises ValueError on keys that are unknown or missing.
+        Raises ValueError, with the place, on keys that are unknown or missing, and on values of
+        another type or out of range.
         """
         where = "CompressionReport"
         sums = {"ratio", "dense", "compressed"}
@@ -79,6 +81,10 @@ class CompressionReport:
             raise ValueError(
                 f"{where}: layers is {type(data['layers']).__name__}; expected an object"
             )
+        if not data["layers"]:
+            raise ValueError(f"{where}: layers is empty; expected at least one")
+        for name in ("model_bytes_dense", "model_bytes"):
+            _check_count(where, name, data[name], least=1)
         return cls(
             {
                 name: _layer_report(f"{where}: layer {name!r}", layer)
@@ -92,9 +98,21 @@ class CompressionReport:
 def _layer_report(where: str, data: Any) -> LayerReport:
     names = {f.name for f in fields(LayerReport)}
     check_keys(where, data, names, names)
+    if data["objective"] not in (*OBJECTIVES, "training"):
+        raise ValueError(
+            f"{where}: objective {data['objective']!r}; expected one of {OBJECTIVES}, or 'training'"
+        )
+    for name in ("weight_error", "activation_error"):
+        error = data[name]
+        if error is not None and not (
+            type(error) in (int, float) and 0 <= error <= sys.float_info.max
+        ):
+            raise ValueError(f"{where}: {name} {error!r}; expected a finite number from 0, or None")
     names = {f.name for f in fields(Counts)}
     for part in ("dense", "compressed"):
         check_keys(f"{where}: {part}", data[part], names, names)
+        for name, count in data[part].items():
+            _check_count(f"{where}: {part}", name, count, least=int(name == "stored_bytes"))
     return LayerReport(
         LayerPlan.from_dict(data["plan"], f"{where}: plan"),
         data["objective"],
@@ -103,3 +121,8 @@ def _layer_report(where: str, data: Any) -> LayerReport:
         Counts(**data["dense"]),
         Counts(**data["compressed"]),
     )
+
+
+def _check_count(where: str, name: str, count: Any, least: int) -> None:
+    if not is_size(count, least):
+        raise ValueError(f"{where}: {name} {count!r}; expected a whole number from {least}")

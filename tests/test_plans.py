@@ -2,9 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given as with_any
 
 from lada_ops import CompressionPlan, LayerPlan, plan
 from lada_ops.plans import METHODS
+from tests.properties import FEW, NO_JSON, damaged, same
 
 RATIOS = [1.5, 2, 2.5, 3.7, 5, 10, 20]
 LOW_RANK = {"format": "low_rank", "in_features": 32, "out_features": 48, "rank": 8}
@@ -53,9 +55,13 @@ class TestLayerPlan:
             (SPARSE, {"density": 1.1}, "density 1.1; expected 0 to 1"),
             (SPARSE, {"density": float("nan")}, "density nan; expected 0 to 1"),
             (SPARSE, {"density": "0.5"}, "density '0.5'; expected 0 to 1"),
+            (SPARSE, {"density": True}, "density True; expected 0 to 1"),
+            (SPARSE, {"density": 10**400}, "density 1000"),
+            (LOW_RANK, {"in_features": 2**63}, "in_features 9223372036854775808"),
+            (SPARSE, {"block": [16, 2**63]}, "block .16, 9223372036854775808.; expected"),
             (SPARSE, {"format": "sparse_low_rank"}, "rank None"),
         ],
-        ids=str,
+        ids=lambda case: str(case)[:70],
     )
     def test_refuses(self, given, change, message):
         with pytest.raises(ValueError, match=f"LayerPlan: .*{message}"):
@@ -123,5 +129,30 @@ class TestCompressionPlan:
 
     @pytest.mark.parametrize("text", ["", "plan", '{"layers": '])
     def test_refuses_what_is_no_json(self, text):
-        with pytest.raises(ValueError, match="line 1 column"):
+        with pytest.raises(ValueError, match="CompressionPlan: .*line 1 column"):
             CompressionPlan.from_json(text)
+
+    @pytest.mark.parametrize("text", NO_JSON, ids=lambda text: text[:9])
+    def test_refuses_what_no_file_should_hold(self, text):
+        with pytest.raises(ValueError, match="CompressionPlan: "):
+            CompressionPlan.from_json(text.decode("latin1"))
+
+    def test_refuses_layers_that_are_no_mapping(self):
+        with pytest.raises(TypeError, match="CompressionPlan: layers is list; expected a mapping"):
+            CompressionPlan([])  # type: ignore[arg-type]
+
+    def test_refuses_keys_that_are_no_text(self):
+        with pytest.raises(ValueError, match="unknown \\[1, 'b'\\]"):
+            CompressionPlan.from_dict({"objective": "auto", "layers": {}, 1: 2, "b": 3})  # type: ignore[dict-item]
+
+    @FEW
+    @with_any(content=damaged({"layers": {"a": LOW_RANK, "b": SPARSE}, **CHOICES}))
+    def test_reads_what_is_there_or_names_what_is_wrong(self, content):
+        try:
+            read = CompressionPlan.from_json(json.dumps(content))
+        except ValueError as error:
+            message = str(error)
+        else:
+            assert same(read.to_dict(), {"selection": "wanda"} | content)
+            return
+        assert message.startswith("CompressionPlan: ")

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from hypothesis import given
 
 from lada_ops import CompressionReport, Counts, LayerPlan, LayerReport
+from tests.properties import FEW, damaged, same
 
 
 def layer(block=None, **kwargs):
@@ -77,6 +79,9 @@ def test_sums_in_a_file_are_not_believed():
         ({"layers": {"a": {}}}, "layer 'a'"),
         ({"layers": {"a": {"plan": 3}}}, "layer 'a'"),
         ({"model_bytes": None}, "model_bytes"),
+        ({"layers": {}}, "layers is empty; expected at least one"),
+        ({"model_bytes": 0}, "model_bytes 0; expected a whole number from 1"),
+        ({"model_bytes_dense": "5"}, "model_bytes_dense '5'; expected a whole number from 1"),
     ],
     ids=str,
 )
@@ -84,3 +89,43 @@ def test_refuses_other_data(change, message):
     data = {k: v for k, v in (report().to_dict() | change).items() if v is not None}
     with pytest.raises(ValueError, match=f"CompressionReport: .*{message}"):
         CompressionReport.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "beauty"}, "objective 'beauty'; expected one of"),
+        ({"weight_error": "0.1"}, "weight_error '0.1'; expected a finite number from 0, or None"),
+        ({"weight_error": float("nan")}, "weight_error nan; expected"),
+        ({"activation_error": float("inf")}, "activation_error inf; expected"),
+        ({"activation_error": 10**400}, "activation_error 1000"),
+        ({"weight_error": -0.5}, "weight_error -0.5; expected"),
+        ({"dense": {}}, "dense: missing"),
+        ({"dense": Counts(1, 1, 1, 0, 1).__dict__}, "dense: stored_bytes 0; expected"),
+        ({"compressed": Counts(1, 1, 1, 10**400, 1).__dict__}, "compressed: stored_bytes 1000"),
+        ({"compressed": Counts(1, 1, 1, 1, -1).__dict__}, "compressed: flops_per_token -1"),
+        ({"compressed": Counts(1, 2.5, 1, 1, 1).__dict__}, "nonzeros 2.5"),  # type: ignore[arg-type]
+    ],
+    ids=lambda case: str(case)[:70],
+)
+def test_refuses_other_layers(change, message):
+    data = report().to_dict()
+    data["layers"]["a"] |= change
+    with pytest.raises(ValueError, match=f"CompressionReport: layer 'a': .*{message}"):
+        CompressionReport.from_dict(data)
+
+
+@FEW
+@given(
+    data=damaged({k: v for k, v in report().to_dict().items() if k in ("layers", "model_bytes")})
+)
+def test_reads_what_is_there_or_names_what_is_wrong(data):
+    data["model_bytes_dense"] = 5000
+    try:
+        read = CompressionReport.from_dict(data)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert all(same(read.to_dict()[name], data[name]) for name in data if name != "ratio")
+        return
+    assert message.startswith("CompressionReport: ")
