@@ -6,18 +6,28 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from .calibrate import Batches, LayerStatistics, Statistics, statistics_of
-from .compress.blocks import Selection, block_gains
+from .checks import check_module
+from .compress.blocks import Selection, block_gains, check_selection
 from .compress.svd import rank_gains
 from .encoders import encoder_linears
 from .fitting import ErrorNorm
 from .formats import INDEX_DTYPE, check_finite
 from .grid import check_block, group_of
-from .plans import METHODS, CompressionPlan, LayerPlan, Method, Objective
+from .plans import (
+    METHODS,
+    CompressionPlan,
+    LayerPlan,
+    Method,
+    Objective,
+    check_objective,
+    is_size,
+)
 
 
 def plan(
@@ -47,9 +57,14 @@ def plan(
     objective, selection: as in `CompressionPlan`.
     layers: a regular expression for the names of the linears, by default the encoder's.
 
-    Raises ValueError on arguments out of range, a block that doesn't divide a weight, a ratio that
-    cannot be reached, or a model with no matching linears.
+    Raises TypeError on what is no model; ValueError on arguments out of range, a block that doesn't
+    divide a weight, a ratio that cannot be reached, or a model with no matching linears: it may be
+    compressed already, or hold adapters that are not merged. Only with calibration are the values
+    of the weights looked at, and must be there.
     """
+    check_module("plan", model, values=calibration is not None)
+    check_objective("plan", objective)
+    check_selection("plan", selection)
     linears = encoder_linears(model, layers)
     _check(linears, ratio, method, block, rank_multiple, low_rank_share)
     if calibration is not None:
@@ -111,28 +126,32 @@ def _check(
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"plan: method {method!r}; expected one of {METHODS}")
-    if not ratio > 1:
-        raise ValueError(f"plan: ratio {ratio}; expected above 1")
-    if rank_multiple < 1:
-        raise ValueError(f"plan: rank_multiple {rank_multiple}; expected 1 or more")
-    if not 0 < low_rank_share < 1:
-        raise ValueError(f"plan: low_rank_share {low_rank_share}; expected between 0 and 1")
+    if not (isinstance(ratio, Real) and ratio > 1):
+        raise ValueError(f"plan: ratio {ratio!r}; expected above 1")
+    if not is_size(rank_multiple):
+        raise ValueError(f"plan: rank_multiple {rank_multiple!r}; expected 1 or more")
+    if not (isinstance(low_rank_share, Real) and 0 < low_rank_share < 1):
+        raise ValueError(f"plan: low_rank_share {low_rank_share!r}; expected between 0 and 1")
     if method != "low_rank":
+        if not isinstance(block, list | tuple) or not all(map(is_size, block)):
+            raise ValueError(f"plan: block {block!r}; expected two whole numbers above 0")
         for name, linear in linears.items():
             check_block(f"plan: {name}", block, _shape(linear))
     for name, linear in linears.items():
         if method != "block_sparse" and _break_even(linear) < rank_multiple:
             raise ValueError(
                 f"plan: {name} is too small for a rank that is a multiple of {rank_multiple}: it "
-                f"pays below {_break_even(linear)}; expected a lower rank_multiple, or layers "
-                "without it"
+                f"pays below {_break_even(linear)}; expected layers without it, or a lower "
+                "rank_multiple of lada_ops.plan"
             )
     most = _most_ratio(linears, method, block, rank_multiple, low_rank_share)
     if ratio > most:
+        advice = "a smaller block" if method != "low_rank" else "layers that are larger"
+        if method != "block_sparse":
+            advice += ", or a lower rank_multiple of lada_ops.plan"
         raise ValueError(
             f"plan: ratio {ratio} cannot be reached with the smallest rank, or a single pack of "
-            f"blocks, in every layer; expected at most {math.floor(100 * most) / 100}, or a lower "
-            "rank_multiple or block"
+            f"blocks, in every layer; expected at most {math.floor(100 * most) / 100}, {advice}"
         )
 
 
@@ -204,7 +223,7 @@ def _spend(
     def urgency(n: str) -> tuple[bool, float]:
         lacking = even * budget[n] - units[n] * price[n]
         if lacking > 0 or not gains:
-            return lacking > 0, lacking / abs(budget[n])
+            return lacking > 0, lacking / max(abs(budget[n]), 1)  # a bias may take all of it
         return False, gains[n][units[n]] / price[n]
 
     queue: list[tuple[int, float, str]] = []

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .checks import check_module
 from .encoders import encoder_linears
 from .progress import progress_bar
 
@@ -109,9 +110,10 @@ def layer_statistics(
     Tokens whose attention_mask is 0 are left out. The model runs in eval mode, forward and back,
     and all its modules and parameters are left as they were. The same each time.
 
-    Raises TypeError on a batch that is no dict; ValueError where there is no batch, a linear never
-    ran, or its inputs or gradients hold NaN or infinity.
+    Raises TypeError on what is no model or a batch that is no dict; ValueError where there is no
+    batch, a linear never ran, or its inputs or gradients hold NaN or infinity.
     """
+    check_module("layer_statistics", model, values=True)
     return _statistics(model, encoder_linears(model, layers), batches, quiet)
 
 
@@ -231,10 +233,8 @@ class _Collector:
         mixture = (answer * noise).sum()
         gradients = torch.autograd.grad(mixture, outputs, allow_unused=True)
         for (name, output), gradient in zip(self.given, gradients, strict=True):
-            # drawn at random, so fp32 within a batch is exact enough, and much faster
             gradient = torch.zeros_like(output) if gradient is None else gradient
-            rows = real_tokens(gradient, self.mask).float()
-            _add(self.outputs, name, (rows.T @ rows).double())
+            _add(self.outputs, name, _random_moments(real_tokens(gradient, self.mask)))
         self.given = []
 
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -255,6 +255,18 @@ class _Collector:
             )
             for name, tokens in self.tokens.items()
         }
+
+
+def _random_moments(rows: Tensor) -> Tensor:
+    """``rows^T rows`` (features, features) in fp64, of rows that were drawn at random.
+
+    So fp32 within a batch is exact enough, and much faster, once a power of two has brought the
+    rows into its range: below it the products are no longer positive definite.
+    """
+    largest = rows.double().abs().amax() if rows.numel() else rows.new_ones((), dtype=torch.double)
+    scale = torch.exp2(torch.frexp(largest).exponent.double())
+    rows = (rows / scale).float()
+    return (rows.T @ rows).double() * scale.square()
 
 
 def _add(sums: dict[str, Tensor], name: str, product: Tensor) -> None:

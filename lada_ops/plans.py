@@ -101,10 +101,7 @@ class CompressionPlan:
     selection: Selection = "wanda"
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"CompressionPlan: objective {self.objective!r}; expected one of {OBJECTIVES}"
-            )
+        check_objective("CompressionPlan", self.objective)
         check_selection("CompressionPlan", self.selection)
         if not isinstance(self.layers, Mapping):
             raise TypeError(
@@ -149,6 +146,12 @@ class CompressionPlan:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"CompressionPlan: {error}; expected JSON") from None
         return cls.from_dict(data)
+
+
+def check_objective(owner: str, objective: str) -> None:
+    """Raise ValueError unless compressed weights can be fitted to it."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"{owner}: objective {objective!r}; expected one of {OBJECTIVES}")
 
 
 def is_size(value: Any, least: int = 1) -> bool:

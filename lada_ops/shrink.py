@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .checks import check_module
 from .formats import Bsr, Format, LowRank, SparseLowRank, split_blocks
 from .modules.compressed_linear import CompressedLinear
 from .plans import LayerPlan, Method
@@ -30,6 +31,7 @@ def shrink(model: nn.Module) -> list[str]:
     before training are None. Single zeros within what is left stay.
     Returns the names of the modules that became smaller.
     """
+    check_module("shrink", model, values=True)
     found = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLinear)}
     smaller = {}
     for name, module in found.items():

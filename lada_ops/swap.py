@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibrate import Batches, Statistics, statistics_of
+from .checks import check_module
 from .counts import Counts
 from .engine.optimize import undo
 from .engine.record import optimized_part
@@ -49,6 +50,7 @@ def compress(
     Raises ValueError or TypeError, the model unchanged, where the plan is for another model, a
     weight or the calibration holds NaN, or calibration is missing or superfluous for the plan.
     """
+    check_module("compress", model, values=True)
     compression_of(model)  # raises if another method quantized the model
     linears = _planned_linears(model, plan)
     if batches is not None:
@@ -116,6 +118,7 @@ def restore(model: nn.Module) -> list[str]:
     Raises ValueError, the model unchanged, on a module with an activation: no linear has one; and
     on a part of a model that was optimized as a whole.
     """
+    check_module("restore", model)
     undone = undo(model)
     if undone is not None:
         return undone

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from lada_ops import compress, layer_statistics, plan
+from lada_ops.encoders import encoder_linears
 from lada_ops.grid import group_of
 from lada_ops.plans import METHODS, OBJECTIVES
 from tests.tiny_encoders import batch, tiny_bert
@@ -170,6 +171,13 @@ class TestPlan:
             ({"method": "block_sparse", "block": (100, 16)}, r"query: block \(100, 16\) does not"),
             ({"method": "sparse_low_rank", "block": (0, 16)}, r"block \(0, 16\)"),
             ({"layers": "nothing"}, "layers='nothing' matches none"),
+            ({"layers": 5}, "layers=5 is no regular expression"),
+            ({"ratio": "5"}, "ratio '5'; expected above 1"),
+            ({"rank_multiple": 2.5}, "rank_multiple 2.5; expected 1 or more"),
+            ({"low_rank_share": "1"}, "low_rank_share '1'; expected between 0 and 1"),
+            ({"method": "block_sparse", "block": 16}, "block 16; expected two whole numbers"),
+            ({"method": "block_sparse", "block": (16.0, 8)}, "expected two whole numbers"),
+            ({"selection": "luck"}, "plan: selection 'luck'; expected one of"),
             ({"ratio": float("inf")}, "ratio inf cannot be reached"),
             ({"ratio": 10_000}, "ratio 10000 cannot be reached"),
             ({"ratio": 500, "method": "block_sparse"}, "ratio 500 cannot be reached"),
@@ -184,6 +192,18 @@ class TestPlan:
     def test_refuses_a_model_without_linears(self):
         with pytest.raises(ValueError, match="no encoder linear found in ReLU"):
             plan(nn.ReLU())
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_layer_whose_bias_takes_its_whole_budget_is_planned(self, method):
+        model = nn.Sequential(nn.Linear(4, 8, device="meta"), nn.Linear(64, 64, device="meta"))
+        made = plan(model, 5, method, rank_multiple=1, block=(4, 4), layers="")
+        check_budget(model, made, 5, 1)
+
+    @pytest.mark.parametrize("wrong", [{"rank_multiple": 4096}, {"ratio": 1000}], ids=str)
+    def test_advice_tells_whose_argument_rank_multiple_is(self, bert_base, wrong):
+        """The command line has no such option."""
+        with pytest.raises(ValueError, match="rank_multiple of lada_ops.plan"):
+            plan(bert_base, **wrong)
 
 
 class TestPlanWithCalibration:
@@ -250,6 +270,25 @@ class TestPlanWithCalibration:
     def test_useless_calibration_is_refused(self):
         with pytest.raises(ValueError, match="no token reached"):
             plan(tiny_bert(), 2, calibration=[])
+
+    def test_an_unknown_objective_is_refused_before_the_batches_are_run(self):
+        def batches():
+            raise AssertionError
+            yield
+
+        with pytest.raises(ValueError, match="plan: objective 'beauty'; expected one of"):
+            plan(tiny_bert(), 2, calibration=batches(), objective="beauty")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("selection", ["wanda", "second_order"])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_weights_of_any_scale_are_compressed(self, method, selection):
+        model = tiny_bert()
+        with torch.no_grad():
+            for linear in encoder_linears(model).values():
+                linear.weight *= 1e-30
+        made = plan(model, 3, method, calibration=self.BATCHES, selection=selection, **SMALL)
+        report = compress(model, made, self.BATCHES, quiet=True)
+        assert all(0 < (layer.activation_error or 0) < 1 for layer in report.layers.values())
 
     @pytest.mark.parametrize("method", METHODS)
     def test_nan_in_a_weight_is_named(self, method):

@@ -81,3 +81,21 @@ def test_a_head_s_logits_are_its_answer():
     found = layer_statistics(model, BATCHES, quiet=True)
     assert all(seen.outputs.isfinite().all() for seen in found.values())
     assert any(seen.outputs.any() for seen in found.values())
+
+
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**70])
+def test_gradients_beyond_the_squares_of_fp32_are_as_exact(scale):
+    """Their products would be lost below 1e-45, or be infinite."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.model, self.scale = tiny_bert(), scale
+
+        def forward(self, **inputs):
+            return {"y": self.model(**inputs).last_hidden_state * self.scale}
+
+    want = layer_statistics(Scaled(1.0), BATCHES, quiet=True)
+    got = layer_statistics(Scaled(scale), BATCHES, quiet=True)
+    for name, layer in want.items():
+        assert torch.equal(got[name].outputs, layer.outputs * scale**2)

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from lada_ops import compress, optimize, plan
 from lada_ops.encoders import encoder_linears
+from lada_ops.engine.optimize import fast_dtypes
 from tests.tiny_encoders import ARCHITECTURES, batch, tiny_bert, with_head
 
 PER_LAYER = {  # of the model with its head, from the module names that transformers gives
@@ -120,3 +122,39 @@ def test_no_match_of_a_pattern_names_it():
 def test_no_linears_at_all():
     with pytest.raises(ValueError, match="none at all"):
         encoder_linears(nn.Sequential(nn.ReLU()))
+
+
+@pytest.mark.parametrize("layers", [None, "query", r"query$"])
+def test_unmerged_adapters_are_refused(layers):
+    """Or what they wrap would be left out, or taken without them, in silence."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["query", "value"])
+    model = peft.get_peft_model(tiny_bert(), config)
+    with pytest.raises(
+        ValueError,
+        match=r"self\.query is an unmerged adapter, peft's Linear; .*merge_and_unload\(\)",
+    ):
+        encoder_linears(model, layers)
+    assert len(encoder_linears(model, r"key$")) == 2
+    assert len(encoder_linears(model.merge_and_unload())) == 12
+
+
+def test_a_compressed_model_is_named_as_such():
+    model = tiny_bert()
+    compress(model, plan(model, 2, rank_multiple=2), quiet=True)
+    with pytest.raises(ValueError, match="BertModel is compressed already: .*query is a LowRank"):
+        encoder_linears(model)
+
+
+def test_an_optimized_model_is_named_as_such():
+    if not fast_dtypes():
+        pytest.skip("no native library was built")
+    model = optimize(tiny_bert())
+    with pytest.raises(ValueError, match=r"BertModel is optimized: .*; expected lada_ops.restore"):
+        encoder_linears(model)
+
+
+def test_what_is_left_dense_is_found_beside_what_is_compressed():
+    model = tiny_bert()
+    compress(model, plan(model, 2, rank_multiple=2, layers="query"), quiet=True)
+    assert len(encoder_linears(model)) == 10

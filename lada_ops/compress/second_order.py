@@ -44,6 +44,7 @@ def _removals(weight: Tensor, width: int, inverse: Tensor) -> tuple[Tensor, Tens
         here = worst * width + index.new_tensor(range(width))
         row = inverse[here] - factor[:start, here].T @ factor[:start]
         row = torch.linalg.solve_triangular(lower[worst], row, upper=False)
+        row = row.masked_fill(removed.repeat_interleave(width), 0)  # 0 but for rounding
         factor[start : start + width] = row
         left -= (row.T @ solved[worst]).view_as(left)
         blocks = row.unflatten(1, (count, width)).transpose(0, 1)

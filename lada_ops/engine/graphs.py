@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_module
 from .forward import ModelForward
 from .kinds import MODELS
 
@@ -199,6 +200,7 @@ def capture_graphs(
     Raises ValueError on a model that `lada_ops.optimize` did not make ready on a GPU, or of a kind
     that it does not know, and on sizes that it has no positions for.
     """
+    check_module("capture_graphs", model)
     found = [f for m in model.modules() if isinstance(f := vars(m).get("forward"), ModelForward)]
     if not found:
         raise ValueError(

@@ -72,3 +72,12 @@ def test_an_unknown_selection_is_refused(call):
     arguments = {"prune_blocks": ((1, 1), 0.5, gram), "block_gains": (gram, (1, 1))}
     with pytest.raises(ValueError, match="selection 'magic'; expected one of"):
         call(weight, *arguments[call.__name__], selection="magic")
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_the_order_does_not_depend_on_the_scale_of_the_inputs(layer, scale):
+    weight, _, gram = layer
+    cols, losses = removals(weight, WIDTH, gram)
+    got_cols, got_losses = removals(weight, WIDTH, scale * gram)
+    assert torch.equal(got_cols, cols)
+    torch.testing.assert_close(got_losses / scale, losses, rtol=1e-5, atol=1e-6)
