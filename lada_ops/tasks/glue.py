@@ -105,7 +105,8 @@ def found(path: Path) -> Path:
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
     """The named columns of each row of a tab-separated file, with its line number.
 
-    Raises ValueError on a column that is missing, a row of another width, or an empty cell.
+    Raises ValueError on a column that is missing or there twice, a row of another width, or an
+    empty cell.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -121,6 +122,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]
         raise ValueError(
             f"{path}, line 1: no column {missing[0]!r} in {header}; expected {columns}"
         )
+    twice = [name for name in columns if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}, line 1: column {twice[0]!r} twice in {header}; expected once")
     places = [header.index(name) for name in columns]
     rows = []
     for number, line in enumerate(lines[1:], 2):
@@ -145,7 +149,7 @@ def _label(path: Path, line: int, text: str, task: Task) -> int | float:
     except ValueError:
         value = math.nan
     last = LARGEST_SCORE if task.regression else len(task.labels) - 1
-    if not 0 <= value <= last:
+    if "_" in text or not 0 <= value <= last:  # Python reads 0_1 as 1
         kind = "a score" if task.regression else "a label"
         raise ValueError(f"{path}, line {line}: label {text!r}; expected {kind} of 0 to {last}")
     return value

@@ -1,8 +1,11 @@
 import gzip
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lada_ops.tasks.glue import TASKS, find_task, read_split
+from tests.properties import FEW
 from tests.tasks.files import write, write_data
 
 SST2, MRPC, STSB = (TASKS[name] for name in ("sst2", "mrpc", "stsb"))
@@ -53,7 +56,10 @@ def test_the_dev_set_of_mnli_is_the_matched_one(tmp_path):
         (HEADER, ["a\t1\t2"], "line 2: 3 columns; expected 2"),
         (HEADER, ["a\t1", " \t1"], "line 3: sentence is empty"),
         (HEADER, ["a\t1", "", "b\t1"], "line 3: 1 columns"),
+        (HEADER, ["a\t0_1"], "line 2: label '0_1'"),
+        (HEADER, ["a\t1" + "0" * 5000], "line 2: label '1000"),
         (HEADER, [], "no rows"),
+        ("label\tsentence\tlabel", ["1\ta\t0"], "line 1: column 'label' twice in"),
         ("text\tlabel", ["a\t1"], r"line 1: no column 'sentence' in \['text', 'label'\]"),
     ],
 )
@@ -77,6 +83,31 @@ def test_bytes_that_are_no_text(tmp_path):
     path.write_bytes(path.read_bytes() + b"\xff\xfe\t1\n")
     with pytest.raises(ValueError, match="expected UTF-8 text"):
         read_split(tmp_path, SST2, "dev")
+
+
+PIECES = ["a", "1", "0", "2", "\t", "\n", "\r", " ", '"', "\0", "\u2028", "\ufeff", "_", "-", "nan"]
+
+
+@FEW
+@given(
+    rows=st.lists(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), max_size=4),
+    rest=st.binary(max_size=3),
+)
+def test_what_is_read_is_what_the_file_says(tmp_path, rows, rest):
+    path = tmp_path / "glue/sst2/dev.tsv"
+    write(path, HEADER, ["a\t1", *rows])
+    path.write_bytes(path.read_bytes() + rest)
+    try:
+        examples = read_split(tmp_path, SST2, "dev")
+    except ValueError as error:
+        message = str(error)
+    else:
+        lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+        cells = [[cell.strip() for cell in line.split("\t")] for line in lines[1:]]
+        assert examples.texts == [(text,) for text, _ in cells]
+        assert examples.labels == [int(label) for _, label in cells]
+        return
+    assert message.startswith(str(path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "plain"])
