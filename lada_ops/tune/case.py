@@ -67,7 +67,7 @@ class Case:
     @classmethod
     def parse(cls, text: str, tokens: int, dtype: str = "bfloat16") -> Case:
         """Of ``KxN:WEIGHT`` or ``KxN:WEIGHT:EPILOGUE``, such as "768x3072:r128:fused"."""
-        from lada_kernels.weight_names import Weight, token_bucket
+        from lada_kernels.weight_names import Weight
 
         match = _SHAPE.fullmatch(text.strip())
         if match is None:
@@ -77,7 +77,7 @@ class Case:
             )
         k, n, weight, epilogue = match.groups()
         name = Weight.parse(weight).name
-        return cls(int(k), int(n), name, epilogue or "plain", token_bucket(tokens), dtype)
+        return cls(int(k), int(n), name, epilogue or "plain", _bucket(tokens), dtype)
 
     @property
     def stem(self) -> str:
@@ -108,7 +108,6 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
 
     dtype: that they are run in, by default their own; those of one without kernels are left out.
     """
-    from lada_kernels import weight_names as names
     from lada_kernels.table import DTYPES
 
     found: dict[Kind, None] = {}
@@ -123,7 +122,7 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
         if isinstance(module, LowRankFFN):
             joined |= {module.up, module.down}
         found |= dict.fromkeys(_kinds(module, dtype))
-    sizes = dict.fromkeys(names.token_bucket(m) for m in tokens)
+    sizes = dict.fromkeys(map(_bucket, tokens))
     return [
         Case(k, n, weight, epilogue, m, run_in)
         for m in sizes
@@ -171,3 +170,11 @@ def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _bucket(tokens: int) -> int:
+    from lada_kernels.weight_names import token_bucket
+
+    if tokens < 1:
+        raise ValueError(f"tokens {tokens}; expected 1 or more")
+    return token_bucket(tokens)

@@ -26,6 +26,13 @@ def test_what_is_no_shape_is_refused(text):
         Case.parse(text, 16)
 
 
+@pytest.mark.parametrize("tokens", [0, -5])
+def test_no_tokens_are_no_case(tokens):
+    for make in (lambda: Case.parse("8x8:r64", tokens), lambda: cases_of(nn.ReLU(), [tokens])):
+        with pytest.raises(ValueError, match=f"tokens {tokens}; expected 1 or more"):
+            make()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
