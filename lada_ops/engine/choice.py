@@ -64,7 +64,8 @@ def _measured_ratio(sources: Sequence[Source], dtype: torch.dtype) -> float:
     candidates = [pack_linears(sources, dtype, dense) for dense in (True, False)]
     ratios = []
     for tokens in TOKENS:
-        x = torch.randn(tokens, sources[0].in_features).to(candidates[0].io_dtype)
+        x = torch.randn(tokens, sources[0].in_features, dtype=torch.float32, device="cpu")
+        x = x.to(candidates[0].io_dtype)
         for _ in range(_ROUNDS):
             times = []
             for packed in candidates:

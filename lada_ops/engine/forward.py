@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from .kinds import ModelKind
+from .layers import FoundEncoder
 from .masks import NotForEngine
+from .watch import PLAIN_ATTENTION, Watch
 
 if TYPE_CHECKING:
     from .graphs import Graphs
 
 
 class Engine(Protocol):
-    """What computes the layers of an encoder."""
+    """Computation of the layers of an encoder.
+
+    watch: notice of changes in them, for callers that do not call the engine.
+    """
+
+    watch: Watch
 
     def __call__(
         self,
@@ -34,8 +43,8 @@ class Engine(Protocol):
         length), bool or added to the scores; or (batch, length). None hides nothing.
         may_wait: whether it may look at the mask's values, for which it waits for a GPU.
 
-        Raises NotForEngine on what the engine cannot compute, ValueError on a mask that does not
-        fit.
+        Raises NotForEngine on what the engine cannot compute and after a change that `watch` has
+        noticed, ValueError on a mask that does not fit.
         """
         ...
 
@@ -55,7 +64,8 @@ class ModelForward:
         self._inside = _Inside(list(model.modules())[1:])
         # hooks of a model that is its own encoder run in any case
         self._left_out = [] if encoder.module is model else [encoder.module]
-        self._names = list(inspect.signature(_own_forward(model)).parameters)
+        self._path = next(name for name, m in model.named_modules() if m is encoder.module)
+        self._names = [*inspect.signature(_own_forward(model)).parameters]
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -64,18 +74,19 @@ class ModelForward:
 
     def __call__(self, *args: Any, **others: Any) -> Any:
         model: Any = self.model
-        given = dict(zip(self._names, args, strict=False)) | others
-        asked = {k: v for k, v in given.items() if not (v is None or v is False)}
+        given = _by_name(self._names, args, others)
+        asked = _asked(given)
         input_ids, attention_mask = asked.pop("input_ids", None), asked.pop("attention_mask", None)
         embedded = {name: asked.pop(name) for name in self.kind.inputs if name in asked}
         masked = isinstance(attention_mask, Tensor)
         if (
-            len(given) < len(args) + len(others)
-            or asked.keys() - {"return_dict"}
+            asked.keys() - {"return_dict"}
             or not given.get("return_dict", model.config.return_dict)
             or (input_ids is None) == ("inputs_embeds" not in embedded)
+            or ("position_ids" in embedded and not _plain_attention(model.config))
             or (attention_mask is not None and not (masked and attention_mask.ndim == 2))
-            or self.encoder.looked_at(others)
+            or model.get_submodule(self._path) is not self.encoder.module
+            or self.encoder.looked_at(given)
             or _hooked(self._left_out)
         ):
             return _own_forward(model)(*args, **others)
@@ -127,9 +138,11 @@ class ModelForward:
             not alike
             or input_ids.device != graphs.device
             or torch.compiler.is_compiling()
+            or is_tracing()
             or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
             or torch.is_autocast_enabled(input_ids.device.type)
             or self._inside.hooked()
+            or self.encoder.engine.watch.changed()
         ):
             return None
         self._inside.check_eval(self.model)
@@ -137,19 +150,25 @@ class ModelForward:
 
 
 class EncoderForward:
-    """All layers in one call of the engine; in one each where hidden states are looked at."""
+    """All layers in one call of the engine; in one each where hidden states are looked at.
 
-    def __init__(
-        self, module: nn.Module, config: Any, layers: Sequence[nn.Module], engine: Engine
-    ) -> None:
-        self.module, self.config, self.engine = module, config, engine
-        self._inside = _Inside([inner for layer in layers for inner in layer.modules()])
+    Calls with an argument that the engine does not know, other than None or False, get the
+    encoder's own forward.
+    """
+
+    def __init__(self, found: FoundEncoder, engine: Engine) -> None:
+        self.module, self.config, self.engine = found.module, found.config, engine
+        self._inside = _Inside([inner for layer in found.layers for inner in layer.modules()])
+        parameters = inspect.signature(_own_forward(found.module)).parameters
+        self._names = [*parameters]
+        asked = parameters.get("return_dict")
+        self._returns_dict = True if asked is None else asked.default
 
     def looked_at(self, arguments: dict[str, Any]) -> bool:
         """Whether a call wants to see more of the layers than the last one's output."""
         asked = ("hidden_states", "attentions")
         return self._inside.hooked() or any(
-            _asked(self.config, arguments, f"output_{what}") for what in asked
+            _wanted(self.config, arguments, f"output_{what}") for what in asked
         )
 
     def run(
@@ -159,40 +178,54 @@ class EncoderForward:
         self._inside.check_eval(self.module)
         return self.engine(hidden_states, attention_mask, may_wait=may_wait)
 
-    def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any):
-        if not self.looked_at(others):
-            try:
-                y = self.run(hidden_states, attention_mask)
+    def __call__(self, *args: Any, **others: Any) -> Any:
+        given = _by_name(self._names, args, others)
+        asked = _asked(given)
+        x, mask = asked.pop("hidden_states", None), asked.pop("attention_mask", None)
+        if (
+            isinstance(x, Tensor)
+            and not asked.keys() - _harmless(self.config, "return_dict")
+            and given.get("return_dict", self._returns_dict)
+            and not self.looked_at(given)
+        ):
+            with suppress(NotForEngine):
+                y = self.run(x, mask)
                 return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
-            except NotForEngine:
-                pass
         self._inside.check_eval(self.module)
         # its own loop over the layers, which are the engine's too
-        return _own_forward(self.module)(hidden_states, attention_mask, **others)
+        return _own_forward(self.module)(*args, **others)
 
 
 class LayerForward:
-    """One layer in a call of the engine, or by its submodules where those are looked at."""
+    """One layer in a call of the engine, or by its submodules where those are looked at.
 
-    def __init__(
-        self, layer: nn.Module, config: Any, engine: Engine, index: int, in_tuple: bool
-    ) -> None:
-        self.layer, self.config, self.in_tuple = layer, config, in_tuple
-        self.engine, self.index = engine, index
-        self._inside = _Inside([inner for inner in layer.modules() if inner is not layer])
+    Arguments that the engine does not know are as for `EncoderForward`; those about positions must
+    be what the encoder's own forward makes of them.
+    """
 
-    def __call__(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **others: Any
-    ):
+    def __init__(self, found: FoundEncoder, index: int, engine: Engine) -> None:
+        self.layer, self.found, self.index, self.engine = found.layers[index], found, index, engine
+        self._inside = _Inside([m for m in self.layer.modules() if m is not self.layer])
+        self._names = [*inspect.signature(_own_forward(self.layer)).parameters]
+
+    def __call__(self, *args: Any, **others: Any) -> Any:
         self._inside.check_eval(self.layer)
-        if not (_asked(self.config, others, "output_attentions") or self._inside.hooked()):
-            one = slice(self.index, self.index + 1)
-            try:
-                y = self.engine(hidden_states, attention_mask, one)
-                return (y,) if self.in_tuple else y
-            except NotForEngine:
-                pass
-        return _own_forward(self.layer)(hidden_states, attention_mask, *args, **others)
+        config, names = self.found.config, self.found.names
+        given = _by_name(self._names, args, others)
+        asked = _asked(given)
+        x, mask = asked.pop("hidden_states", None), asked.pop("attention_mask", None)
+        positions = asked.pop(names.positions or "", None)
+        if (
+            isinstance(x, Tensor)
+            and not asked.keys() - _harmless(config, "output_hidden_states")
+            and not _wanted(config, given, "output_attentions")
+            and not self._inside.hooked()
+            and self.found.has_positions(x, self.index, positions)
+        ):
+            with suppress(NotForEngine):
+                y = self.engine(x, mask, slice(self.index, self.index + 1))
+                return (y,) if names.in_tuple else y
+        return _own_forward(self.layer)(*args, **others)
 
 
 class _Inside:
@@ -228,7 +261,27 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
     return type(module).forward.__get__(module)
 
 
-def _asked(config: Any, arguments: dict[str, Any], name: str) -> bool:
+def _by_name(names: Sequence[str], args: Sequence[Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name; under "" those that are too many or given twice."""
+    given = dict(zip(names, args, strict=False)) | others
+    return given if len(given) == len(args) + len(others) else given | {"": args}
+
+
+def _asked(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that may change what a call computes."""
+    return {name: value for name, value in given.items() if not (value is None or value is False)}
+
+
+def _plain_attention(config: Any) -> bool:
+    return getattr(config, "_attn_implementation", None) in (None, *PLAIN_ATTENTION)
+
+
+def _harmless(config: Any, *names: str) -> set[str]:
+    """Arguments of encoders and layers that make no difference, whatever their value."""
+    return {*names, "position_ids"} if _plain_attention(config) else {*names}
+
+
+def _wanted(config: Any, arguments: dict[str, Any], name: str) -> bool:
     return bool(arguments.get(name) or getattr(config, name, False))
 
 

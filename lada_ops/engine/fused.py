@@ -9,12 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
+from ..modules.packed_linear import refuse
 from .attention import Packed, Padded, packs
 from .layers import FoundEncoder
 from .masks import NotForEngine, biased, in_one_piece, in_window, score_mask, visible_positions
 from .parts import HeldNorm, Projections, feed_forward_of, keep_dense
 from .products import product_of
+from .watch import Watch
 
 
 class FusedLayer(nn.Module):
@@ -68,9 +71,13 @@ class FusedEngine:
     padding is computed too.
     """
 
+    copies = False
+    """Of what the encoder's modules hold: it has views."""
+
     def __init__(self, found: FoundEncoder) -> None:
         self.layers = [FusedLayer(found, layer) for layer in found.layers]
         self.heads, self.found = found.config.num_attention_heads, found
+        self.watch = Watch({}, None, self.copies)
 
     def __call__(
         self,
@@ -80,6 +87,10 @@ class FusedEngine:
         may_wait: bool = True,
     ) -> Tensor:
         """See `forward.Engine`."""
+        if is_tracing():  # lengths of sequences would become constants
+            refuse("encoder", "torch.jit.trace")
+        if not torch.compiler.is_compiling():
+            self.watch.check()
         run = [*zip(self.layers, self.found.attention_types(), strict=True)][layers]
         batch, length, _ = x.shape
         mask, bias = attention_mask, self.found.position_bias(length, x.device)

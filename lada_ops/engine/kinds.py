@@ -19,7 +19,7 @@ class LayerNames:
 
     qkv: three linears, or one that is all three. output_norm: None where norms come first; then
     input_norm is the one before attention. gated: whether the feed-forward is. in_tuple: whether
-    the layer's output comes in one.
+    the layer's output comes in one. positions: argument that tells the layer of positions.
     """
 
     qkv: tuple[str, ...]
@@ -31,6 +31,7 @@ class LayerNames:
     input_norm: str | None = None
     gated: bool = False
     in_tuple: bool = False
+    positions: str | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -66,6 +67,7 @@ _MPNET = LayerNames(
     down="output.dense",
     output_norm="output.LayerNorm",
     in_tuple=True,
+    positions="position_bias",
 )
 _MODERNBERT = LayerNames(
     qkv=("attn.Wqkv",),
@@ -75,6 +77,7 @@ _MODERNBERT = LayerNames(
     down="mlp.Wo",
     input_norm="attn_norm",
     gated=True,
+    positions="position_embeddings",
 )
 LAYERS = {  # by the class of the layer; others of these names are not known to compute the same
     "BertLayer": _BERT,
@@ -86,9 +89,9 @@ LAYERS = {  # by the class of the layer; others of these names are not known to 
     "MPNetLayer": _MPNET,
     "ModernBertEncoderLayer": _MODERNBERT,
 }
-BIASED = {"MPNetLayer": "compute_position_bias"}
-"""Layers whose encoder adds to the scores what a method of its makes of x's size: (batch, heads,
-length, length), which depends on the distance of query and key alone."""
+BIASED = {"MPNetLayer": ("relative_attention_bias", "compute_position_bias")}
+"""Layers whose encoder adds to the scores what its method makes of its module's weights and x's
+size: (batch, heads, length, length), which depends on the distance of query and key alone."""
 ROTATED = {"ModernBertEncoderLayer": "rotary_emb"}
 """Layers whose queries and keys are turned by angles that a module of their encoder knows."""
 FIXED_ROTATIONS = ("default", "linear", "yarn", "llama3")

@@ -15,6 +15,7 @@ from ..modules.packed_linear import PackedLinear
 from ..reference import ACTIVATIONS
 from .attention import Padded
 from .kinds import BIASED, FIXED_ROTATIONS, LAYERS, MODELS, ROTATED, LayerNames, ModelKind
+from .record import FUSED
 
 _TOLERANCE = 1e-4  # of outputs near 1: those of a LayerNorm; tanh for erf in GELU is 5e-4 off
 MAX_STRIPE = 32  # queries, keys and values fill whole stripes of columns
@@ -51,20 +52,31 @@ class FoundEncoder:
         """Of `model`."""
         return MODELS[type(self.model).__name__]
 
-    def position_bias(self, length: int, device: torch.device | None = None) -> Tensor | None:
+    def parts(self) -> dict[str, nn.Module]:
+        """By name, the modules that an engine computes for, those of fused layers left out."""
+        layer, ours = type(self.layers[0]).__name__, f".{FUSED}"
+        positions = *BIASED.get(layer, ())[:1], *filter(None, [ROTATED.get(layer)])
+        inside = [type(self.module).__name__, *positions]
+        found = dict(zip(inside, map(self.module.get_submodule, ("", *positions)), strict=True))
+        for name, module in self.module.named_children():
+            if isinstance(module, nn.ModuleList) and module[0] is self.layers[0]:
+                within = module.named_modules(prefix=name)
+                found |= {inner: m for inner, m in within if ours not in inner}
+        return found
+
+    def position_bias(self, length: int, device: torch.device) -> Tensor | None:
         """What is added to the scores of one sequence, (1, heads, length, length), if anything."""
-        method = BIASED.get(type(self.layers[0]).__name__)
+        _, method = BIASED.get(type(self.layers[0]).__name__, ("", None))
         if method is None:
             return None
-        return getattr(self.module, method)(torch.empty(1, length, 0, device=device))
+        like = torch.empty(1, length, 0, dtype=torch.float32, device=device)
+        return getattr(self.module, method)(like)
 
     def attention_types(self) -> list[str]:
         """Of each layer, as its config calls them."""
         return [getattr(layer, "attention_type", "full_attention") for layer in self.layers]
 
-    def angles(
-        self, attention_type: str, length: int, device: torch.device | None = None
-    ) -> Tensor | None:
+    def angles(self, attention_type: str, length: int, device: torch.device) -> Tensor | None:
         """What queries and keys are turned by: (length, features of a head), cosines, then sines.
 
         In fp32; None turns nothing.
@@ -72,9 +84,28 @@ class FoundEncoder:
         module = ROTATED.get(type(self.layers[0]).__name__)
         if module is None:
             return None
-        like, at = torch.empty(0, device=device), torch.arange(length, device=device)[None]
+        like = torch.empty(0, dtype=torch.float32, device=device)
+        at = torch.arange(length, device=device)[None]
         turned = getattr(self.module, module)(like, at, attention_type)
         return torch.cat([both[0].chunk(2, -1)[0] for both in turned], -1)
+
+    def has_positions(self, x: Tensor, index: int, given: Any) -> bool:
+        """Whether a layer is told of positions what its encoder tells it of x's, if anything.
+
+        x (batch, length, features); given: a bias for the scores, or cosines and sines. Compiled
+        code does not wait to see their values: there they are what is not known.
+        """
+        if self.names.positions is None:
+            return given is None
+        if given is None or torch.compiler.is_compiling():
+            return False
+        kind = type(self.layers[index]).__name__
+        if kind in BIASED:
+            given, want = (given,), (getattr(self.module, BIASED[kind][1])(x),)
+        else:
+            at = torch.arange(x.shape[1], device=x.device)[None]
+            want = getattr(self.module, ROTATED[kind])(x, at, self.attention_types()[index])
+        return all(map(torch.equal, given, want))
 
     def window(self, attention_type: str) -> int | None:
         """How far from a query the keys are that it sees; None is any."""
@@ -204,8 +235,9 @@ def _different(layer: nn.Module, attention_type: str, found: FoundEncoder) -> st
             module._forward_pre_hooks.clear()
             module._forward_hooks.clear()
         features: Any = layer.get_submodule(found.names.out).out_features
-        x = torch.randn(2, 5, features, generator=torch.Generator().manual_seed(0))
-        angles, positions = found.angles(attention_type, x.shape[1]), {}
+        seed = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 5, features, generator=seed, dtype=torch.float32, device="cpu")
+        angles, positions = found.angles(attention_type, x.shape[1], x.device), {}
         want = layer_ref(found, layer, x, angles)
         if angles is not None:
             both = (half.repeat(1, 2)[None] for half in angles.chunk(2, 1))

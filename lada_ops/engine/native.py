@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modules.packed_linear import PackedLinear, check_inference, pack_linears
+from ..modules.packed_linear import PackedLinear, inference_input, pack_linears, refuse
 from .choice import choose
 from .layers import FoundEncoder
 from .masks import NotForEngine, in_one_piece, visible_positions
+from .watch import Watch
 
 if TYPE_CHECKING:
     from lada_kernels.cpu import packed
-    from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
+    from lada_kernels.cpu.encoder import Norm, PackedEncoder, PackedLayer
 
 
 class NativeEngine:
     """Positions that the mask hides are not computed; they come out as 0."""
 
+    copies = True
+    """Of what the encoder's modules hold: it has its own tensors, no views."""
+
     def __init__(self, encoder: PackedEncoder) -> None:
         self.encoder = encoder
+        self.watch = Watch({}, None, self.copies)
 
-    @torch.compiler.disable(recursive=True)
     def __call__(
         self,
         x: Tensor,
@@ -33,18 +38,25 @@ class NativeEngine:
         layers: slice = slice(None),
         may_wait: bool = True,
     ) -> Tensor:
-        """See `forward.Engine`; raises where `check_inference` does, too."""
+        """See `forward.Engine`; raises where `inference_input` does, too."""
+        if torch.compiler.is_exporting():
+            refuse("encoder", "torch.export")
+        return self._run(x, attention_mask, layers)
+
+    @torch.compiler.disable(recursive=True)
+    def _run(self, x: Tensor, attention_mask: Tensor | None, layers: slice) -> Tensor:
+        self.watch.check()
         encoder = self.encoder
-        check_inference("encoder", x, encoder.features)
+        x = inference_input("encoder", x, encoder.features)
         batch, length, features = x.shape
         if encoder.longest is not None and length > encoder.longest:
             raise NotForEngine  # positions beyond those of the model's config
         visible = None
         if attention_mask is not None:
             visible = visible_positions(attention_mask, batch, length)
-        rows = x.detach().reshape(batch * length, features)
+        rows = x.reshape(batch * length, features)
         if visible is None or bool(visible.all()):
-            starts = torch.arange(batch + 1) * length
+            starts = torch.arange(batch + 1, device="cpu") * length
             y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
             return y.to(x.dtype).view(batch, length, features)
         if encoder.by_position and not in_one_piece(visible):
@@ -80,8 +92,9 @@ def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine,
     linears = [PackedParts() for _ in found.layers]
     positions = getattr(found.config, "max_position_embeddings", 0)
     types = found.attention_types()
+    cpu = torch.device("cpu")
     attention = {  # which layers of a type share
-        name: {"angles": found.angles(name, positions), "window": found.window(name)}
+        name: {"angles": _copied(found.angles(name, positions, cpu)), "window": found.window(name)}
         for name in {*types}
     }
     layers = [
@@ -95,16 +108,25 @@ def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine,
 
 
 @torch.no_grad()
-def _bias_by_distance(found: FoundEncoder) -> Tensor | None:
+def _bias_by_distance(found: FoundEncoder) -> np.ndarray | None:
     """What `PackedEncoder` adds to scores, for sequences as long as the model can have them."""
     from lada_kernels.cpu.encoder import reach_for
 
     reach = reach_for(getattr(found.config, "max_position_embeddings", 0))
-    bias = found.position_bias(reach + 1)
+    bias = found.position_bias(reach + 1, torch.device("cpu"))
     if bias is None:
         return None
     ahead, behind = bias[0, :, 0, :reach], bias[0, :, 1:, 0]
-    return torch.cat([behind.flip(1), ahead], 1).float().contiguous()
+    return _copied(torch.cat([behind.flip(1), ahead], 1))
+
+
+@overload
+def _copied(tensor: Tensor) -> np.ndarray: ...
+@overload
+def _copied(tensor: None) -> None: ...
+def _copied(tensor: Tensor | None) -> np.ndarray | None:
+    """A copy in fp32, contiguous, that no torch module holds."""
+    return None if tensor is None else tensor.detach().float().clone().contiguous().numpy()
 
 
 @torch.no_grad()
@@ -120,13 +142,12 @@ def _packed_layer(
     def linear(*together: str) -> packed.PackedLinear:
         return into.pack({name: layer.get_submodule(name) for name in together}, dtype)
 
-    def norm(name: str | None) -> tuple[Tensor, Tensor, float] | None:
+    def norm(name: str | None) -> Norm | None:
         module: Any = nn.Identity() if name is None else layer.get_submodule(name)
         if isinstance(module, nn.Identity):
             return None
-        weight = module.weight.detach().clone()
-        bias = torch.zeros_like(weight) if module.bias is None else module.bias.detach().clone()
-        return weight, bias, module.eps
+        bias = torch.zeros_like(module.weight) if module.bias is None else module.bias
+        return _copied(module.weight), _copied(bias), module.eps
 
     names = found.names
     after_attention = norm(names.attention_norm)

@@ -8,15 +8,18 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..ops.epilogue import KERNEL_DTYPES
-from .forward import EncoderForward, Engine, LayerForward, ModelForward
+from .footprint import MemoryFootprint, ParameterCount
+from .forward import EncoderForward, LayerForward, ModelForward
 from .fused import FusedEngine
 from .layers import FoundEncoder, find_encoders
-from .native import PackedParts, pack_encoder
+from .native import NativeEngine, PackedParts, pack_encoder
 from .record import FUSED, Record, optimized_part, record_of
+from .watch import Watch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 """What encoders on the CPU compute in."""
@@ -32,24 +35,32 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
     compute something else than their class and config say (each layer is tried on a few tokens),
     the compressed linears run one by one; `paths` tells which is which, and why. Outside the model
     looks as before: inputs, outputs, hidden states, attention weights, `state_dict` and
-    `save_pretrained`; what comes out at positions that the attention mask hides is 0, or anything.
-    Where attention weights are asked for, or hooks wait inside the layers, those are computed by
-    their own submodules.
+    `save_pretrained`. Where attention weights are asked for, hooks wait inside the layers, or an
+    argument comes that the engine does not know, those are computed by their own submodules.
 
-    The model is put in eval mode and frozen: train, load, and move it before. `lada_ops.restore`
-    undoes all of it. On the CPU the weights are kept in packed form alone; without the native
-    library (see the README) the model is left as it is, with one warning. A model that was
-    optimized already is returned as it is.
+    What comes out at positions that the attention mask hides is 0, or anything: pool with the mask;
+    ``last_hidden_state.mean(1)`` of a padded batch changes.
 
-    dtype: what the encoder computes in. On the CPU float32, the default, or bfloat16; or int8 for
-        its weights, with a scale for each output, and for each token's inputs, scaled as they come;
-        then attention is in bfloat16 where the CPU multiplies that, and the rest in float32. Inputs
-        and outputs of the model keep their own. On a GPU the model's own.
+    The model is put in eval mode and frozen: train, load, move, and export it before.
+    `lada_ops.restore` undoes all of it. What is changed in the encoder nevertheless is noticed:
+    then it runs by its own modules, with a warning; only what torch.compile compiled stays as it
+    was. Tracers, exporters and the transforms of torch.func are refused on the CPU. In a process
+    that was forked the native kernels use one thread. On the CPU the weights are kept in packed
+    form alone; without the native library (see the README) the model is left as it is, with one
+    warning. A model that was optimized already is returned as it is.
 
-    Raises TypeError or ValueError, the model unchanged, on a model that is neither in fp32 on the
-    CPU nor in fp32, fp16 or bf16 on one GPU; on another dtype; where a part was optimized already;
-    and where no compressed linear or known encoder is found.
+    dtype: what the encoder computes in. On the CPU float32 or bfloat16; or int8 for its weights,
+        with a scale for each output, and for each token's inputs, scaled as they come; then
+        attention is in bfloat16 where the CPU multiplies that, and the rest in float32. By default
+        float32; of a model in bfloat16 that, where it is fast. Inputs and outputs of the model keep
+        their own. On a GPU the model's own.
+
+    Raises TypeError or ValueError, the model unchanged, on a model that is not in one of fp32, fp16
+    and bf16, on the CPU or one GPU; on another dtype; where a part was optimized already; and where
+    no compressed linear or known encoder is found.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize: model is {type(model).__name__}; expected a torch.nn.Module")
     done = record_of(model)
     if done is not None:
         if dtype not in (None, done.dtype):
@@ -93,17 +104,15 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
 def fuse(model: nn.Module, encoders: Sequence[FoundEncoder], dtype: torch.dtype) -> Record:
     """Have `encoders` in `model` run by fused layers, over our ops, wherever they are."""
     engines = [FusedEngine(encoder) for encoder in encoders]
-    record, names = Record.before(model, dtype), _names(model)
+    record, names = Record(dtype), _names(model)
     for encoder, engine in zip(encoders, engines, strict=True):
         for layer, fused in zip(encoder.layers, engine.layers, strict=True):
-            layer_name = names[layer]
             for name, what in fused.how.items():
-                record.how[_join(layer_name, name)] = f"fused layer, {_short(dtype)}: {what}"
-            record.layers.append(layer_name)
-        _take_over(encoder, engine, record, names)
-        for layer, fused in zip(encoder.layers, engine.layers, strict=True):
+                record.how[_join(names[layer], name)] = f"fused layer, {_short(dtype)}: {what}"
+            record.layers.append(layer)
             layer.add_module(FUSED, fused)
-    record.freeze(model)
+        _take_over(encoder, engine, record)
+    _finish(model, record)
     return record
 
 
@@ -118,7 +127,7 @@ def _pack(
     for name, linear in alone.items():
         packed.pack({name: linear}, dtype)
     engines = [pack_encoder(encoder, dtype) for encoder in encoders]
-    record, names = Record.before(model, dtype), _names(model)
+    record, names = Record(dtype), _names(model)
     for name, why in packed.reasons.items():
         record.how[name] = f"native linear, {_short(dtype)}: {why}"
     modules = dict(packed.modules)
@@ -128,31 +137,33 @@ def _pack(
                 modules[_join(names[layer], name)] = linear
                 how = f"native encoder, {_short(dtype)}: {parts.reasons[name]}"
                 record.how[_join(names[layer], name)] = how
-    for name in modules:  # all of them before the first is set
-        record.sources[name] = copy.deepcopy(model.get_submodule(name)).to("meta")
-    for name, linear in modules.items():
-        model.set_submodule(name, linear)
+    for name, linear in modules.items():  # all of them before the first is set
+        record.sources[linear] = copy.deepcopy(model.get_submodule(name)).to("meta")
+    record.replace(model, modules)
     for encoder, (engine, _) in zip(encoders, engines, strict=True):
-        _take_over(encoder, engine, record, names)
-    record.freeze(model)
+        _take_over(encoder, engine, record)
+    _finish(model, record)
     return record
 
 
-def _take_over(
-    found: FoundEncoder, engine: Engine, record: Record, names: dict[nn.Module, str]
-) -> None:
+def _take_over(found: FoundEncoder, engine: NativeEngine | FusedEngine, record: Record) -> None:
     """The engine's forward passes, in place of those of the model, its encoder and its layers."""
-    forward = EncoderForward(found.module, found.config, found.layers, engine)
-    forwards: dict[nn.Module, object] = {}
+    forward = EncoderForward(found, engine)
     if found.module is not found.model:  # others compute what their layers need besides x
-        forwards[found.module] = forward
+        record.set(found.module, "forward", forward)
         for i, layer in enumerate(found.layers):
-            forwards[layer] = LayerForward(layer, found.config, engine, i, found.names.in_tuple)
+            record.set(layer, "forward", LayerForward(found, i, engine))
     if found.model is not None and "forward" not in vars(found.model):
-        forwards[found.model] = ModelForward(found.model, found.kind, forward)
-    for module, forward in forwards.items():
-        module.forward = forward  # type: ignore[assignment]
-        record.forwards.append(names[module])
+        record.set(found.model, "forward", ModelForward(found.model, found.kind, forward))
+    engine.watch = Watch(found.parts(), found.config, engine.copies)
+
+
+def _finish(model: nn.Module, record: Record) -> None:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            record.set(module, "num_parameters", ParameterCount(module))
+            record.set(module, "get_memory_footprint", MemoryFootprint(module))
+    record.freeze(model)
 
 
 def fast_dtypes() -> tuple[torch.dtype, ...]:
@@ -198,20 +209,22 @@ def undo(model: nn.Module) -> list[str] | None:
 def _checked(model: nn.Module, dtype: torch.dtype | None) -> tuple[bool, torch.dtype]:
     """Whether the model is on the CPU, and what its encoder is to compute in."""
     parameters = dict(model.named_parameters())
-    first = next(iter(parameters.values()), torch.empty(0))
+    first = next(iter(parameters.values()), torch.empty(0, dtype=torch.float32, device="cpu"))
     on_cpu = first.device.type == "cpu"
     allowed = DTYPES if on_cpu else (first.dtype,)
     if dtype is not None and dtype not in allowed:
         raise ValueError(f"optimize: dtype {dtype} on {first.device}; expected one of {allowed}")
-    right = (torch.float32,) if on_cpu else KERNEL_DTYPES if first.is_cuda else ()
+    right = KERNEL_DTYPES if on_cpu or first.is_cuda else ()
     for name, tensor in parameters.items():
         alike = (tensor.device, tensor.dtype) == (first.device, first.dtype)
         if not alike or tensor.dtype not in right:
             raise TypeError(
-                f"optimize: {name} is {tensor.dtype} on {tensor.device}; expected a model in "
-                f"torch.float32 on the CPU, or in one of {KERNEL_DTYPES} on one GPU"
+                f"optimize: {name} is {tensor.dtype} on {tensor.device}; expected a model in one "
+                f"of {KERNEL_DTYPES} on the CPU or on one GPU"
             )
-    return on_cpu, dtype or first.dtype
+    if not on_cpu or first.dtype in fast_dtypes():
+        return on_cpu, dtype or first.dtype
+    return on_cpu, dtype or torch.float32
 
 
 def _linears_outside(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
+from torch._C._functorch import is_functionaltensor, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 
 from ..formats import Bsr, LowRank
 from ..ops.epilogue import check_epilogue, needs_grad
@@ -32,7 +36,7 @@ class PackedLinear(nn.Module):
     kept beside it.
 
     Raises RuntimeError on loading a state dict: that is for the model before it is optimized; where
-    x does not fit, see `check_inference`.
+    x does not fit, see `inference_input`; on setting a weight or a bias.
     """
 
     def __init__(self, source: Source, packed: native.PackedLinear, dense: bool = False) -> None:
@@ -42,6 +46,7 @@ class PackedLinear(nn.Module):
         self.packed = packed
         self.register_load_state_dict_pre_hook(refuse_loading)
         self.source_repr = f"{source}, dense" if dense else repr(source)
+        self.source_parameters = sum(p.numel() for p in source.parameters())
         self._kept: dict[str, Tensor] = {}
         self._packed_weights: dict[str, tuple[torch.Size, torch.dtype]] = {}
         for name, tensor in source.state_dict().items():
@@ -54,13 +59,21 @@ class PackedLinear(nn.Module):
         """x (..., in), residual (..., out) -> (..., out)."""
         from lada_kernels.cpu.linear import packed_linear_fwd
 
-        check_inference("PackedLinear", x, self.in_features)
+        x = inference_input("PackedLinear", x, self.in_features)
         check_epilogue("PackedLinear", x, self.out_features, None, self.activation, residual)
-        rows = x.detach().reshape(-1, self.in_features).to(self.packed.io_dtype)
+        rows = x.reshape(-1, self.in_features).to(self.packed.io_dtype)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         y = packed_linear_fwd(self.packed, rows, activation=self.activation)
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if residual is None else y + residual
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _WEIGHTS or name == "bias":  # as torch.func.functional_call does
+            raise RuntimeError(
+                f"PackedLinear: {name} cannot be set: the model was optimized for inference; call "
+                "lada_ops.restore first"
+            )
+        super().__setattr__(name, value)
 
     def _unpacked(self) -> dict[str, Tensor]:
         u, v, sparse = self.packed.unpacked()
@@ -76,7 +89,7 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         dtype = str(self.packed.dtype).removeprefix("torch.")
-        return f"{self.source_repr}, packed={dtype}"
+        return f"{self.source_repr}, packed={dtype}; lada_ops.restore gives it back"
 
 
 def refuse_loading(module: nn.Module, *arguments: Any) -> None:
@@ -91,12 +104,44 @@ def _blocks(sparse: Tensor, indices: dict[str, Tensor], shape: torch.Size) -> Te
     _, rows, cols = shape
     blocks = sparse.view(len(sparse) // rows, rows, -1, cols).transpose(1, 2)
     crow, col = indices["crow_indices"].long(), indices["col_indices"].long()
-    row = torch.repeat_interleave(torch.arange(len(crow) - 1), crow.diff())
+    row = torch.arange(len(crow) - 1, device=crow.device).repeat_interleave(crow.diff())
     return blocks[row, col]
 
 
-def check_inference(name: str, x: Tensor, features: int) -> None:
-    """Raise unless the native kernels can take x (..., features)."""
+def refuse(name: str, what: str) -> NoReturn:
+    """Raise RuntimeError: what cannot follow the native kernels, and what to do instead."""
+    raise RuntimeError(
+        f"{name}: x comes by {what}; expected a plain tensor, since the model was optimized for "
+        "inference: export, trace or transform it before lada_ops.optimize, or call "
+        "lada_ops.restore first"
+    )
+
+
+def refuse_tracing(name: str, x: Tensor) -> None:
+    """Raise RuntimeError where x is no plain tensor of numbers, or operations on it are recorded.
+
+    Tracers, exporters and the transforms of `torch.func` see nothing of what native kernels read.
+    """
+    if is_tracing():
+        what = "torch.jit.trace"
+    elif torch.compiler.is_exporting():
+        what = "torch.export"
+    elif type(x) not in (Tensor, nn.Parameter):
+        what = f"a {type(x).__name__}"
+    elif is_functorch_wrapped_tensor(x) or is_functionaltensor(x):
+        what = "a transform of torch.func"
+    elif _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
+        what = "make_fx"
+    elif forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        what = "forward-mode differentiation"
+    else:
+        return
+    refuse(name, what)
+
+
+def inference_input(name: str, x: Tensor, features: int) -> Tensor:
+    """x (..., features) as the native kernels can read it. Raises where they cannot."""
+    refuse_tracing(name, x)
     if x.shape[-1:] != (features,):
         raise ValueError(f"{name}: x {tuple(x.shape)}; expected (..., {features})")
     if not x.is_cpu or not x.is_floating_point():
@@ -109,6 +154,7 @@ def check_inference(name: str, x: Tensor, features: int) -> None:
             f"{name}: x records gradients; expected torch.no_grad(), since the model was optimized "
             "for inference"
         )
+    return x.detach().resolve_neg()
 
 
 def pack_linears(
@@ -128,8 +174,8 @@ def weight_of(source: Source, dense: bool = False) -> native.Weight:
 
     size = source.out_features, source.in_features
     if isinstance(source, nn.Linear):
-        return Weight(*size, sparse=source.weight.detach())
-    weight = source.format
+        return Weight(*size, sparse=source.weight.detach().float())
+    weight = source.format.to(torch.float32)
     if dense:
         return Weight(*size, sparse=weight.to_dense())
     if isinstance(weight, LowRank):
@@ -143,7 +189,7 @@ def weight_of(source: Source, dense: bool = False) -> native.Weight:
 def block_mask(bsr: Bsr) -> Tensor:
     """Which blocks of the grid are stored, (out / block_rows, in / block_cols)."""
     counts = bsr.crow_indices.long().diff()
-    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    mask = torch.zeros(bsr.grid, dtype=torch.bool)
+    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    mask = torch.zeros(bsr.grid, dtype=torch.bool, device=counts.device)
     mask[rows, bsr.col_indices.long()] = True
     return mask

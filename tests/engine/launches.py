@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
+from lada_ops.engine.watch import Watch
 from lada_ops.ops import (
     add_norm,
     block_sparse_linear,
@@ -66,6 +67,7 @@ def launches_of(encoder: nn.Module, size: tuple[int, int, int], monkeypatch) -> 
         patch.setattr(F, "scaled_dot_product_attention", attention)
         patch.setattr(tuning, "unsupported", lambda index: None)
         patch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
+        patch.setattr(Watch, "changed", lambda self: False)  # by the move to the meta device
         encoder.half().to("meta")
         x = torch.empty(size, dtype=torch.half, device="meta")
         launches.counts.clear()

@@ -73,4 +73,4 @@ def test_longer_than_the_config_says(pair):
 def test_bert_has_none():
     (found,) = find_encoders(dense("bert")).values()
     assert isinstance(found, FoundEncoder)
-    assert found.position_bias(5) is None
+    assert found.position_bias(5, torch.device("cpu")) is None

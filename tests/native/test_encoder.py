@@ -41,7 +41,7 @@ def packed(layers, heads, dtype, bias=None):
         return pack(weights, [m.bias.detach() for m in modules], dtype)
 
     def norm(module):
-        return module.weight.detach(), module.bias.detach(), module.eps
+        return module.weight.detach().numpy(), module.bias.detach().numpy(), module.eps
 
     packed_layers = []
     for layer in layers:
@@ -58,6 +58,7 @@ def packed(layers, heads, dtype, bias=None):
             )
         )
     hidden = layers[0].output.dense.out_features
+    bias = None if bias is None else bias.numpy()
     return PackedEncoder(packed_layers, heads, (hidden / heads) ** -0.5, bias)
 
 
@@ -174,7 +175,7 @@ def test_copies_have_weights_of_their_own(copied, library):
     want = run(encoder, x, [12], library)
     other = copied(encoder)
     for layer in encoder.layers:
-        layer.up.up.weights.zero_()
+        layer.up.up.weights.fill(0)
     torch.testing.assert_close(run(other, x, [12], library), want, rtol=0, atol=0)
 
 

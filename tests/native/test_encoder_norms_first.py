@@ -51,7 +51,7 @@ def packed(layers, dtype):
         return pack([weight], [module.bias], dtype)
 
     def norm(module):
-        return module.weight.detach(), module.bias.detach(), module.eps
+        return module.weight.detach().numpy(), module.bias.detach().numpy(), module.eps
 
     packed_layers = [
         PackedLayer(
@@ -64,7 +64,7 @@ def packed(layers, dtype):
             "gelu",
             input_norm=None if isinstance(layer.attn_norm, nn.Identity) else norm(layer.attn_norm),
             gated=True,
-            angles=angles_of(layer),
+            angles=angles_of(layer).numpy(),
             window=window_of(layer),
         )
         for layer in layers

@@ -1,6 +1,8 @@
 // What is called from Python. Operands are checked there; nothing here keeps a pointer.
 #include "encoder.h"
 
+#include <cstring>
+
 namespace {
 
 thread_local Arena arena;
@@ -76,6 +78,14 @@ EXPORT int lada_linear(int dtype, const Linear* l, const Norm* norm, const void*
                        int64_t residual_stride, void* y, int64_t y_stride, int threads) {
     const auto run = dtype == 0 ? linear<float> : dtype == 1 ? linear<bf16> : linear<quantized>;
     return run(l, norm, x, x_stride, rows, residual, residual_stride, y, y_stride, threads);
+}
+
+// Whether each of `count` pairs of memory regions holds the same bytes.
+EXPORT int lada_equal(int64_t count, const void* const* a, const void* const* b,
+                      const int64_t* sizes) {
+    for (int64_t i = 0; i < count; i++)
+        if (std::memcmp(a[i], b[i], sizes[i])) return 0;
+    return 1;
 }
 
 EXPORT int lada_encoder(int dtype, const Encoder* e, const int64_t* starts, int64_t sequences,

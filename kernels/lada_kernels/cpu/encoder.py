@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import native
 from .packed import PackedLinear
 
-Norm = tuple[Tensor, Tensor, float]
+Norm = tuple[np.ndarray, np.ndarray, float]
 _FAR = 1 << 40  # farther than any two tokens are apart
 
 
@@ -42,7 +43,7 @@ class PackedLayer:
     activation: str
     input_norm: Norm | None = None
     gated: bool = False
-    angles: Tensor | None = None
+    angles: np.ndarray | None = None
     window: int | None = None
 
     @property
@@ -59,7 +60,7 @@ class PackedLayer:
             native.norm_struct(self.input_norm),
             native.norm_struct(self.attention_norm),
             native.norm_struct(self.output_norm),
-            None if self.angles is None else self.angles.data_ptr(),
+            None if self.angles is None else self.angles.ctypes.data,
             _FAR if self.window is None else self.window,
             native.ACTIVATIONS[gate],
         )
@@ -74,7 +75,11 @@ class PackedEncoder:
     """
 
     def __init__(
-        self, layers: Sequence[PackedLayer], heads: int, scale: float, bias: Tensor | None = None
+        self,
+        layers: Sequence[PackedLayer],
+        heads: int,
+        scale: float,
+        bias: np.ndarray | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self.heads, self.scale, self.bias = heads, scale, bias
@@ -109,7 +114,7 @@ class PackedEncoder:
         return self.layers[0].out.io_dtype
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_structs": None}  # a copy has tensors of its own
+        return self.__dict__ | {"_structs": None}  # a copy has arrays of its own
 
     def run_(
         self,
@@ -132,7 +137,7 @@ class PackedEncoder:
         first = ctypes.pointer(self._structs[begin])
         bias, reach = (None, 0)
         if self.bias is not None:
-            bias, reach = self.bias.data_ptr(), self.bias.shape[1] // 2
+            bias, reach = self.bias.ctypes.data, self.bias.shape[1] // 2
         norms_first = self.layers[0].norms_first
         sizes = end - begin, self.heads, norms_first, self.features, self.scale
         encoder = native.Encoder(first, *sizes, bias, reach)

@@ -36,7 +36,8 @@ def packed_linear_fwd(
     if y.numel() == 0:
         return y
     linear = packed.struct(activation)
-    norm_struct = native.norm_struct(norm)
+    arrays = None if norm is None else (norm[0].numpy(), norm[1].numpy(), norm[2])
+    norm_struct = native.norm_struct(arrays)
     failed = (library or native.library()).lada_linear(
         native.DTYPES[packed.dtype],
         ctypes.byref(linear),

@@ -10,9 +10,11 @@ import ctypes
 import functools
 import os
 import warnings
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
+import numpy as np
 import torch
 
 # what the compiler may use beyond the baseline, as /proc/cpuinfo calls it
@@ -122,15 +124,38 @@ def load(instruction_set: str) -> ctypes.CDLL:
         *(c_int, POINTER(Linear), POINTER(Norm), pointer, size, size),
         *(pointer, size, pointer, size, c_int),
     ]
+    library.lada_equal.argtypes = [size, pointer, pointer, pointer]
     library.lada_encoder.argtypes = [c_int, POINTER(Encoder), pointer, size, pointer, c_int]
     return library
 
 
-def norm_struct(norm: tuple[torch.Tensor, torch.Tensor, float] | None) -> Norm:
-    """weight, bias and eps as the library takes them; the tensors must outlive it."""
+def norm_struct(norm: tuple[np.ndarray, np.ndarray, float] | None) -> Norm:
+    """weight, bias and eps as the library takes them; the arrays must outlive it."""
     if norm is None:
         return Norm(None, None, 0.0)
-    return Norm(norm[0].data_ptr(), norm[1].data_ptr(), norm[2])
+    return Norm(norm[0].ctypes.data, norm[1].ctypes.data, norm[2])
+
+
+class Regions:
+    """Memory regions, and arrays of the bytes that they are compared with.
+
+    addresses: of regions that are as long as their arrays and stay while `equal` runs.
+    """
+
+    def __init__(self, addresses: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
+        count = len(addresses)
+        self._arrays = arrays  # whose memory is pointed to
+        self._call = functools.partial(
+            library().lada_equal,
+            count,
+            (c_void_p * count)(*addresses),
+            (c_void_p * count)(*(array.ctypes.data for array in arrays)),
+            (c_int64 * count)(*(array.nbytes for array in arrays)),
+        )
+
+    def equal(self) -> bool:
+        """Whether each region holds the bytes of its array."""
+        return bool(self._call())
 
 
 def library() -> ctypes.CDLL:

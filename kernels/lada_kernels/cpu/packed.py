@@ -2,6 +2,9 @@
 
 Columns of the output are stripes of 16 or 32; of each, the runs of rows that hold weights lie one
 behind the other, in units of 32 bits: one fp32, two bf16 or four int8 (see `linear.h`).
+
+They are numpy's arrays: torch moves its tensors to shared memory when they are pickled for another
+process, and frees what the kernels' pointers point to.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,13 +57,13 @@ class Stripes:
     (stripes, 2, width) int32; empty for other dtypes.
     """
 
-    weights: Tensor
-    first: Tensor
-    runs: Tensor
-    starts: Tensor
-    lengths: Tensor
-    scales: Tensor
-    offsets: Tensor
+    weights: np.ndarray
+    first: np.ndarray
+    runs: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    scales: np.ndarray
+    offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -69,8 +73,8 @@ class Stripes:
         return self.weights.shape[1]
 
     def struct(self) -> native.Stripes:
-        arrays = (t.data_ptr() for t in self.tensors)
-        return native.Stripes(*arrays, len(self), self.width, self._rest)
+        addresses = (array.ctypes.data for array in self.arrays)
+        return native.Stripes(*addresses, len(self), self.width, self._rest)
 
     @functools.cached_property
     def _rest(self) -> int:
@@ -78,27 +82,26 @@ class Stripes:
         return math.gcd(*(self.lengths % DEPTH).tolist())
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def arrays(self) -> tuple[np.ndarray, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))
 
     def part(self, begin: int, end: int, moved_from: int, moved_by: int) -> Stripes:
         """Some of the stripes, over the same weights; units from `moved_from` on move."""
-        starts = torch.where(self.starts < moved_from, self.starts, self.starts + moved_by)
+        starts = np.where(self.starts < moved_from, self.starts, self.starts + moved_by)
         ends, own = slice(begin, end + 1), slice(begin, end)
-        return Stripes(
-            *(self.weights, self.first[ends], self.runs[ends], starts.int(), self.lengths),
-            *(self.scales[own], self.offsets[own]),
-        )
+        where = self.first[ends], self.runs[ends], starts.astype(np.int32), self.lengths
+        return Stripes(self.weights, *where, self.scales[own], self.offsets[own])
 
     def rows(self, units: int, dtype: torch.dtype) -> Tensor:
         """The dense matrix (stripes * width, units * terms), 0 outside the runs; not scaled."""
         terms = TERMS[dtype]
-        dense = torch.zeros(len(self), units, self.width, terms, dtype=dtype)
+        size = len(self), units, self.width, terms
+        dense = torch.zeros(size, dtype=dtype, device="cpu")
         for stripe in range(len(self)):
             unit = int(self.first[stripe])
             for run in range(int(self.runs[stripe]), int(self.runs[stripe + 1])):
                 start, length = int(self.starts[run]), int(self.lengths[run])
-                weights = self.weights[unit : unit + length].view(dtype)
+                weights = torch.from_numpy(self.weights[unit : unit + length]).view(dtype)
                 dense[stripe, start : start + length] = weights.view(length, self.width, terms)
                 unit += length
         return dense.transpose(1, 2).reshape(len(self) * self.width, units * terms)
@@ -114,7 +117,7 @@ class PackedLinear:
 
     down: Stripes
     up: Stripes
-    bias: Tensor
+    bias: np.ndarray
     in_features: int
     columns: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -125,16 +128,21 @@ class PackedLinear:
         return sum(self.columns)
 
     @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Weights, their indices, and the bias."""
+        return *self.down.arrays, *self.up.arrays, self.bias
+
+    @property
     def nbytes(self) -> int:
-        """Of the weights and their indices."""
-        return sum(t.nbytes for stripes in (self.down, self.up) for t in stripes.tensors)
+        """Size of the weights and their indices."""
+        return sum(array.nbytes for array in self.arrays) - self.bias.nbytes
 
     def struct(self, activation: str = "none") -> native.Linear:
-        """What the library takes. It points into the tensors, which must outlive it."""
+        """What the library takes. It points into the arrays, which must outlive it."""
         code = native.ACTIVATIONS[activation]
         structs = self.down.struct(), self.up.struct()
         sizes = self.in_features, self.out_features
-        return native.Linear(*structs, self.bias.data_ptr(), *sizes, code)
+        return native.Linear(*structs, self.bias.ctypes.data, *sizes, code)
 
     def part(self, i: int) -> PackedLinear:
         """The weight `i` alone, over the same memory."""
@@ -166,9 +174,9 @@ class PackedLinear:
         v = self.down.rows(self._x_units, self.dtype)[:rank, : self.in_features]
         u, sparse = up[:, x_terms : x_terms + rank], up[:, : self.in_features]
         if self.dtype == torch.int8:
-            scales = self.up.scales.transpose(0, 1).flatten(1)[:, :out, None]
+            scales = torch.from_numpy(self.up.scales).transpose(0, 1).flatten(1)[:, :out, None]
             if rank:
-                v = v * self.down.scales[:, 0].flatten()[:rank, None]
+                v = v * torch.from_numpy(self.down.scales)[:, 0].flatten()[:rank, None]
             sparse, u = sparse * scales[0], u * scales[1]
         return u, v, sparse
 
@@ -201,22 +209,22 @@ def pack(
     downs, ups, columns = [], [], []
     for weight, bias in zip(weights, biases, strict=True):
         rows, masks = _up(weight, width, terms)
-        places = torch.arange(masks.shape[1])
+        places = torch.arange(masks.shape[1], device="cpu")
         places[x_units:] += first_rank - x_units
         ups += _packed_rows(rows, masks, places, width, dtype, x_units)
         if weight.v is not None:
             down = _padded(weight.v, rank_width, terms)
-            masks = torch.ones(len(down) // rank_width, x_units, dtype=torch.bool)
+            masks = down.new_ones(len(down) // rank_width, x_units, dtype=torch.bool)
             downs += _packed_rows(down, masks, places[:x_units], rank_width, dtype, x_units)
             first_rank += len(down) // terms
-        column = torch.zeros(len(rows))
+        column = torch.zeros(len(rows), dtype=torch.float32, device="cpu")
         if bias is not None:
             column[: weight.out_features] = bias
         columns.append(column)
     return PackedLinear(
         _joined(downs, rank_width),
         _joined(ups, width),
-        torch.cat(columns),
+        torch.cat(columns).numpy(),
         in_features,
         tuple(w.out_features for w in weights),
         tuple(ranks),
@@ -238,11 +246,11 @@ def _up(weight: Weight, width: int, terms: int) -> tuple[Tensor, Tensor]:
     out, x_units = weight.out_features, -(-weight.in_features // terms)
     sparse = weight.sparse
     if sparse is None:
-        sparse = torch.zeros(out, weight.in_features)
+        sparse = torch.zeros(out, weight.in_features, dtype=torch.float32, device="cpu")
     rows = _padded(sparse, width, terms)
     stripes = len(rows) // width
     if weight.mask is None:
-        masks = torch.full((stripes, x_units), weight.sparse is not None)
+        masks = rows.new_full((stripes, x_units), weight.sparse is not None, dtype=torch.bool)
     else:
         elements = weight.mask.repeat_interleave(weight.block[0], 0)
         elements = elements.repeat_interleave(weight.block[1], 1)
@@ -251,7 +259,7 @@ def _up(weight: Weight, width: int, terms: int) -> tuple[Tensor, Tensor]:
     if weight.u is None:
         return rows, masks
     u = _padded(weight.u, width, terms)
-    whole = torch.ones(stripes, u.shape[1] // terms, dtype=torch.bool)
+    whole = masks.new_ones(stripes, u.shape[1] // terms)
     return torch.cat([rows.to(u.dtype), u], 1), torch.cat([masks, whole], 1)
 
 
@@ -271,10 +279,10 @@ def _packed_rows(
     for i, (stripe, mask) in enumerate(zip(stripes, masks, strict=True)):
         weights = stripe[mask].view(torch.int32).view(-1, width)
         met = mask.nonzero()[:, 0]
-        begins = torch.ones(len(met), dtype=torch.bool)
+        begins = torch.ones_like(met, dtype=torch.bool)
         begins[1:] = (met[1:] != met[:-1] + 1) | (met[1:] == x_units)  # no run meets both parts
         first = begins.nonzero()[:, 0]
-        lengths = torch.diff(first, append=torch.tensor([len(met)]))
+        lengths = torch.diff(first, append=met.new_tensor([len(met)]))
         starts = places[met[first]].int()
         packed.append(_Stripe(weights, starts, lengths.int(), scales[i], offsets[i]))
     return packed
@@ -297,11 +305,11 @@ def _quantized(rows: Tensor, x_terms: int, width: int) -> tuple[Tensor, Tensor, 
 
 
 def _joined(stripes: Sequence[_Stripe], width: int) -> Stripes:
-    none = torch.empty(0, dtype=torch.int32)
+    none = torch.empty(0, dtype=torch.int32, device="cpu")
     every = [_Stripe(none.view(0, width), none, none, none, none), *stripes]
-    units = torch.tensor([len(s.weights) for s in every])
-    runs = torch.tensor([len(s.starts) for s in every])
-    return Stripes(
+    units = torch.tensor([len(s.weights) for s in every], device="cpu")
+    runs = torch.tensor([len(s.starts) for s in every], device="cpu")
+    tensors = (
         torch.cat([s.weights for s in every]),
         units.cumsum(0),
         runs.cumsum(0).int(),
@@ -310,6 +318,7 @@ def _joined(stripes: Sequence[_Stripe], width: int) -> Stripes:
         torch.stack([s.scales for s in stripes]) if stripes else none,
         torch.stack([s.offsets for s in stripes]) if stripes else none,
     )
+    return Stripes(*(t.numpy() for t in tensors))
 
 
 def _range_of(sizes: Sequence[int], i: int, width: int) -> tuple[int, int]:
