@@ -178,6 +178,8 @@ def _examined(
     rotations = set(getattr(getattr(module, ROTATED.get(kind, ""), None), "rope_type", {}).values())
     if not rotations <= {*FIXED_ROTATIONS}:
         return f"positions of kinds {sorted(rotations)} are not known"
+    if kind in BIASED and (reason := _unbiased(module, BIASED[kind][1], config)):
+        return reason
     known = next((m for m in (module, around) if type(m).__name__ in MODELS), None)
     known = known if _is_of_transformers(known) else None
     found = FoundEncoder(known, module, layers, names, config, _ACTIVATION_NAMES[activation])
@@ -190,6 +192,17 @@ def _examined(
         if reason is not None:
             return f"layer {i} {reason}"
     return found
+
+
+@torch.no_grad()
+def _unbiased(module: nn.Module, method: str, config: Any) -> str | None:
+    """Why the biases of all positions of a model cannot be had."""
+    positions = getattr(config, "max_position_embeddings", 0)
+    try:
+        getattr(module, method)(next(module.parameters()).new_empty(1, positions, 0))
+    except Exception as error:
+        return f"biases of its {positions} positions cannot be had: {error}"
+    return None
 
 
 def _is_of_transformers(module: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MASKED = -1e4  # what a mask adds to scores is 0, or this and less
+_MASKED = -1e4  # what a mask adds to hide a key; scores are far nearer to 0
 
 
 class NotForEngine(Exception):
@@ -20,14 +20,18 @@ class NotForEngine(Exception):
 def visible_positions(mask: Any, batch: int, length: int) -> Tensor:
     """Which positions a mask lets all others see, (batch, length) bool.
 
-    mask: (batch or 1, 1, length or 1, length) or (batch or 1, length); bool, or 0 and 1, or, of
-    four dimensions, floats that are added to the scores.
+    mask: (batch or 1, 1, length or 1, length), bool, or floats that are added to the scores, each
+    0, or -1e4 and less; or (batch or 1, length), bool, or 0 and 1.
 
     Raises NotForEngine on a mask of another kind, ValueError on one of another size.
     """
     _check(mask, batch, length)
-    whole = mask > _MASKED if mask.ndim == 4 and mask.is_floating_point() else mask.bool()
+    whole = mask.bool()
     if mask.ndim == 4:
+        if mask.dtype != torch.bool:
+            whole = mask == 0
+            if not bool((whole | (mask <= _MASKED)).all()):
+                raise NotForEngine  # biases, as of ALiBi
         first = whole[:, 0, :1]
         if not torch.equal(whole[:, 0], first.expand_as(whole[:, 0])):
             raise NotForEngine
@@ -50,7 +54,7 @@ def score_mask(mask: Any, batch: int, length: int, dtype: torch.dtype) -> Tensor
     _check(mask, batch, length)
     if mask.ndim == 4 and mask.is_floating_point():
         return mask.to(dtype)
-    mask = mask.bool() if mask.ndim == 4 else mask.bool()[:, None, None]
+    mask = mask if mask.ndim == 4 else mask.bool()[:, None, None]
     return mask | ~mask.any(-1, keepdim=True)
 
 
@@ -79,6 +83,8 @@ def in_window(window: int, length: int, mask: Tensor | None, device: torch.devic
 def _check(mask: Any, batch: int, length: int) -> None:
     if not isinstance(mask, Tensor) or (mask.ndim == 4 and mask.shape[1] != 1):
         raise NotForEngine
+    if mask.ndim == 4 and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise NotForEngine  # transformers adds whole numbers or refuses them, as attention does
     fits = mask.ndim == 2 or (mask.ndim == 4 and mask.shape[2] in (1, length))
     if not fits or mask.shape[0] not in (1, batch) or mask.shape[-1] != length:
         raise ValueError(

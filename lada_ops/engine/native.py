@@ -112,12 +112,14 @@ def _bias_by_distance(found: FoundEncoder) -> np.ndarray | None:
     """What `PackedEncoder` adds to scores, for sequences as long as the model can have them."""
     from lada_kernels.cpu.encoder import reach_for
 
-    reach = reach_for(getattr(found.config, "max_position_embeddings", 0))
-    bias = found.position_bias(reach + 1, torch.device("cpu"))
+    positions = getattr(found.config, "max_position_embeddings", 0)
+    bias, reach = found.position_bias(positions, torch.device("cpu")), reach_for(positions)
     if bias is None:
         return None
-    ahead, behind = bias[0, :, 0, :reach], bias[0, :, 1:, 0]
-    return _copied(torch.cat([behind.flip(1), ahead], 1))
+    by_distance = bias.new_zeros(bias.shape[1], 2 * reach)
+    by_distance[:, reach : reach + positions] = bias[0, :, 0]
+    by_distance[:, reach - positions + 1 : reach] = bias[0, :, 1:, 0].flip(1)
+    return _copied(by_distance)
 
 
 @overload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +23,13 @@ _logger = logging.getLogger("lada_ops")
 class _View(NamedTuple):
     """Places that each call looks at, and what it found there."""
 
-    members: list[dict[str, Any]]  # submodules, parameters and buffers of each module
+    children: list[dict[str, Any]]  # submodules of each module
+    submodules: list[Any]
+    holders: list[dict[str, Any]]  # parameters and buffers of each module
+    ids: list[int]  # since == of tensors is elementwise
     namespaces: list[dict[str, Any]]  # attributes of each module, perhaps with a forward
+    forwards: list[Any]
     tensors: list[Tensor]
-    ids: list[int]
     marks: list[int]
     regions: Regions | None
 
@@ -43,7 +46,7 @@ class Watch:
         self._modules, self._config = dict(modules), config
         self._attention = getattr(config, "_attn_implementation", None)
         self._expected = self._found()
-        tensors = [*_tensors(self._expected.values())]
+        tensors = _tensors(self._expected[1].values())
         self._copies = [_bytes(t).clone().numpy() for t in tensors] if by_value else None
         self._told = False
         self._view: _View | None = self._looked()
@@ -67,14 +70,13 @@ class Watch:
     def changed(self) -> bool:
         """Whether the engine would compute something else than the modules say."""
         view = self._view = self._view or self._looked()
-        found = chain(
-            chain.from_iterable(map(dict.values, view.members)),
-            map(dict.get, view.namespaces, repeat("forward")),
-        )
-        if [*map(id, found)] != view.ids:
-            return True
         attention = getattr(self._config, "_attn_implementation", None)
-        if attention != self._attention and attention not in PLAIN_ATTENTION:
+        if (
+            [*_values(view.children)] != view.submodules
+            or [*map(id, _values(view.holders))] != view.ids
+            or [*map(dict.get, view.namespaces, repeat("forward"))] != view.forwards
+            or (attention != self._attention and attention not in PLAIN_ATTENTION)
+        ):
             return True
         marks = self._marks(view.tensors)
         if self._copies is None:
@@ -88,23 +90,30 @@ class Watch:
         assert view.regions is not None
         return not view.regions.equal()
 
-    def _found(self) -> dict[str, Any]:
-        """By name, submodules, parameters, buffers and then forwards, as they are now."""
-        found: dict[str, Any] = {}
+    def _found(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """By name, submodules, tensors and forwards as they are now."""
+        submodules, tensors, forwards = {}, {}, {}
         for name, module in self._modules.items():
-            for members in _members(module):
-                found |= {f"{name}.{member}": value for member, value in members.items()}
-        for name, module in self._modules.items():
-            found[f"{name}.forward"] = vars(module).get("forward")
-        return found
+            submodules |= {f"{name}.{child}": value for child, value in module._modules.items()}
+            for held in (module._parameters, module._buffers):
+                tensors |= {f"{name}.{leaf}": value for leaf, value in held.items()}
+            forwards[f"{name}.forward"] = vars(module).get("forward")
+        return submodules, tensors, forwards
 
     def _looked(self) -> _View:
-        members = [members for m in self._modules.values() for members in _members(m) if members]
-        tensors = [*_tensors(self._expected.values())]
-        marks = self._marks(tensors) if self._copies is None else [-1]
-        namespaces = [vars(module) for module in self._modules.values()]
-        ids = [*map(id, self._expected.values())]
-        return _View(members, namespaces, tensors, ids, marks, None)
+        submodules, held, forwards = ([*found.values()] for found in self._expected)
+        modules, tensors = self._modules.values(), [*_tensors(held)]
+        return _View(
+            [m._modules for m in modules if m._modules],
+            submodules,
+            [held for m in modules for held in (m._parameters, m._buffers) if held],
+            [*map(id, held)],
+            [vars(m) for m in modules],
+            forwards,
+            tensors,
+            self._marks(tensors) if self._copies is None else [-1],
+            None,
+        )
 
     def _marks(self, tensors: Sequence[Tensor]) -> list[int]:
         marks = [*map(Tensor.data_ptr, tensors)]
@@ -114,24 +123,24 @@ class Watch:
 
     def _which(self) -> str:
         """The name of the first that was changed."""
-        now = self._found()
-        for name, before in self._expected.items():
-            if now.get(name) is not before:
-                return name
-        held = [name for name, t in self._expected.items() if [*_tensors([t])]]
+        for now, before in zip(self._found(), self._expected, strict=True):
+            for name in now | before:
+                if name not in now or now[name] is not before.get(name):
+                    return name
+        held = [name for name, t in self._expected[1].items() if [*_tensors([t])]]
         for name, copy in zip(held, self._copies or (), strict=False):
-            tensor = now[name]
+            tensor = self._expected[1][name]
             if not _alike(tensor, copy) or not _bytes(tensor).equal(torch.from_numpy(copy)):
                 return name
-        return "a parameter, or the attention implementation,"
+        return "the attention implementation"
 
 
-def _members(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._modules, module._parameters, module._buffers
+def _values(dicts: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dicts))
 
 
-def _tensors(values: Any) -> filter[Tensor]:
-    return filter(lambda value: isinstance(value, Tensor) and value.numel() > 0, values)
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    return (value for value in values if isinstance(value, Tensor) and value.numel())
 
 
 def _bytes(tensor: Tensor) -> Tensor:

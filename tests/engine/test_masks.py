@@ -19,7 +19,6 @@ PADDING = {
     "floats": VISIBLE.float(),
     "four dimensions": FOUR,
     "by query": FOUR.expand(2, 1, 3, 3),
-    "ones by query": FOUR.expand(2, 1, 3, 3).long(),
     "added": ADDED,
     "added by query": ADDED.expand(2, 1, 3, 3),
     "added, -inf": torch.zeros(2, 1, 1, 3).masked_fill(~FOUR, float("-inf")),
@@ -29,6 +28,11 @@ OTHERS = {
     "causal": torch.ones(2, 1, 3, 3).tril().bool(),
     "causal, added": torch.full((2, 1, 3, 3), -1e9).triu(1),
     "by head": torch.ones(2, 4, 3, 3).bool(),
+    "whole numbers": FOUR.long(),
+    "biases": torch.zeros(2, 1, 1, 3).masked_fill(~FOUR, -100.0),
+    "biases, hardly": torch.zeros(2, 1, 1, 3).masked_fill(~FOUR, -9999.0),
+    "biases above": FOUR.float(),
+    "not a number": torch.full((2, 1, 1, 3), float("nan")),
     "a list": [1, 1, 0],
 }
 MISFITS = {
@@ -83,7 +87,7 @@ def test_score_mask_hides_other_things_from_each_query(name):
     torch.testing.assert_close(got, attended(OTHERS["causal"], q, k, v))
 
 
-@pytest.mark.parametrize("name", ["by head", "a list"])
+@pytest.mark.parametrize("name", ["by head", "whole numbers", "a list"])
 def test_score_mask_of_what_it_is_not(name):
     with pytest.raises(NotForEngine):
         score_mask(OTHERS[name], 2, 3, torch.float32)

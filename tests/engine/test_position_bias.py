@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lada_ops import optimize
+from lada_ops import optimize, paths
 from lada_ops.engine.layers import FoundEncoder, find_encoders
 from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
 from tests.engine.models import compress, dense
@@ -68,6 +68,17 @@ def test_longer_than_the_config_says(pair):
     x = torch.randn(2, 41, 32)
     want, got = (model.encoder(x)[0] for model in pair)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_without_biases_for_all_positions_short_texts_are_as_before():
+    config = copy.deepcopy(dense("mpnet").base_model.config)
+    config.relative_attention_num_buckets = 8
+    model = compress(type(dense("mpnet").base_model)(config).eval())
+    with torch.no_grad():
+        want = model(ids(2, 3))[0]
+        optimize(model)
+        torch.testing.assert_close(model(ids(2, 3))[0], want, rtol=1e-4, atol=1e-5)
+    assert "biases of its 40 positions cannot be had" in [*paths(model).values()][0]
 
 
 def test_bert_has_none():
