@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing
-from torch.utils.hooks import RemovableHandle
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+)
 
+from .inside import Inside, hooked
 from .kinds import ModelKind
 from .layers import FoundEncoder
 from .masks import NotForEngine
@@ -61,7 +64,7 @@ class ModelForward:
     def __init__(self, model: nn.Module, kind: ModelKind, encoder: EncoderForward) -> None:
         self.model, self.kind, self.encoder = model, kind, encoder
         self.graphs: Graphs | None = None
-        self._inside = _Inside(list(model.modules())[1:])
+        self._inside = Inside(list(model.modules())[1:])
         # hooks of a model that is its own encoder run in any case
         self._left_out = [] if encoder.module is model else [encoder.module]
         self._path = next(name for name, m in model.named_modules() if m is encoder.module)
@@ -87,7 +90,7 @@ class ModelForward:
             or (attention_mask is not None and not (masked and attention_mask.ndim == 2))
             or model.get_submodule(self._path) is not self.encoder.module
             or self.encoder.looked_at(given)
-            or _hooked(self._left_out)
+            or hooked(self._left_out)
         ):
             return _own_forward(model)(*args, **others)
         outputs = None
@@ -158,11 +161,13 @@ class EncoderForward:
 
     def __init__(self, found: FoundEncoder, engine: Engine) -> None:
         self.module, self.config, self.engine = found.module, found.config, engine
-        self._inside = _Inside([inner for layer in found.layers for inner in layer.modules()])
+        self._inside = Inside([inner for layer in found.layers for inner in layer.modules()])
         parameters = inspect.signature(_own_forward(found.module)).parameters
         self._names = [*parameters]
         asked = parameters.get("return_dict")
         self._returns_dict = True if asked is None else asked.default
+        caches = "past_key_values" in parameters
+        self._output = BaseModelOutputWithPastAndCrossAttentions if caches else BaseModelOutput
 
     def looked_at(self, arguments: dict[str, Any]) -> bool:
         """Whether a call wants to see more of the layers than the last one's output."""
@@ -184,13 +189,14 @@ class EncoderForward:
         x, mask = asked.pop("hidden_states", None), asked.pop("attention_mask", None)
         if (
             isinstance(x, Tensor)
+            and _score_mask(mask, self.config)
             and not asked.keys() - _harmless(self.config, "return_dict")
             and given.get("return_dict", self._returns_dict)
             and not self.looked_at(given)
         ):
             with suppress(NotForEngine):
                 y = self.run(x, mask)
-                return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
+                return self._output(last_hidden_state=y)
         self._inside.check_eval(self.module)
         # its own loop over the layers, which are the engine's too
         return _own_forward(self.module)(*args, **others)
@@ -205,7 +211,7 @@ class LayerForward:
 
     def __init__(self, found: FoundEncoder, index: int, engine: Engine) -> None:
         self.layer, self.found, self.index, self.engine = found.layers[index], found, index, engine
-        self._inside = _Inside([m for m in self.layer.modules() if m is not self.layer])
+        self._inside = Inside([m for m in self.layer.modules() if m is not self.layer])
         self._names = [*inspect.signature(_own_forward(self.layer)).parameters]
 
     def __call__(self, *args: Any, **others: Any) -> Any:
@@ -217,6 +223,7 @@ class LayerForward:
         positions = asked.pop(names.positions or "", None)
         if (
             isinstance(x, Tensor)
+            and _score_mask(mask, config)
             and not asked.keys() - _harmless(config, "output_hidden_states")
             and not _wanted(config, given, "output_attentions")
             and not self._inside.hooked()
@@ -226,35 +233,6 @@ class LayerForward:
                 y = self.engine(x, mask, slice(self.index, self.index + 1))
                 return (y,) if names.in_tuple else y
         return _own_forward(self.layer)(*args, **others)
-
-
-class _Inside:
-    """Modules that the engine leaves out. Asking them all anew would cost what a layer does."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = list(modules)
-        # the only ones for which training makes a difference; `train` of any other reaches them
-        self._dropouts = [module for module in modules if isinstance(module, nn.Dropout)]
-        self._hooked, self._hooks_ever = False, -1
-
-    def check_eval(self, whole: nn.Module) -> None:
-        """Raises RuntimeError where `whole` or a part of it is in training mode."""
-        if whole.training or any(dropout.training for dropout in self._dropouts):
-            # dropout would be left out in silence
-            raise RuntimeError(
-                f"{type(whole).__name__}: in training mode; expected model.eval(), since the model "
-                "was optimized for inference"
-            )
-
-    def hooked(self) -> bool:
-        """Whether someone waits for one of them to be called; see `_hooked`."""
-        ever = RemovableHandle.next_id  # counts the hooks of all modules that there ever were
-        if self._hooked or self._hooks_ever != ever:
-            self._hooked, self._hooks_ever = _hooked(self._modules), ever
-        return self._hooked
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_hooks_ever": -1}  # another process has counted others
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:
@@ -281,15 +259,13 @@ def _harmless(config: Any, *names: str) -> set[str]:
     return {*names, "position_ids"} if _plain_attention(config) else {*names}
 
 
+def _score_mask(mask: Any, config: Any) -> bool:
+    """Whether a mask is in the form of the scores that the config's attention takes."""
+    if mask is None or not _plain_attention(config):
+        return True
+    added = getattr(config, "_attn_implementation", None) != "sdpa"  # even where it is bool
+    return isinstance(mask, Tensor) and mask.ndim == 4 and not (added and mask.dtype == torch.bool)
+
+
 def _wanted(config: Any, arguments: dict[str, Any], name: str) -> bool:
     return bool(arguments.get(name) or getattr(config, name, False))
-
-
-def _hooked(modules: Sequence[nn.Module]) -> bool:
-    """Whether someone waits for a module to be called, other than transformers for its outputs."""
-    for module in modules:
-        if module._forward_pre_hooks or module._forward_hooks:
-            hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-            if any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks):
-                return True
-    return False

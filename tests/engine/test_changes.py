@@ -1,0 +1,247 @@
+"""A model that is changed after `optimize`: it says what the changed model says, or refuses."""
+
+import copy
+import gc
+import logging
+import threading
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import AttentionInterface
+from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
+
+from lada_ops import optimize, restore
+from tests.engine.inputs import ids, mask_of
+from tests.engine.models import compress, compressed
+from tests.engine.test_fused import fused
+from tests.tiny_encoders import tiny_bert
+
+ENGINES = {"native": optimize, "fused": fused}
+
+
+def norm(model):
+    return model.encoder.layer[1].attention.output.LayerNorm
+
+
+def cut(model):
+    model.encoder.layer = model.encoder.layer[:1]
+
+
+def cut_in_place(model):
+    del model.encoder.layer[0]
+
+
+def swap_layers(model):
+    first, second = model.encoder.layer
+    model.encoder.layer[0], model.encoder.layer[1] = second, first
+
+
+def replace_layer(model):
+    model.encoder.layer[1] = BertLayer(model.config).eval()
+
+
+def replace_linear(model):
+    model.encoder.layer[0].output.dense = nn.Linear(64, 32)
+
+
+def replace_encoder(model):
+    model.encoder = BertEncoder(model.config).eval()
+
+
+def replace_norm(model):
+    model.encoder.layer[0].output.LayerNorm = nn.LayerNorm(32, eps=0.1)
+
+
+def replace_activation(model):
+    model.encoder.layer[0].intermediate.intermediate_act_fn = nn.ReLU()
+
+
+def assign_weight(model):
+    norm(model).weight = nn.Parameter(torch.linspace(0, 2, 32))
+
+
+def assign_data(model):
+    norm(model).weight.data = torch.linspace(0, 2, 32)
+
+
+def multiply_data(model):
+    norm(model).weight.data.mul_(1.5)
+
+
+def parametrized(model):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    parametrize.register_parametrization(norm(model), "weight", Doubled())
+
+
+def another_forward(model):
+    output = model.encoder.layer[1].output
+    output.forward = lambda x, residual: residual + 1
+
+
+def another_forward_of_a_layer(model):
+    layer = model.encoder.layer[1]
+    layer.forward = lambda x, *args, **others: 2 * x
+
+
+def another_attention(model):
+    def uniform(module, query, key, value, *args, **others):
+        return value.mean(2, keepdim=True).expand_as(value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("uniform", uniform)
+    model.set_attn_implementation("uniform")
+
+
+CHANGES = [
+    *(cut, cut_in_place, swap_layers, replace_layer, replace_linear, replace_encoder, replace_norm),
+    *(replace_activation, assign_weight, assign_data, parametrized, another_forward),
+    *(another_forward_of_a_layer, another_attention),
+]
+
+
+@pytest.fixture(params=ENGINES)
+def pair(request):
+    """A compressed model, and what an engine makes of the same one, which ran once."""
+    before, after = (compress(tiny_bert()) for _ in range(2))
+    ENGINES[request.param](after)
+    said(after)
+    return before, after
+
+
+@torch.no_grad()
+def said(model):
+    return model(ids(), mask_of("111111111", "111100000", "100000000"))[0][:, 0]
+
+
+def changed(model, change):
+    torch.manual_seed(1)
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_says_what_the_changed_model_says(pair, change, caplog):
+    before, after = (changed(model, change) for model in pair)
+    with caplog.at_level(logging.WARNING, "lada_ops"):
+        for _ in range(2):
+            torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+    if change is not replace_encoder:  # nothing is left of the engine then
+        (warning,) = caplog.messages
+        assert "was changed after lada_ops.optimize" in warning
+        assert "call lada_ops.restore" in warning
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_restored_it_says_so_too(pair, change):
+    before, after = (changed(model, change) for model in pair)
+    restore(after)
+    torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_written_into_a_norm_count(pair):
+    before, after = (changed(model, multiply_data) for model in pair)
+    torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_loaded_into_a_norm_count_or_are_refused(pair, assign):
+    state = {name: t + 0.5 for name, t in norm(pair[0]).state_dict().items()}
+    try:
+        norm(pair[1]).load_state_dict(state, assign=assign)
+        norm(pair[0]).load_state_dict(state)
+    except RuntimeError as error:
+        assert "optimized for inference" in str(error)
+    torch.testing.assert_close(said(pair[1]), said(pair[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_in_half_precision_it_says_nearly_the_same(pair):
+    want = said(pair[0])
+    pair[1].bfloat16()
+    torch.testing.assert_close(said(pair[1]).float(), want, rtol=0.1, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_norm_given_in_a_functional_call_counts_for_that_call(pair):
+    name = "encoder.layer.1.attention.output.LayerNorm.weight"
+    given = {name: torch.linspace(0, 2, 32)}
+    usual = said(pair[1])
+    want, got = (torch.func.functional_call(m, given, (ids(),))[0] for m in pair)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert said(pair[1]).equal(usual)
+
+
+def test_a_linear_given_in_a_functional_call_is_refused():
+    model = optimize(compress(tiny_bert()))
+    given = {"encoder.layer.0.output.dense.u": torch.zeros(32, 10)}
+    with pytest.raises(RuntimeError, match=r"u cannot be set: .* call lada_ops.restore first"):
+        torch.func.functional_call(model, given, (ids(),))
+
+
+def test_lora_added_later_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"lada_ops.restore gives it back"):
+        get_peft_model(optimize(compressed("bert")), LoraConfig(target_modules=["query"]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_prefixes_of_peft_are_seen(padded):
+    config = PrefixTuningConfig(
+        task_type="SEQ_CLS", num_virtual_tokens=3, num_layers=2, num_attention_heads=2, token_dim=32
+    )
+    found = []
+    for ready in (lambda m: m, optimize):
+        torch.manual_seed(0)
+        model: Any = get_peft_model(ready(compressed("bert")), config).eval()
+        mask = mask_of("111111111", "111100000", "100000000") if padded else torch.ones(3, 9)
+        found.append(model(input_ids=ids(), attention_mask=mask).logits)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+class TestInSharedMemory:
+    def test_it_goes_on_in_the_engine(self, caplog):
+        model = optimize(compress(tiny_bert()))
+        want = said(model)
+        model.share_memory()
+        assert said(model).equal(want)
+        assert caplog.messages == []
+
+    def test_pickled_for_another_process_the_model_stays(self):
+        model = optimize(compress(tiny_bert()))
+        want = said(model)
+        wrong, stop = [], threading.Event()
+
+        def call():
+            while not stop.is_set():
+                if not said(model).equal(want):
+                    wrong.append(1)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        for _ in range(20):
+            sent = ForkingPickler.dumps(model)
+            torch.full((1 << 18,), float("nan"))  # what was freed is written to
+        stop.set()
+        thread.join()
+        assert wrong == []
+        assert said(model).equal(want)
+        received: Any = ForkingPickler.loads(sent)
+        del model
+        gc.collect()
+        assert said(received).equal(want)
+
+
+def test_a_copy_notices_its_own_changes_alone(pair):
+    before, after = pair
+    other = copy.deepcopy(after)
+    want = said(after)
+    cut(other)
+    cut(before)
+    torch.testing.assert_close(said(other), said(before), rtol=1e-4, atol=1e-5)
+    assert said(after).equal(want)
