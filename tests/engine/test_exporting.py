@@ -1,0 +1,141 @@
+"""Tracers, exporters and transforms that meet an optimized model: they work, or are told why not."""
+
+import contextlib
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lada_ops import LowRankLinear, optimize, restore
+from tests.engine.inputs import ids, mask_of
+from tests.engine.models import compress
+from tests.engine.test_fused import fused
+from tests.tiny_encoders import tiny_bert
+
+INSTEAD = r"export, trace or transform it before lada_ops.optimize, or call lada_ops.restore first"
+MASK = mask_of("111111111", "111100000", "100000000")
+
+
+class Embedding(nn.Module):
+    """A model with a tensor for an output, as tracers like it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask).last_hidden_state
+
+
+def packed():
+    return optimize(nn.Sequential(LowRankLinear(32, 48, 4)).eval())
+
+
+def causes(error):
+    """The messages of an error and of those that it came from."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def refused():
+    with warnings.catch_warnings(), pytest.raises(Exception) as caught:  # noqa: PT011  anyone's
+        warnings.simplefilter("ignore")
+        yield
+    assert any("lada_ops.restore" in message for message in causes(caught.value)), caught.value
+
+
+def onnx(dynamo):
+    def export(model, inputs):
+        torch.onnx.export(model, inputs, "unused.onnx", dynamo=dynamo, verbose=False)
+
+    return export
+
+
+def openvino(model, inputs):
+    import openvino
+
+    openvino.convert_model(model, example_input=inputs)
+
+
+EXPORTERS: dict[str, Any] = {
+    "torch.jit.trace": torch.jit.trace,
+    "torch.export": torch.export.export,
+    "torch.export, strict": lambda m, x: torch.export.export(m, x, strict=True),
+    "torch.onnx, traced": onnx(False),
+    "torch.onnx": onnx(True),
+    "openvino": openvino,
+    "make_fx": lambda m, x: make_fx(m)(*x),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("export", EXPORTERS.values(), ids=EXPORTERS)
+@pytest.mark.parametrize("what", ["encoder", "linear"])
+def test_exporters_are_told_what_to_do(what, export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if what == "encoder":
+        module, inputs = Embedding(optimize(compress(tiny_bert()))), (ids(), MASK)
+    else:
+        module, inputs = packed(), (torch.randn(5, 32),)
+    with refused():
+        export(module.eval(), inputs)
+
+
+TRANSFORMS: dict[str, Any] = {
+    "vmap": lambda f, x: torch.func.vmap(f)(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_torch_func_are_refused(transform):
+    with pytest.raises(RuntimeError, match=INSTEAD):
+        transform(packed(), torch.randn(3, 5, 32))
+
+
+def test_tangents_are_refused():
+    with (
+        torch.no_grad(),
+        forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match=f"forward-mode differentiation; .*{INSTEAD}"),
+    ):
+        packed()(forward_ad.make_dual(torch.randn(5, 32), torch.randn(5, 32)))
+
+
+def test_a_negative_view_keeps_its_sign():
+    model, x = packed(), torch.randn(5, 32)
+    torch.testing.assert_close(model(torch._neg_view(x)), model(-x), rtol=0, atol=0)
+
+
+def test_fused_layers_are_not_traced():
+    model = Embedding(fused(compress(tiny_bert())))
+    with torch.no_grad(), refused():
+        torch.jit.trace(model, (ids(), MASK))
+
+
+@torch.no_grad()
+def test_fused_layers_are_exported():
+    model = Embedding(fused(compress(tiny_bert()))).eval()
+    program: Any = torch.export.export(model, (ids(), MASK)).module()
+    got, want = program(ids(), MASK), model(ids(), MASK)
+    torch.testing.assert_close(got[MASK.bool()], want[MASK.bool()], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_restored_it_is_exported():
+    model = Embedding(restored(optimize(compress(tiny_bert())))).eval()
+    program: Any = torch.export.export(model, (ids(), MASK)).module()
+    torch.testing.assert_close(program(ids(), MASK), model(ids(), MASK))
+
+
+def restored(model):
+    restore(model)
+    return model
