@@ -139,8 +139,8 @@ def test_kernels_are_imported_when_they_are_called():
         assert not used & {"triton", "lada_kernels"}, path
 
 
-def test_kernels_need_torch_and_triton_alone():
-    allowed = {"torch", "triton", "lada_kernels", *sys.stdlib_module_names}
+def test_kernels_need_numpy_torch_and_triton_alone():
+    allowed = {"numpy", "torch", "triton", "lada_kernels", *sys.stdlib_module_names}
     for path in files("kernels"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path
 

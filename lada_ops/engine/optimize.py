@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checks import check_module
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..ops.epilogue import KERNEL_DTYPES
@@ -59,8 +60,7 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
     and bf16, on the CPU or one GPU; on another dtype; where a part was optimized already; and where
     no compressed linear or known encoder is found.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"optimize: model is {type(model).__name__}; expected a torch.nn.Module")
+    check_module("optimize", model)
     done = record_of(model)
     if done is not None:
         if dtype not in (None, done.dtype):
@@ -181,6 +181,7 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
 
 def paths(model: nn.Module) -> dict[str, str]:
     """How each linear that `optimize` looked at is computed, and why."""
+    check_module("paths", model)
     found: dict[str, str] = {}
     for prefix, module in model.named_modules():
         record = record_of(module)

@@ -9,8 +9,9 @@ from torch import nn
 
 import lada_ops
 from lada_kernels.cpu import native
-from lada_ops import LowRankFFN, LowRankLinear, optimize, paths
+from lada_ops import LowRankFFN, LowRankLinear, optimize, paths, restore
 from lada_ops.engine import choice
+from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.modules.packed_linear import PackedLinear
 from lada_ops.plans import METHODS
 from tests.engine.models import KNOWN, UNKNOWN, compress, compressed, dense, seen
@@ -82,6 +83,30 @@ def test_dtypes(bert, dtype):
     assert F.cosine_similarity(got, want).min() > COSINE[dtype]
 
 
+@pytest.mark.parametrize("method", [None, *METHODS])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.int8], ids=str)
+def test_models_in_half_precision(method, stored, dtype):
+    model = (dense("bert") if method is None else compressed("bert", method)).to(stored)
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    want = outputs(copy.deepcopy(model).float())
+    optimize(model, dtype)
+    got = outputs(model)
+    assert got.dtype == stored
+    assert (got - want).abs().max() < (0.03 if dtype == torch.int8 else 0.01)
+    restore(model)
+    rounded = 0.02 if dtype == torch.int8 else 0
+    torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=rounded)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_models_in_bf16_are_computed_so_where_that_is_fast(bert, stored):
+    optimize(bert.to(stored))
+    fast = stored == torch.bfloat16 and stored in fast_dtypes()
+    want = "bfloat16" if fast else "float32"
+    assert set(paths(bert).values()) == {f"native encoder, {want}: compressed"}
+
+
 def test_returns_the_model_ready_to_serve(bert):
     assert optimize(bert.train()) is bert
     assert not any(module.training for module in bert.modules())
@@ -134,13 +159,18 @@ class TestRefuses:
         with pytest.raises(ValueError, match=r"dtype torch.float16 on cpu; expected one of"):
             optimize(bert, torch.float16)
 
-    def test_a_model_in_half_precision(self, bert):
-        with pytest.raises(TypeError, match=r"is torch.float16 on cpu; expected .*float32"):
-            optimize(bert.half())
+    def test_a_model_in_double_precision(self, bert):
+        with pytest.raises(TypeError, match=r"is torch.float64 on cpu; expected .*float32"):
+            optimize(bert.double())
+
+    @pytest.mark.parametrize("function", [optimize, paths])
+    def test_what_is_no_model(self, function):
+        with pytest.raises(TypeError, match=f"{function.__name__}: model is str; expected"):
+            function("bert")
 
     def test_one_weight_in_half_precision(self, bert):
         bert.embeddings.bfloat16()
-        with pytest.raises(TypeError, match=r"embeddings.* is torch.bfloat16 on cpu; expected"):
+        with pytest.raises(TypeError, match=r"is torch.float32 on cpu; expected a model in one of"):
             optimize(bert)
 
     def test_a_model_elsewhere(self, bert):

@@ -18,6 +18,7 @@ from lada_ops.modules.packed_linear import PackedLinear
 from lada_ops.plans import METHODS
 from lada_ops.pretrained import compression_of
 from tests.engine.models import compress, compressed, seen
+from tests.engine.test_fused import fused
 from tests.tiny_encoders import batch, outputs, tiny_bert
 
 SKIPPED = type, types.ModuleType, types.FunctionType, types.CodeType
@@ -233,6 +234,22 @@ class TestRestore:
         other.load_state_dict(other.state_dict())
         with pytest.raises(RuntimeError, match="optimized for inference"):
             bert.load_state_dict(bert.state_dict())
+
+    @pytest.mark.parametrize("engine", [optimize, fused])
+    def test_what_was_tied_is_tied_again(self, engine):
+        model = tiny_bert()
+        first, second = model.encoder.layer
+        second.output.dense.weight = first.output.dense.weight
+        second.intermediate = first.intermediate
+        model.lm_head = nn.Linear(32, 32)
+        model.lm_head.weight = first.attention.output.dense.weight
+        want = outputs(model)
+        restore(engine(model))
+        first, second = model.encoder.layer
+        assert second.output.dense.weight is first.output.dense.weight
+        assert second.intermediate.dense.weight is first.intermediate.dense.weight
+        assert model.lm_head.weight is first.attention.output.dense.weight
+        torch.testing.assert_close(outputs(model), want, rtol=0, atol=0)
 
     def test_of_linears_that_stand_alone(self):
         model = nn.Sequential(LowRankLinear(24, 40, 6, activation="gelu"), nn.Linear(40, 3)).eval()
