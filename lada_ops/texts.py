@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from .tasks.glue import TASKS, read_examples
+from .utf8 import read_utf8
 
 
 @dataclass(frozen=True)
@@ -21,31 +23,29 @@ class SentencePairs:
     scores: Sequence[float]
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 text file that are not blank. Raises ValueError if there is none."""
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+def read_lines(path: str | Path, option: str | None = None) -> list[str]:
+    """The lines of a UTF-8 text file that are not blank.
+
+    option: the command line's that names the file, for the errors.
+
+    Raises ValueError if there is none, and as `read_utf8` does.
+    """
+    lines = [line.strip() for line in read_utf8(Path(path), option).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
-        raise ValueError(f"{path} has no text; expected one sentence a line")
+        where = f"{option}: {path}" if option else f"{path}"
+        raise ValueError(f"{where} has no text; expected one sentence a line")
     return lines
 
 
 def read_pairs(path: str | Path) -> SentencePairs:
     """Pairs from a tab-separated file with the columns sentence, sentence2 and label.
 
-    Raises ValueError where the columns or the scores are not that.
+    Raises ValueError with file and line where the columns or the scores are not that.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    wanted = {"sentence", "sentence2", "label"}
-    if not rows or not wanted <= rows[0].keys():
-        got = list(rows[0]) if rows else "no rows"
-        raise ValueError(f"{path}: {got}; expected tab-separated columns {sorted(wanted)}")
-    return SentencePairs(
-        [row["sentence"] for row in rows],
-        [row["sentence2"] for row in rows],
-        [float(row["label"]) for row in rows],
-    )
+    examples = read_examples(Path(path), TASKS["stsb"])
+    first, second = zip(*examples.texts, strict=True)
+    return SentencePairs(first, second, examples.labels)
 
 
 def python_prose() -> list[str]:

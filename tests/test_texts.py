@@ -19,13 +19,24 @@ def test_file_without_text_is_refused(tmp_path):
 def test_pairs_keep_quotes_and_order(tmp_path):
     (tmp_path / "t.tsv").write_text('sentence\tsentence2\tlabel\n"a\tb"\t2.5\nc\td\t0.0\n')
     pairs = read_pairs(tmp_path / "t.tsv")
-    assert (pairs.first, pairs.second, pairs.scores) == (['"a', "c"], ['b"', "d"], [2.5, 0.0])
+    assert list(zip(pairs.first, pairs.second, pairs.scores, strict=True)) == [
+        ('"a', 'b"', 2.5),
+        ("c", "d", 0.0),
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "sentence\tlabel\na\t1\n"], ids=["empty", "a column short"])
-def test_pairs_of_another_form_are_refused(text, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: no column 'sentence'"),
+        ("sentence\tlabel\na\t1\n", "line 1: no column 'sentence2'"),
+        ("sentence\tsentence2\tlabel\na\tb\n", "line 2: 2 columns; expected 3"),
+        ("sentence\tsentence2\tlabel\na\tb\tx\n", "line 2: label 'x'"),
+    ],
+)
+def test_pairs_of_another_form_are_refused(text, message, tmp_path):
     (tmp_path / "t.tsv").write_text(text)
-    with pytest.raises(ValueError, match=r"expected tab-separated columns"):
+    with pytest.raises(ValueError, match=rf"t\.tsv, {message}"):
         read_pairs(tmp_path / "t.tsv")
 
 

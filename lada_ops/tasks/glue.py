@@ -7,13 +7,13 @@ MNLI's dev set is ``dev_matched_1k.tsv``.
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from ..utf8 import read_utf8
 
 Split = Literal["train", "dev"]
 
@@ -88,7 +88,14 @@ def read_split(data: Path, task: Task, split: Split, file: str | None = None) ->
     malformed.
     """
     name = file or (task.dev_file if split == "dev" else "train.tsv")
-    path = found(data / "glue" / task.name / name)
+    return read_examples(found(data / "glue" / task.name / name), task)
+
+
+def read_examples(path: Path, task: Task) -> Examples:
+    """The examples of a file of the task.
+
+    Raises ValueError with file and line where it is malformed, OSError where it cannot be read.
+    """
     rows = read_table(path, (*task.columns, "label"))
     texts = [tuple(row[:-1]) for _, row in rows]
     return Examples(texts, [_label(path, line, row[-1], task) for line, row in rows])
@@ -108,12 +115,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]
     Raises ValueError on a column that is missing or there twice, a row of another width, or an
     empty cell.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8", newline="\n") as file:
-            lines = file.read().split("\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: {error}; expected UTF-8 text") from error
+    lines = read_utf8(path).split("\n")
     if lines[-1] == "":
         lines.pop()
     header = lines[0].rstrip("\r").split("\t") if lines else []
