@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..bench import Bench
 from ..counts import Counts
 from ..encoders import ENCODER_LINEARS
+from ..extras import require
 from ..folder import load_model, longest
 from ..modules.compressed_linear import CompressedLinear
 from ..swap import model_bytes
@@ -46,13 +47,20 @@ def evaluate(
     Of each model: size and work of the encoder's linears (`Counts`), bytes of the whole, the task's
     scores, loyalty to the teacher, accuracy on texts that were changed to fool another BERT, and
     latency over the teacher's in one run. A student is timed as loaded, and as `optimize` makes it
-    in every dtype it can, whose answers have a row each.
+    in every dtype it can, whose answers have a row each. missing: "robustness" -> why it is left
+    out, where the task has such texts and the folder does not.
 
-    Raises ValueError or OSError on models or data that do not fit, before anything is computed.
+    Raises ValueError or OSError on models or data that do not fit, ImportError where packages are
+    not installed, before anything is computed.
     """
+    require("lada eval", "train", "scipy", "sklearn")
     about = find_task(task)
     examples = read_split(data, about, "dev", dev_file)
-    attacked = read_attacked(data, about)
+    attacked, missing = None, {}
+    try:
+        attacked = read_attacked(data, about)
+    except FileNotFoundError as error:
+        missing["robustness"] = str(error)
     dense, student = load_model(teacher), load_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_same_words(AutoTokenizer.from_pretrained(teacher), tokenizer)
@@ -86,6 +94,7 @@ def evaluate(
         "metric": about.metric,
         "examples": len(examples),
         "models": rows,
+        "missing": missing,
         **bench.shapes(sizes, rounds, threads),
     }
 
