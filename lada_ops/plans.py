@@ -15,6 +15,8 @@ Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]
 Objective = Literal["auto", "outputs", "activations", "scales", "fisher", "weights"]
 METHODS: tuple[Method, ...] = get_args(Method)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+PRINTED = 20
+"""Layers that a printed plan or report shows."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,15 @@ class LayerPlan:
         ):
             raise ValueError(f"LayerPlan: density {self.density!r}; expected 0 to 1")
 
+    def __str__(self) -> str:
+        """The format and its sizes, such as ``low_rank, rank 48``."""
+        parts: list[str] = [self.format]
+        if self.rank is not None:
+            parts.append(f"rank {self.rank}")
+        if self.block is not None:
+            parts.append(f"{self.density:.1%} of {self.block[0]}x{self.block[1]}")
+        return ", ".join(parts)
+
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -80,7 +91,7 @@ class LayerPlan:
             raise ValueError(f"{where}: {error}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionPlan:
     """What every linear of an encoder becomes; made by `plan` or by hand, kept as JSON.
 
@@ -112,6 +123,15 @@ class CompressionPlan:
                 raise TypeError(
                     f"CompressionPlan: layer {name!r} is {type(layer).__name__}; expected LayerPlan"
                 )
+
+    def __repr__(self) -> str:
+        return (
+            f"<CompressionPlan: {len(self.layers)} linears, fitted to {self.objective}, blocks by "
+            f"{self.selection}>"
+        )
+
+    def __str__(self) -> str:
+        return listed(self, self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -157,6 +177,14 @@ def check_objective(owner: str, objective: str) -> None:
 def is_size(value: Any, least: int = 1) -> bool:
     """Whether it is a whole number that torch can count to, from `least` on."""
     return type(value) is int and least <= value < 2**63
+
+
+def listed(whole: object, layers: Mapping[str, object]) -> str:
+    """`whole` in a line, and a line for each of its first `PRINTED` layers."""
+    names = list(layers)[:PRINTED]
+    lines = [repr(whole).strip("<>"), *(f"  {name}: {layers[name]}" for name in names)]
+    left = len(layers) - len(names)
+    return "\n".join([*lines, f"  and {left} more in .layers"] if left else lines)
 
 
 def check_keys(where: str, data: Any, required: set[str], known: set[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .counts import Counts
-from .plans import OBJECTIVES, LayerPlan, check_keys, is_size
+from .plans import OBJECTIVES, LayerPlan, check_keys, is_size, listed
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,18 @@ class LayerReport:
     dense: Counts
     compressed: Counts
 
+    def __str__(self) -> str:
+        errors = (("weight", self.weight_error), ("output", self.activation_error))
+        found = [f"{what} error {error:.3f}" for what, error in errors if error is not None]
+        return ", ".join([str(self.plan), *found])
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CompressionReport:
-    """All compressed linears; model_bytes_dense and model_bytes are the whole model's tensors."""
+    """All compressed linears; model_bytes_dense and model_bytes are the whole model's tensors.
+
+    Printed, it is its sums and the first layers; `to_dict` holds all.
+    """
 
     layers: Mapping[str, LayerReport]
     model_bytes_dense: int
@@ -52,6 +60,19 @@ class CompressionReport:
     def ratio(self) -> float:
         """Stored bytes of the linears, dense over compressed."""
         return self.dense.stored_bytes / self.compressed.stored_bytes
+
+    def __repr__(self) -> str:
+        sizes = [
+            f"{what} {dense / 1e6:.2f} to {compressed / 1e6:.2f} MB"
+            for what, dense, compressed in (
+                ("linears", self.dense.stored_bytes, self.compressed.stored_bytes),
+                ("whole model", self.model_bytes_dense, self.model_bytes),
+            )
+        ]
+        return f"<CompressionReport: {len(self.layers)} linears; {', '.join(sizes)}>"
+
+    def __str__(self) -> str:
+        return listed(self, self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         return {

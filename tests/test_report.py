@@ -49,6 +49,24 @@ def test_ratio_is_that_of_stored_bytes():
     assert report().ratio == 1200 / 240
 
 
+def test_it_prints_as_sums_and_a_line_a_layer():
+    assert str(report()).splitlines() == [
+        "CompressionReport: 2 linears; linears 0.00 to 0.00 MB, whole model 0.01 to 0.00 MB",
+        "  a: low_rank, rank 8, weight error 0.250",
+        "  b: block_sparse, 25.0% of 16x8, weight error 0.500, output error 0.125",
+    ]
+
+
+def test_a_large_one_prints_no_longer_than_a_screen():
+    layers = {f"layer {i}": report().layers["a"] for i in range(72)}
+    large = CompressionReport(layers, 5000, 3040)
+    assert len(repr(large)) < 100
+    assert str(large).splitlines()[20:] == [
+        "  layer 19: low_rank, rank 8, weight error 0.250",
+        "  and 52 more in .layers",
+    ]
+
+
 def test_json_round_trip():
     assert CompressionReport.from_dict(json.loads(json.dumps(report().to_dict()))) == report()
 
