@@ -1,11 +1,15 @@
-"""One progress bar for all long work: on standard error, and only where a person watches."""
+"""One progress bar for all long work, only where a person watches: a terminal or a notebook."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """A rich progress bar that clears itself; silent if `quiet` or stderr is not a terminal."""
+    """A rich progress bar that clears itself, on stderr, or in the cell of a notebook.
+
+    Silent if `quiet`, or stderr is neither. In a notebook rich draws with ipywidgets, and warns
+    where those are not installed.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -14,5 +18,5 @@ def progress_bar(quiet: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=quiet or not console.is_terminal,
+        disable=quiet or not (console.is_terminal or console.is_jupyter),
     )
