@@ -44,9 +44,8 @@ def main(
     """Latency percentiles, throughput, peak memory and cold start, dense and at 5x, in one run."""
     sizes = [int(text) for text in batches.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        texts = Path(folder) / "texts.txt"
-        texts.write_text("\n".join(glue_texts(data)), encoding="utf-8")
-        found = run(model or model_folder(), texts, Path(folder) / "5x", sizes, requests, rounds)
+        lines = glue_texts(data)
+        found = run(model or model_folder(), lines, Path(folder) / "5x", sizes, requests, rounds)
     write_json(results / device_slug() / "traffic.json", found)
     Console().print(tables.traffic(found))
 
@@ -64,7 +63,7 @@ def glue_texts(data: Path) -> list[str]:
 
 
 def run(
-    source: str, texts: Path, folder: Path, batches: list[int], requests: int, rounds: int
+    source: str, lines: list[str], folder: Path, batches: list[int], requests: int, rounds: int
 ) -> dict[str, Any]:
     """The traffic and the cold starts; the compressed model is saved to `folder`."""
     dense = load_model(source)
@@ -89,7 +88,7 @@ def run(
     starts = {"dense": cold_start(source, threads=threads)}
     for name, (_, path, dtype) in served.items():
         starts[name] = cold_start(path, _short(dtype), threads=threads)
-    return bench.traffic(texts, batches, requests, rounds) | {
+    return bench.traffic(lines, batches, requests, rounds) | {
         "cold_starts": {name: asdict(start) for name, start in starts.items()}
     }
 

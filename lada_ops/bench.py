@@ -5,35 +5,40 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from .engine.optimize import fast_dtypes, optimize
+from .engine.optimize import DTYPES, fast_dtypes, optimize
 from .folder import load_model, longest
 from .latency import Comparison, collect, compare_served
 from .latency.cold import cold_start
 from .latency.traffic import serve
 from .pretrained import compression_of
 from .swap import restore
-from .texts import read_lines
 
 COMPRESSED = "compressed"  # the model as it was loaded
 MAX_LENGTH = 512
+SLOW = "this CPU has no instructions for it"
+NO_LIBRARY = "the native library is not built here, see the README"
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Models to compare. references: by name, those that were optimized as they were before."""
+    """Models to compare.
+
+    references: by name, those that were optimized as they were before. missing: name -> why there
+    is no such model, for the record.
+    """
 
     folder: str
     dense: PreTrainedModel
     models: Mapping[str, PreTrainedModel]
     references: Mapping[str, PreTrainedModel]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: str, against: str | None = None) -> Bench:
@@ -69,12 +74,20 @@ class Bench:
                 f"{folder} was to be compared with a {type(dense).__name__} in {dense.dtype}; "
                 f"expected {type(model).__name__} in {model.dtype}: only like is compared"
             )
-        models, references = {COMPRESSED: model}, {}
-        for dtype in _served_dtypes(model):
+        models, references, missing = {COMPRESSED: model}, {}, {}
+        fast = fast_dtypes()
+        for dtype in (model.dtype,) if model.device.type == "cuda" else DTYPES:
             name = f"optimized, {str(dtype).removeprefix('torch.')}"
-            models[name] = optimize(copy.deepcopy(model), dtype)
-            references[name] = model
-        return cls(folder, dense, models, references)
+            if model.device.type == "cpu" and dtype not in fast:
+                missing[name] = SLOW if fast else NO_LIBRARY
+                continue
+            try:
+                models[name] = optimize(copy.deepcopy(model), dtype)
+            except (TypeError, ValueError) as error:
+                missing[name] = str(error)
+            else:
+                references[name] = model
+        return cls(folder, dense, models, references, missing)
 
     def shapes(
         self, sizes: Mapping[str, tuple[int, int]], rounds: int, threads: int | None = None
@@ -99,18 +112,17 @@ class Bench:
 
     def traffic(
         self,
-        texts: Path,
+        lines: Sequence[str],
         batches: Sequence[int],
         requests: int,
         rounds: int,
         threads: int | None = None,
     ) -> dict[str, Any]:
-        """What requests of real lengths take: `requests` of each batch size, of random lines.
+        """What requests of real lengths take: `requests` of each batch size, of random `lines`.
 
         A request is padded to its longest text, as tokenizers do, and texts end at the model's
         longest, or at 512 tokens.
         """
-        lines = read_lines(texts)
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         draw = random.Random(SEED)
         found, comparisons = [], []
@@ -157,16 +169,13 @@ class Bench:
     def _compared(
         self, batches: Mapping[str, Mapping[str, Any]], rounds: int, threads: int | None
     ) -> dict[str, Comparison]:
-        return compare_served(
+        found = compare_served(
             *(self.dense, self.models, batches, self.references),
             may_miss=self.references,
             rounds=rounds,
             threads=threads,
         )
-
-
-def _served_dtypes(model: PreTrainedModel) -> tuple[torch.dtype, ...]:
-    """What `optimize` can have the model compute in where it is, to its advantage."""
-    if model.device.type == "cuda":
-        return (model.dtype,)
-    return fast_dtypes() if model.dtype == torch.float32 else ()
+        return {
+            label: replace(one, missing={**self.missing, **one.missing})
+            for label, one in found.items()
+        }

@@ -8,9 +8,16 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 SLOWER = "* slower than dense"
+STAR = "*[/red]"
+WEIGHT_ERROR = (
+    "weight err.: |W - W'| / |W|; may be above 1, and right, where a layer is fitted to the "
+    "calibration text and not to W"
+)
+OUTPUT_ERROR = "output err.: |Y - Y'| / |W X| of the layer's outputs Y on the calibration text"
 
 
 def report(report: Mapping[str, Any]) -> Group:
@@ -24,10 +31,16 @@ def report(report: Mapping[str, Any]) -> Group:
             _or_nothing(layer["activation_error"]),
             f"{layer['dense']['stored_bytes'] / layer['compressed']['stored_bytes']:.2f}",
         )
+    explained = [
+        text
+        for key, text in (("weight_error", WEIGHT_ERROR), ("activation_error", OUTPUT_ERROR))
+        if any(layer[key] is not None for layer in report["layers"].values())
+    ]
     paths = Counter(report.get("cpu_paths", {}).values())
     if paths:
         lines = [f"{count} linears: {path}" for path, count in paths.items()]
-        table.caption = "On this CPU, after lada_ops.optimize: " + "; ".join(lines)
+        explained.append("On this CPU, after lada_ops.optimize: " + "; ".join(lines))
+    _explain(table, *explained)
     columns = ("encoder's linears", "dense", "compressed", "ratio")
     sums = _table("", columns, "in the dtype that was compressed")
     for key, label, unit in (
@@ -59,17 +72,25 @@ def _or_nothing(error: float | None) -> str:
     return "" if error is None else f"{error:.3f}"
 
 
-def _with_missing(*found: Mapping[str, Any]) -> str:
-    """The caption of a table of times, with what has none and why."""
-    reasons = {f"missing: {why}" for one in found for why in one["missing"].values()}
-    return "\n".join([SLOWER, *sorted(reasons)])
+def _explain(table: Table, *lines: str) -> None:
+    """Give the table a caption: `lines`, after what a star means where there is one."""
+    starred = any(str(cell).endswith(STAR) for column in table.columns for cell in column.cells)
+    table.caption = "\n".join([SLOWER, *lines] if starred else lines) or None
+
+
+def _missing(*found: Mapping[str, Any]) -> list[str]:
+    """A line for each reason why models of these comparisons have no times."""
+    names: dict[str, dict[str, None]] = {}
+    for name, why in (item for one in found for item in one["missing"].items()):
+        names.setdefault(why, {})[name] = None
+    return [escape(f"missing: {'; '.join(of)}: {why}") for why, of in names.items()]
 
 
 def latency(results: Mapping[str, Any]) -> Table:
     """Comparisons as `lada_ops.latency.collect` gives them."""
     baseline = results["comparisons"][0]["baseline"]
     columns = ("batch x length", "model", "ms", "25-75 %", f"times as fast as {baseline}")
-    table = _table("", columns, _with_missing(results["comparisons"][0]))
+    table = _table("", columns)
     for comparison in results["comparisons"]:
         for t in comparison["timings"]:
             low, mid, high = (1e3 * t[f"{q}_seconds"] for q in ("q25", "median", "q75"))
@@ -80,13 +101,14 @@ def latency(results: Mapping[str, Any]) -> Table:
                 f"{low:.2f}-{high:.2f}",
                 _speedup(t["speedup_median"]),
             )
+    _explain(table, *_missing(*results["comparisons"]))
     return table
 
 
 def traffic(results: Mapping[str, Any]) -> Group:
     """What `lada_ops.bench.Bench.traffic` found, and its cold starts."""
     columns = ("texts", "model", "p50, ms", "p95", "p99", "texts/s", "times as fast as dense")
-    table = _table("", columns, _with_missing(*results["traffic"]))
+    table = _table("", columns)
     for found in results["traffic"]:
         for served in found["models"]:
             table.add_row(
@@ -96,6 +118,7 @@ def traffic(results: Mapping[str, Any]) -> Group:
                 f"{served['sentences_per_second']:.0f}",
                 _speedup(served["speedup"]),
             )
+    _explain(table, *_missing(*results["traffic"]))
     seconds = ("imports", "load", "optimize", "first", "next")
     columns = ("a cold start, s", *seconds, "peak, MB", "of that the model's")
     starts = _table("", columns)
@@ -108,9 +131,10 @@ def traffic(results: Mapping[str, Any]) -> Group:
 def tuning(results: Mapping[str, Any]) -> Table:
     """What `lada_ops.tune.tune` did: `Summary.to_dict`."""
     counts = f"{results['skipped']} known before, {results['left']} left, {len(results['failed'])}"
-    caption = f"{counts} failed; the tables are in {results['folder']}"
+    done = f"{counts} failed; the tables are in {results['folder']}"
+    failed = [f"failed: {case}: {why}" for case, why in results["failed"].items()]
     columns = ("linear", "fastest", "us", "dense, us", "times as fast as dense")
-    table = _table("", columns, caption)
+    table = _table("", columns)
     for case, times in results["measured"].items():
         fastest = min(times, key=times.__getitem__)
         table.add_row(
@@ -120,6 +144,7 @@ def tuning(results: Mapping[str, Any]) -> Table:
             f"{times['dense']:.1f}",
             _speedup(times["dense"] / times[fastest]),
         )
+    _explain(table, *map(escape, (done, *failed)))
     return table
 
 
@@ -130,7 +155,7 @@ def demo(results: Mapping[str, Any]) -> Table:
     columns = ["model", "linears", "whole", "cosine"]
     columns += ["Spearman"] if scored else []
     title = f"{results['model']}: MB, likeness to dense, times as fast by batch x length"
-    table = _table(title, [*columns, *labels], _with_missing(results["comparisons"][0]))
+    table = _table(title, [*columns, *labels])
     for row in results["models"]:
         speedups = [
             _speedup(t["speedup_median"])
@@ -147,6 +172,8 @@ def demo(results: Mapping[str, Any]) -> Table:
             *score,
             *speedups,
         )
+    unscored = [] if scored else ["missing: Spearman: no scored pairs without --data"]
+    _explain(table, *_missing(*results["comparisons"]), *unscored)
     return table
 
 
@@ -179,6 +206,8 @@ def evaluation(results: Mapping[str, Any]) -> Group:
             f" changed texts: accuracy before and after {rows[0]['robustness']['texts']} were "
             "changed to fool another BERT."
         )
+    for name, why in results["missing"].items():
+        worth.caption += escape(f"\nmissing: {name}: {why}")
     for row in rows:
         cells = [f"{score:.4f}" for score in row["scores"].values()]
         cells += [f"{row[name]:.3f}" for name in loyalties]
@@ -240,7 +269,7 @@ def _format(plan: Mapping[str, Any]) -> str:
 
 
 def _speedup(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio >= 1 else f"[red]{ratio:.2f}*[/red]"
+    return f"{ratio:.2f}" if ratio >= 1 else f"[red]{ratio:.2f}{STAR}"
 
 
 def _table(title: str, columns: Sequence[str], caption: str = "") -> Table:

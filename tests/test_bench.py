@@ -8,7 +8,8 @@ from transformers import BertModel
 
 import lada_ops
 from lada_ops import tables
-from lada_ops.bench import Bench
+from lada_ops.bench import NO_LIBRARY, SLOW, Bench
+from lada_ops.engine.optimize import DTYPES
 from lada_ops.latency import WrongOutput
 from tests.tiny_model import tiny_config
 
@@ -37,8 +38,31 @@ def test_a_served_model_that_is_off_is_missing_and_the_others_are_timed(bench):
     assert [c["label"] for c in found["comparisons"]] == list(SIZES)
     for comparison in found["comparisons"]:
         assert [t["name"] for t in comparison["timings"]] == ["dense", "compressed"]
-        assert "'optimized': output is off by" in comparison["missing"]["optimized"]
-    assert "missing: 'optimized'" in str(tables.latency(found).caption)
+        assert "output is off by" in comparison["missing"]["optimized"]
+    assert "missing: optimized: output is off by" in str(tables.latency(found).caption)
+
+
+@pytest.mark.parametrize("fast", [(), DTYPES[:1], DTYPES], ids=["none", "fp32", "all"])
+def test_a_dtype_that_is_not_served_here_is_missing_with_the_reason(fast, bench, monkeypatch):
+    monkeypatch.setattr("lada_ops.bench.fast_dtypes", lambda: fast)
+    made = Bench.of_models("x", bench.dense, bench.models["compressed"])
+    named = {f"optimized, {str(dtype).removeprefix('torch.')}": dtype for dtype in DTYPES}
+    assert list(made.models) == ["compressed", *(n for n, dtype in named.items() if dtype in fast)]
+    why = SLOW if fast else NO_LIBRARY
+    assert made.missing == {name: why for name, dtype in named.items() if dtype not in fast}
+
+
+def test_a_model_that_cannot_be_optimized_is_missing_with_the_reason(bench, monkeypatch):
+    def refuse(*_):
+        raise TypeError("optimize: no")
+
+    monkeypatch.setattr("lada_ops.bench.fast_dtypes", lambda: DTYPES[:1])
+    monkeypatch.setattr("lada_ops.bench.optimize", refuse)
+    made = Bench.of_models("x", bench.dense, bench.models["compressed"])
+    found = made.shapes({"1x16": (1, 16)}, rounds=1)
+    caption = str(tables.latency(found).caption)
+    assert "missing: optimized, float32: optimize: no" in caption
+    assert f"missing: optimized, bfloat16; optimized, int8: {SLOW}" in caption
 
 
 def test_nothing_is_missing_where_all_are_right(bench):

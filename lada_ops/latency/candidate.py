@@ -23,13 +23,14 @@ TOLERANCES = {
 class WrongOutput(RuntimeError):
     """An output is not what its candidate promised, so no time is reported.
 
-    candidate: its name. error: the largest error, in the unit of `tolerance`; NaN where shapes
-    differ or the output is not finite.
+    candidate: its name. reason: what is wrong with its output. error: the largest error, in the
+    unit of `tolerance`; NaN where shapes differ or the output is not finite.
     """
 
     def __init__(self, candidate: str, reason: str, error: float, tolerance: float) -> None:
         super().__init__(f"{candidate!r}: {reason}; no time is reported")
         self.candidate = candidate
+        self.reason = reason
         self.error = error
         self.tolerance = tolerance
 

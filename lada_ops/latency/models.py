@@ -173,7 +173,7 @@ def compare_served(
         except WrongOutput as error:
             if error.candidate not in may_miss:
                 raise
-            missing[error.candidate] = str(error)
+            missing[error.candidate] = error.reason
             del left[error.candidate]
         else:
             return {label: replace(one, missing=missing) for label, one in found.items()}
