@@ -45,14 +45,20 @@ def native_libraries() -> list[Extension]:
 
 
 # `kernels/` is a source root, not a package: Hugging Face ships an import package named `kernels`
-# that transformers probes for, so ours must never be importable under that name.
+# that transformers probes for, so ours must never be importable under that name. `lada_ops/cli/` is
+# another: what lies within lada_ops loads torch and transformers, which takes seconds, and
+# `lada --help` must not wait for that.
 setup(
-    package_dir={"lada_kernels": "kernels/lada_kernels", "lada_ops": "lada_ops"},
+    package_dir={
+        "lada_cli": "lada_ops/cli/lada_cli",
+        "lada_kernels": "kernels/lada_kernels",
+        "lada_ops": "lada_ops",
+    },
     packages=[
+        "lada_cli",
         "lada_kernels",
         "lada_kernels.cpu",
         "lada_ops",
-        "lada_ops.cli",
         "lada_ops.compress",
         "lada_ops.distill",
         "lada_ops.engine",
@@ -65,6 +71,7 @@ setup(
         "lada_ops.tune",
     ],
     package_data={
+        "lada_cli": ["py.typed"],
         "lada_ops": ["py.typed"],
         "lada_kernels": ["py.typed", "configs/*/*.json", "cpu/*.h", "cpu/*.cpp"],
     },

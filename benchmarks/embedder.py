@@ -17,7 +17,7 @@ import torch
 import typer
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lada_ops.cli import app as lada
+from lada_cli import app as lada
 from lada_ops.demo import demo_texts, embed, full_batches, model_folder, quality, served_name
 from lada_ops.engine.optimize import fast_dtypes, optimize
 from lada_ops.environment import device_slug

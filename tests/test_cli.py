@@ -1,14 +1,18 @@
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from lada_ops.cli import app
-from lada_ops.engine.optimize import fast_dtypes
+from lada_cli import app
+from lada_ops.bench import Bench
+from lada_ops.engine.optimize import DTYPES, fast_dtypes
 from lada_ops.folder import load_model
 from lada_ops.latency import WrongOutput
+from lada_ops.latency.cold import ColdStart
 from tests.tiny_model import write_tiny_model
 
 
@@ -63,6 +67,8 @@ def test_info_shows_every_layer(compressed):
     assert result.exit_code == 0
     assert result.stdout.count("encoder.layer.") == 12
     assert "FLOPs per token" in result.stdout
+    assert "weight err.: |W - W'|" in result.stdout
+    assert result.stderr == f"Next: lada bench {compressed}\n"
 
 
 def test_info_as_json_is_the_report_in_the_folder(compressed):
@@ -71,6 +77,21 @@ def test_info_as_json_is_the_report_in_the_folder(compressed):
     paths = shown.pop("cpu_paths")
     assert shown == saved["report"]
     assert paths.keys() >= shown["layers"].keys()
+
+
+def test_a_model_in_bfloat16_is_benched_or_its_rows_say_why_not(source, tmp_path):
+    half = write_tiny_model(tmp_path / "half")
+    load_model(str(source)).bfloat16().save_pretrained(half)
+    result = run("compress", half, "--ratio", "4", "--out", tmp_path / "small")
+    assert result.exit_code == 0, result.output
+    *_, following = result.stderr.split("next: lada ")
+    result = run(*shlex.split(following), "--shapes", "1x16", "--rounds", "1", "--json")
+    assert result.exit_code == 0, result.output
+    (comparison,) = json.loads(result.stdout)["comparisons"]
+    named = {t["name"] for t in comparison["timings"]} | comparison["missing"].keys()
+    optimized = {f"optimized, {str(dtype).removeprefix('torch.')}" for dtype in DTYPES}
+    assert named == {"dense", "compressed", *optimized}
+    assert result.stderr.startswith("To serve it, in Python: lada_ops.optimize(BertModel.from_")
 
 
 @pytest.mark.parametrize("against", [False, True], ids=["made dense again", "the source"])
@@ -86,6 +107,36 @@ def test_bench_times_both_and_draws(against, source, compressed, tmp_path):
     names = [t["name"] for t in comparisons[0]["timings"]]
     assert names == ["dense", "compressed", *optimized]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_looks_for_matplotlib_before_it_times(compressed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(Bench, "of", None)
+    result = run("bench", compressed, "--plot", tmp_path / "p.png")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: lada bench --plot needs matplotlib, not installed here: "
+        "pip install 'lada-ops[bench]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["compress", "{source}", "--out", "{tmp}/x", "--calibration"], "--calibration"),
+        (["bench", "{dir}", "--texts"], "--texts"),
+    ],
+)
+def test_text_that_is_no_utf8_is_named_by_option_file_and_line(
+    args, option, source, compressed, tmp_path
+):
+    (tmp_path / "latin.txt").write_bytes(b"a dog\na caf\xe9\n")
+    args = [arg.format(source=source, dir=compressed, tmp=tmp_path) for arg in args]
+    result = run(*args, tmp_path / "latin.txt")
+    assert result.exit_code == 1
+    where = f"{option}: {tmp_path / 'latin.txt'}, line 2"
+    assert result.stderr == f"error: {where}: byte 0xe9 at 11; expected UTF-8 text\n"
+    assert not (tmp_path / "x").exists()
 
 
 def test_bench_prints_a_table(compressed):
@@ -112,7 +163,9 @@ def test_bench_of_texts_tells_percentiles_and_cold_starts(compressed, tmp_path):
     assert list(found["cold_starts"]) == ["compressed", *optimized]
 
 
-def test_bench_of_texts_prints_a_table(compressed, tmp_path):
+def test_bench_of_texts_prints_a_table(compressed, tmp_path, monkeypatch):
+    started = ColdStart(1.0, 1.0, 1.0, 1.0, 1.0, 10**9, 10**8, 0)
+    monkeypatch.setattr("lada_ops.bench.cold_start", lambda *_, **__: started)
     (tmp_path / "texts.txt").write_text("a cat runs\n")
     args = "--texts", tmp_path / "texts.txt", "--batches", "1", "--requests", "1", "--rounds", "1"
     result = run("bench", compressed, *args)
@@ -125,6 +178,7 @@ def test_bench_of_texts_prints_a_table(compressed, tmp_path):
     [
         (["bench", "{dir}", "--batches", "1,0"], "--batches: '0'"),
         (["bench", "{dir}", "--requests", "0"], "--requests: '0'"),
+        (["bench", "{dir}", "--threads", "0"], "--threads: '0'"),
         (["bench", "{dir}", "--texts", "{tmp}/none.txt"], "none.txt"),
         (["bench", "{dir}", "--shapes", "1y2"], "--shapes: '1y2'"),
         (["bench", "{source}"], "is a dense model"),

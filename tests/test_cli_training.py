@@ -1,9 +1,11 @@
 import json
+import shutil
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from lada_ops.cli import app
+from lada_cli import app
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.folder import load_model
 from lada_ops.pretrained import compression_of
@@ -32,6 +34,8 @@ def student(teacher, data, tmp_path_factory):
     of_task = "--task", "sst2", "--data", data
     result = run("distill", teacher, *of_task, "--ratio", 3, "--out", folder, *QUICK)
     assert result.exit_code == 0, result.output
+    following = f"lada eval {folder} --teacher {teacher} {' '.join(map(str, of_task))}\n"
+    assert result.stderr.endswith(f"The student is in {folder}; next: {following}")
     return folder
 
 
@@ -57,7 +61,7 @@ def test_distill_by_other_presets_and_orders(options, format_, teacher, data, tm
     result = run("distill", teacher, "--task", "sst2", "--data", data, "--out", tmp_path / "out",
                  "--json", *QUICK, *options)  # fmt: skip
     assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout[result.stdout.index('{\n  "model_bytes') :])
+    report = json.loads(result.stdout)
     formats = {layer["plan"]["format"] for layer in report["layers"].values()}
     assert formats == {format_} if format_ else formats <= {"low_rank", "sparse_low_rank"}
 
@@ -88,12 +92,49 @@ def test_eval_tells_size_score_loyalty_robustness_and_latency(student, teacher, 
     assert timed == {"dense", "compressed", *optimized}
 
 
-def test_eval_prints_a_table(student, teacher, data):
+def test_eval_prints_a_table_and_says_what_it_left_out(student, teacher, tmp_path):
+    data = write_data(tmp_path)
+    shutil.rmtree(data / "robust")
     of_task = "--teacher", teacher, "--task", "sst2", "--data", data
     result = run("eval", student, *of_task, "--shapes", "1x16", "--rounds", 1)
     assert result.exit_code == 0, result.output
-    assert "changed texts" in result.stdout
     assert "1x16" in result.stdout
+    assert "changed texts" not in result.stdout
+    assert "missing: robustness: " in result.stdout
+    assert "To serve it, in Python: lada_ops.optimize(BertForSequence" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "package", "extra"),
+    [
+        (["distill", "none", "--texts", "none", "--out", "none"], "accelerate", "train"),
+        (["distill", "none", "--task", "sst2", "--out", "none"], "scipy, sklearn", "train"),
+        (
+            ["eval", "none", "--teacher", "none", "--task", "rte", "--data", "none"],
+            "scipy",
+            "train",
+        ),
+        (["demo", "--out", "none"], "matplotlib", "demo"),
+        (["demo", "--out", "none", "--data", "none"], "scipy", "demo"),
+    ],
+)
+def test_packages_that_are_not_installed_are_named_before_the_work(
+    args, package, extra, monkeypatch
+):
+    for name in package.split(", "):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run(*args)
+    assert result.exit_code == 1
+    assert f"needs {package}, not installed here: pip install 'lada-ops[{extra}]'" in result.stderr
+
+
+def test_texts_to_distill_on_that_are_no_utf8_are_named(tmp_path):
+    source = write_tiny_model(tmp_path / "source")
+    (tmp_path / "texts.txt").write_bytes(b"\xff\xfea\x00")
+    result = run("distill", source, "--texts", tmp_path / "texts.txt", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    where = f"--texts: {tmp_path / 'texts.txt'}, line 1"
+    assert result.stderr == f"error: {where}: byte 0xff at 0; expected UTF-8 text\n"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from lada_cli import app
 from lada_ops import tune
-from lada_ops.cli import app
 from lada_ops.tune import Bench, Case, Summary
 from lada_ops.user_tables import user_folder
 from tests.tiny_model import write_tiny_model

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["kernels", "lada_ops", "benchmarks", "tests"]
+COMMAND_LINE = "lada_ops/cli"  # a source root, not a package of lada_ops
+FOLDERS = ["kernels", "lada_ops", COMMAND_LINE, "benchmarks", "tests"]
 STEMS = ["low_rank_linear", "block_sparse_linear", "sparse_low_rank_linear", "low_rank_ffn"]
 ROOMS = [
     "kernels/lada_kernels/{}.py",
@@ -19,11 +20,12 @@ ROOMS = [
     "tests/kernels/test_{}.py",
     "benchmarks/bench_{}.py",
 ]
-FIRST_PARTY = {"lada_kernels", "lada_ops", "benchmarks", "tests", "kernels"}
+FIRST_PARTY = {"lada_kernels", "lada_ops", "lada_cli", "benchmarks", "tests", "kernels"}
 PACKAGES = {  # folder -> first-party packages its files may import
     "kernels/lada_kernels": {"lada_kernels"},
     "lada_ops": {"lada_kernels", "lada_ops"},
-    "benchmarks": {"lada_kernels", "lada_ops", "benchmarks"},
+    COMMAND_LINE: {"lada_ops", "lada_cli"},
+    "benchmarks": {"lada_kernels", "lada_ops", "lada_cli", "benchmarks"},
 }
 INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "checks": set(),
@@ -53,12 +55,14 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
         *("plans", "pretrained", "progress", "report", "sequence"),
     },
     "shrink": {"checks", "formats", "modules", "plans", "pretrained", "swap"},
-    "tasks": set(),
+    "extras": set(),
+    "utf8": set(),
+    "tasks": {"utf8"},
     "distill": {
         *("budget", "calibrate", "compress", "counts", "encoders", "engine", "folder", "formats"),
         *("grid", "latency", "modules", "plans", "pretrained", "shrink", "swap", "tasks", "texts"),
     },
-    "evaluate": {"bench", "counts", "encoders", "folder", "modules", "swap", "tasks"},
+    "evaluate": {"bench", "counts", "encoders", "extras", "folder", "modules", "swap", "tasks"},
     "tune": {
         *("compress", "engine", "environment", "grid", "latency", "machine_code", "modules"),
         *("ops", "reference"),
@@ -67,7 +71,9 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
 
 
 def files(folder):
-    return sorted(p for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts)
+    found = sorted(p for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts)
+    inner = ROOT / COMMAND_LINE
+    return [p for p in found if folder.startswith(COMMAND_LINE) or not p.is_relative_to(inner)]
 
 
 def imports(path, top_level=False):
@@ -75,7 +81,8 @@ def imports(path, top_level=False):
 
     What only a type checker imports is no import of the latter kind.
     """
-    root = ROOT / "kernels" if path.is_relative_to(ROOT / "kernels") else ROOT
+    roots = (ROOT / "kernels", ROOT / COMMAND_LINE, ROOT)
+    root = next(root for root in roots if path.is_relative_to(root))
     package = path.relative_to(root).parts[:-1]
     found = set()
     tree = ast.parse(path.read_text())
@@ -139,6 +146,12 @@ def test_kernels_are_imported_when_they_are_called():
         assert not used & {"triton", "lada_kernels"}, path
 
 
+def test_the_command_line_loads_what_is_slow_when_a_command_runs():
+    for path in files(COMMAND_LINE):
+        used = {name.split(".")[0] for name in imports(path, top_level=True)}
+        assert not used & {"torch", "transformers", "lada_ops"}, path
+
+
 def test_kernels_need_numpy_torch_and_triton_alone():
     allowed = {"numpy", "torch", "triton", "lada_kernels", *sys.stdlib_module_names}
     for path in files("kernels"):
@@ -176,7 +189,7 @@ def test_functions_are_not_hidden_by_modules_of_their_name():
     program = (
         "import importlib, pkgutil, lada_ops\n"
         "for m in pkgutil.walk_packages(lada_ops.__path__, 'lada_ops.'):\n"
-        "    if m.name not in ('lada_ops.cli', 'lada_ops.demo', 'lada_ops.plots'):\n"
+        "    if m.name not in ('lada_ops.demo', 'lada_ops.plots'):\n"
         "        importlib.import_module(m.name)\n"
         "from lada_ops.compress.svd import truncated_svd\n"
         "print(type(lada_ops.compress).__name__, type(lada_ops.plan).__name__)\n"
@@ -201,16 +214,16 @@ def test_set_up_names_every_package():
         if isinstance(node, ast.keyword) and node.arg == "packages"
     )
     want = {
-        ".".join(path.parent.relative_to(root).parts)
-        for root in (ROOT / "kernels", ROOT)
-        for name in ("lada_kernels", "lada_ops")
-        for path in (root / name).rglob("__init__.py")
+        ".".join(path.parent.relative_to(ROOT / root).parts)
+        for root, name in (("kernels", "lada_kernels"), (COMMAND_LINE, "lada_cli"), ("", "lada_ops"))
+        for path in files(f"{root}/{name}".lstrip("/"))
+        if path.name == "__init__.py"
     }
     assert set(ast.literal_eval(call.value)) == want
 
 
 def test_every_folder_of_modules_is_a_package():
-    for folder in ("lada_ops", "kernels/lada_kernels"):
+    for folder in ("lada_ops", f"{COMMAND_LINE}/lada_cli", "kernels/lada_kernels"):
         for path in files(folder):
             assert (path.parent / "__init__.py").is_file(), path
 

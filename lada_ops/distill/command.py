@@ -201,7 +201,8 @@ def _examples(
     length = min(settings.max_length, longest(teacher))
     if task is None:
         assert settings.texts is not None
-        encoded = tokenizer(read_lines(settings.texts), truncation=True, max_length=length)
+        lines = read_lines(settings.texts, "--texts")
+        encoded = tokenizer(lines, truncation=True, max_length=length)
         count = len(encoded["input_ids"])
         return [{name: encoded[name][i] for name in encoded} for i in range(count)], None
     assert settings.data is not None

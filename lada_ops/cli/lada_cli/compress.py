@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tables
-from ..plans import Method
-from .app import Json, Model, app, errors, pair, show
+from .app import Json, Method, Model, app, command, errors, note, pair, show
 
 
 @app.command(
@@ -43,28 +41,31 @@ def compress(
     with errors():
         from transformers import AutoTokenizer
 
-        from .. import layer_statistics, plan, swap
-        from ..folder import check_target, load_model, longest, save_model
-        from ..pretrained import compression_of
-        from ..texts import read_lines, token_batches
+        from lada_ops import layer_statistics, plan, swap, tables
+        from lada_ops.folder import check_target, load_model, longest, save_model
+        from lada_ops.pretrained import compression_of
+        from lada_ops.texts import read_lines, token_batches
 
         check_target(folder, overwrite)  # before the work, not after
+        lines = None if calibration is None else read_lines(calibration, "--calibration")
         dense = load_model(model)
         if compression_of(dense) is not None:
             raise ValueError(
                 f"{model} is compressed already; expected the dense model it came from"
             )
         seen = batches = None
-        if calibration is not None:
+        if lines is not None:
             tokenizer = AutoTokenizer.from_pretrained(model)
             length = min(128, longest(dense))
-            batches = token_batches(tokenizer, read_lines(calibration), max_length=length)
+            batches = token_batches(tokenizer, lines, max_length=length)
             seen = layer_statistics(dense, batches, layers)
         shape = pair("--block", block)
         made = plan(dense, ratio, method, block=shape, calibration=seen, layers=layers)
         report = swap.compress(dense, made, seen, batches=batches)
         save_model(dense, model, folder, overwrite)
         show(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
+        next_one = command("lada", "bench", folder, "--against", model)
+        note(f"The model is in {folder}; next: {next_one}")
 
 
 @app.command(epilog="Example: lada info ./my-bert-5x")
@@ -74,12 +75,14 @@ def info(
 ) -> None:
     """Show what each layer of a compressed model is, costs, lost, and how this CPU would run it."""
     with errors():
-        from ..engine.optimize import optimize, paths
-        from ..folder import load_config, load_model
-        from ..pretrained import compression_of
+        from lada_ops import tables
+        from lada_ops.engine.optimize import optimize, paths
+        from lada_ops.folder import load_config, load_model
+        from lada_ops.pretrained import compression_of
 
         found = compression_of(load_config(folder))
         if found is None:
             raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
         model = optimize(load_model(folder, "cpu").float())
         show(found[1].to_dict() | {"cpu_paths": paths(model)}, as_json, tables.report)
+        note(f"Next: {command('lada', 'bench', folder)}")

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tables
-from .app import Json, app, errors, number, out, pair, show
+from .app import Json, app, errors, note, note_serving, number, pair, show
 
 
 @app.command(
@@ -41,25 +40,36 @@ def bench(
     latency percentiles and throughput, and what a cold start takes.
     """
     with errors():
-        from ..bench import Bench
-        from ..plots import plot_speedups
+        from lada_ops import tables
+        from lada_ops.bench import Bench
+        from lada_ops.extras import require
+        from lada_ops.plots import plot_speedups
+        from lada_ops.texts import read_lines
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}
         counts = [number("--batches", text) for text in batches.split(",")]
-        for option, count in (("--requests", requests), ("--rounds", rounds)):
+        for option, count in (
+            *(("--requests", requests), ("--rounds", rounds)),
+            *(() if threads is None else (("--threads", threads),)),
+        ):
             number(option, str(count))
         if plot is not None and (texts is not None or not plot.absolute().parent.is_dir()):
             raise ValueError(f"--plot: {plot}; expected a file in a folder that exists, no --texts")
+        if plot is not None:
+            require("lada bench --plot", "bench", "matplotlib")
+        lines = None if texts is None else read_lines(texts, "--texts")
         made = Bench.of(folder, against)
-        if texts is not None:
-            results = made.traffic(texts, counts, requests, rounds, threads)
+        if lines is not None:
+            results = made.traffic(lines, counts, requests, rounds, threads)
             results["cold_starts"] = made.cold_starts(threads)
             show(results, as_json, tables.traffic)
-            return
-        results = made.shapes(sizes, rounds, threads)
-        show(results, as_json, tables.latency)
+        else:
+            results = made.shapes(sizes, rounds, threads)
+            show(results, as_json, tables.latency)
         if plot is not None:
             plot_speedups(results, plot, Path(folder).resolve().name)
+            note(f"The picture is {plot}.")
+        note_serving(folder)
 
 
 @app.command(epilog="Example: lada demo --data path/to/stsb")
@@ -79,9 +89,12 @@ def demo(
     model, saves, loads back, and checks that the outputs are equal to the bit.
     """
     with errors():
-        from ..demo import run_demo
+        from lada_ops import tables
+        from lada_ops.demo import run_demo
 
         results = run_demo(folder, data)
         show(results, as_json, tables.demo)
-        if not as_json:
-            out.print(f"The picture: {folder / 'speedups.png'}; the models: {folder}/*")
+        note(
+            f"The picture is {folder / 'speedups.png'}, the models are beside it; next, with your "
+            "own: lada compress MODEL --calibration TEXTS --out DIR"
+        )

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tables
-from .app import Json, app, errors, number, show
+from .app import Json, app, command, errors, note, number, show
 
 
 @app.command(
@@ -44,10 +43,11 @@ def tune(
     cache folder, where every later run of the kernels looks them up.
     """
     with errors():
-        from ..folder import load_model
-        from ..tune import Bench, Case, cases_of
-        from ..tune import tune as run_tuner
-        from ..user_tables import user_folder
+        from lada_ops import tables
+        from lada_ops.folder import load_model
+        from lada_ops.tune import Bench, Case, cases_of
+        from lada_ops.tune import tune as run_tuner
+        from lada_ops.user_tables import user_folder
 
         sizes = [number("--tokens", text) for text in tokens.split(",")]
         if (model is None) == (shapes is None):
@@ -69,9 +69,11 @@ def tune(
             folder or user_folder(),
             budget=budget,
             bench=bench,
-            say=lambda line: typer.echo(line, err=True),
+            say=note,
         )
         show(summary.to_dict(), as_json, tables.tuning)
+        if model is not None:
+            note(f"Next: {command('lada', 'bench', model)}")
 
 
 @app.command(epilog="Example: lada inspect low_rank_linear --target sm_80")
@@ -88,10 +90,11 @@ def inspect(
     the least time that the work takes by a data sheet. Measures nothing and needs no GPU.
     """
     with errors():
-        from ..machine_code.catalogue import shipped
-        from ..machine_code.inspection import inspect as rows_of
-        from ..machine_code.targets import find_target
-        from ..progress import progress_bar
+        from lada_ops import tables
+        from lada_ops.machine_code.catalogue import shipped
+        from lada_ops.machine_code.inspection import inspect as rows_of
+        from lada_ops.machine_code.targets import find_target
+        from lada_ops.progress import progress_bar
 
         gpu = find_target(target)
         launches = shipped(stem)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .. import tables
-from ..plans import Method
-from .app import Json, app, errors, number, pair, show
+from .app import Json, Method, app, command, errors, note, note_serving, number, pair, show
 
 Preset = Literal["lada-block", "lada"]
 Pooling = Literal["mean", "cls"]
 Task = Annotated[str, typer.Option(help="sst2, cola, mrpc, rte, stsb or mnli.")]
 Data = Annotated[
-    Path, typer.Option(help="A folder with glue/TASK/train.tsv and dev.tsv, robust/textfooler.")
+    Path,
+    typer.Option(help="A folder with glue/TASK/train.tsv and dev.tsv; robust/textfooler, if any."),
 ]
 
 
 @app.command(
     epilog="Examples: lada distill ./my-bert --task sst2 --data ./data --ratio 5 --out ./small; "
     "lada distill ./my-embedder --texts sentences.txt --out ./small; "
-    "torchrun --nproc-per-node 2 -m lada_ops.cli distill ..."
+    "torchrun --nproc-per-node 2 -m lada_cli distill ..."
 )
 def distill(
     teacher: Annotated[str, typer.Argument(help="A fine-tuned model's folder, or hub name.")],
@@ -96,41 +97,53 @@ def distill(
     Checkpoints go to OUT.training; the same command goes on from the last one.
     """
     with errors():
-        from ..distill.command import Settings, run
+        from lada_ops import tables
+        from lada_ops.extras import require
 
-        report = run(
-            Settings(
-                teacher=teacher,
-                folder=folder,
-                task=task,
-                data=data,
-                texts=texts,
-                train_file=train_file,
-                dev_file=dev_file,
-                preset=preset,
-                ratio=ratio,
-                method=method,
-                block=pair("--block", block),
-                order=order,
-                embedding_keep=embedding_keep,
-                pooling=pooling,
-                labels=labels,
-                epochs=epochs,
-                batch_size=batch_size,
-                accumulate=accumulate,
-                learning_rate=learning_rate,
-                dropout=dropout,
-                max_length=max_length,
-                patience=patience,
-                save_steps=save_steps,
-                bf16=bf16,
-                seed=seed,
-                overwrite=overwrite,
-                quiet=as_json,
+        of_task = () if task is None else ("scipy", "sklearn")
+        require("lada distill", "train", "accelerate", *of_task)  # which what follows imports
+        from lada_ops.distill.command import Settings, run
+
+        with redirect_stdout(sys.stderr):  # the trainer's log is no result
+            report = run(
+                Settings(
+                    teacher=teacher,
+                    folder=folder,
+                    task=task,
+                    data=data,
+                    texts=texts,
+                    train_file=train_file,
+                    dev_file=dev_file,
+                    preset=preset,
+                    ratio=ratio,
+                    method=method,
+                    block=pair("--block", block),
+                    order=order,
+                    embedding_keep=embedding_keep,
+                    pooling=pooling,
+                    labels=labels,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    accumulate=accumulate,
+                    learning_rate=learning_rate,
+                    dropout=dropout,
+                    max_length=max_length,
+                    patience=patience,
+                    save_steps=save_steps,
+                    bf16=bf16,
+                    seed=seed,
+                    overwrite=overwrite,
+                    quiet=as_json,
+                )
             )
-        )
         if report is not None:
             show(report, as_json, tables.report)
+            if task is None:
+                words = ["bench", folder, "--against", teacher]
+            else:
+                words = ["eval", folder, "--teacher", teacher, "--task", task, "--data", data]
+                words += [] if dev_file is None else ["--dev-file", dev_file]
+            note(f"The student is in {folder}; next: {command('lada', *words)}")
 
 
 @app.command(
@@ -155,7 +168,8 @@ def evaluate(
     changed to fool another BERT, and latency, measured in one run.
     """
     with errors():
-        from ..evaluate.evaluation import evaluate as evaluated
+        from lada_ops import tables
+        from lada_ops.evaluate.evaluation import evaluate as evaluated
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}
         for option, count in (("--rounds", rounds), ("--threads", threads)):
@@ -172,3 +186,4 @@ def evaluate(
             threads=threads,
         )
         show(results, as_json, tables.evaluation)
+        note_serving(folder)

@@ -1,0 +1,109 @@
+"""What all commands of `lada` share: the app, their output, their errors.
+
+torch and lada_ops are imported by a command that runs: help and usage errors do without.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from platform import python_version
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console, RenderableType
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no table.")]
+Model = Annotated[str, typer.Argument(help="A model's folder, or its name on the hub.")]
+Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]  # as lada_ops.plans has it
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        beside = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        typer.echo(f"lada-ops {version('lada-ops')} ({beside}, Python {python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the versions of lada-ops, torch, transformers and Python.",
+        ),
+    ] = False,
+) -> None:
+    """Compressed BERTs that are actually fast.
+
+    Start with `lada demo`; then `lada compress MODEL --out DIR` and `lada bench DIR`.
+    """
+
+
+def show(
+    results: Mapping[str, Any], as_json: bool, table: Callable[[Mapping[str, Any]], RenderableType]
+) -> None:
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        out.print(table(results))
+
+
+def note(line: str) -> None:
+    """Print a line for people on stderr: stdout holds results alone."""
+    typer.echo(line, err=True)
+
+
+def note_serving(folder: str) -> None:
+    """Print how a model is served."""
+    from lada_ops.folder import load_config
+
+    kind, *_ = load_config(folder).architectures or ["AutoModel"]
+    note(f"To serve it, in Python: lada_ops.optimize({kind}.from_pretrained({folder!r}))")
+
+
+def command(*words: object) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(str(word) for word in words)
+
+
+def number(option: str, text: str) -> int:
+    if re.fullmatch(r"\s*[1-9]\d*\s*", text) is None:
+        raise ValueError(f"{option}: {text!r}; expected positive numbers with commas")
+    return int(text)
+
+
+def pair(option: str, text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", text)
+    if match is None:
+        raise ValueError(f"{option}: {text!r}; expected two positive numbers such as 8x128")
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Errors a user can mend end in one line on stderr and exit code 1; others keep their trace."""
+    from transformers.utils import logging
+
+    from lada_ops.distill.losses import NotFinite
+    from lada_ops.latency import WrongOutput
+    from lada_ops.tune import NoGpu
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, WrongOutput, NotFinite, NoGpu) as error:
+        typer.secho("error: ", fg="red", nl=False, err=True)
+        typer.echo(" ".join(map(str.strip, str(error).splitlines())), err=True)
+        raise typer.Exit(1) from error
