@@ -17,7 +17,8 @@ def python_of(pin: Requirement) -> SpecifierSet:
         found = metadata(pin.name)
     except PackageNotFoundError:
         return SpecifierSet()
-    return SpecifierSet(found["Requires-Python"] if found["Version"] in pin.specifier else "")
+    ours = found["Version"] in pin.specifier
+    return SpecifierSet((ours and found["Requires-Python"]) or "")
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
