@@ -125,9 +125,12 @@ def _packed_dtypes(model: nn.Module) -> set[torch.dtype]:
 
 
 def _tolerance(model: nn.Module) -> float | None:
-    """That of what it computes in, which its outputs do not show."""
+    """The largest of what an optimized model computes in: its linears, and what is around them."""
+    packed = _packed_dtypes(model)
+    if not packed:
+        return None
     tolerances = TOLERANCES | {torch.int8: INT8_TOLERANCE}
-    return max((tolerances[dtype] for dtype in _packed_dtypes(model)), default=None)
+    return max(tolerances[dtype] for dtype in packed | {p.dtype for p in model.parameters()})
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, TokenCla
 
 import lada_ops
 from lada_ops.engine.optimize import fast_dtypes
-from lada_ops.latency import WrongOutput, compare_models
-from lada_ops.latency.models import read_output
+from lada_ops.latency import TOLERANCES, WrongOutput, compare_models
+from lada_ops.latency.models import _tolerance, read_output
 from tests.engine.test_fused import fused
 
 native_only = pytest.mark.skipif(not fast_dtypes(), reason="no native library was built")
@@ -198,3 +198,11 @@ def test_bad_arguments_are_named(dense, batches, change, message):
     change(dense, models, batches)
     with pytest.raises(ValueError, match=message):
         compare_models(dense, models, batches, quiet=True)
+
+
+@native_only
+def test_a_model_in_bfloat16_is_held_to_that_whatever_its_linears_compute_in(dense):
+    model = lada_ops.optimize(dense, torch.float32)
+    assert _tolerance(model) == TOLERANCES[torch.float32]
+    nn.Module.to(model.embeddings, torch.bfloat16)
+    assert _tolerance(model) == TOLERANCES[torch.bfloat16]
