@@ -89,12 +89,6 @@ def bert_section(folder: Path) -> str:
     if content is None:
         return ""
     top = content["ceilings"]
-    missing = {
-        f"{name} ({why})": None
-        for comparison in content["comparisons"]
-        for name, why in comparison["missing"].items()
-    }
-    listed = f"Missing: {'; '.join(missing)}.\n\n" if missing else ""
     here = folder.relative_to(ROOT)
     return f"""**A BERT-base**, its weights random, on {machine(content["environment"])}: speed \
 only. Beside ours, in the same run: torch.compile, at its best here, of the dense model, of the \
@@ -106,7 +100,8 @@ heads and feed-forward are cut; and torch's own block-sparse tensors.
 without regard to what its weights say.
 
 {speed_table(content["comparisons"], "minilm ")}
-{listed}Latency of BERT-base by batch and length; of ours, those of the peers' ratio:
+{missing(content["comparisons"])}\
+Latency of BERT-base by batch and length; of ours, those of the peers' ratio:
 
 ![Latency by batch and length]({here / LATENCY})
 
@@ -154,6 +149,7 @@ of its {first["rounds"]} rounds; texts a second, one request after the other; ti
 dense in eager mode. **Bold: slower.**
 
 {table(["texts a request", "p50", "p95", "p99", "texts/s", "speed-up"], rows)}
+{missing(found["traffic"])}\
 A cold start, in seconds of a process of its own that answers 8x128 twice:
 
 {table(["", *columns], starts)}
@@ -222,7 +218,8 @@ def quality_table(demo: Mapping[str, Any]) -> str:
         ]
         for row in demo["models"]
     ]
-    return table(header, rows)
+    reasons = missing(demo["comparisons"])
+    return table(header, rows) + (f"\n{reasons}" if reasons else "")
 
 
 def speed_table(comparisons: Sequence[Mapping[str, Any]], prefix: str) -> str:
@@ -231,6 +228,16 @@ def speed_table(comparisons: Sequence[Mapping[str, Any]], prefix: str) -> str:
     names = dict.fromkeys(t["name"] for comparison in chosen for t in comparison["timings"])
     header = ["", *(c["label"].removeprefix(prefix) for c in chosen)]
     return table(header, [[name, *speedups(chosen, name)] for name in names])
+
+
+def missing(comparisons: Iterable[Mapping[str, Any]]) -> str:
+    """A paragraph of what they have no times of, and why; nothing where all were timed."""
+    reasons = {
+        f"{name} ({why})": None
+        for comparison in comparisons
+        for name, why in comparison.get("missing", {}).items()
+    }
+    return f"Missing: {'; '.join(reasons)}.\n\n" if reasons else ""
 
 
 def speedups(comparisons: Iterable[Mapping[str, Any]], name: str) -> list[str]:
