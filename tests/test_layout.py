@@ -213,10 +213,11 @@ def test_set_up_names_every_package():
         for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
         if isinstance(node, ast.keyword) and node.arg == "packages"
     )
+    roots = {"lada_cli": COMMAND_LINE, "lada_kernels": "kernels", "lada_ops": "."}
     want = {
         ".".join(path.parent.relative_to(ROOT / root).parts)
-        for root, name in (("kernels", "lada_kernels"), (COMMAND_LINE, "lada_cli"), ("", "lada_ops"))
-        for path in files(f"{root}/{name}".lstrip("/"))
+        for name, root in roots.items()
+        for path in files(f"{root}/{name}")
         if path.name == "__init__.py"
     }
     assert set(ast.literal_eval(call.value)) == want
@@ -257,8 +258,9 @@ class TestKernelsName:
         (info / "RECORD").write_text("kernels/__init__.py,,\n")
         return tmp_path
 
-    def test_our_root_is_no_package(self):
-        assert not (ROOT / "kernels/__init__.py").exists()
+    @pytest.mark.parametrize("root", ["kernels", COMMAND_LINE])
+    def test_our_root_is_no_package(self, root):
+        assert not (ROOT / root / "__init__.py").exists()
 
     def test_the_name_is_never_a_file_of_ours(self):
         program = (
