@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PLAIN_ATTENTION = ("eager", "sdpa")
 """Implementations of attention in transformers that compute what the engines do."""
+_ATTENTION = "_attn_implementation_internal"  # in vars of a config, whose properties take longer
 _logger = logging.getLogger("lada_ops")
 
 
@@ -29,6 +30,7 @@ class _View(NamedTuple):
     ids: list[int]  # since == of tensors is elementwise
     namespaces: list[dict[str, Any]]  # attributes of each module, perhaps with a forward
     forwards: list[Any]
+    settings: dict[str, Any]  # attributes of the config
     tensors: list[Tensor]
     marks: list[int]
     regions: Regions | None
@@ -44,7 +46,7 @@ class Watch:
 
     def __init__(self, modules: Mapping[str, nn.Module], config: Any, by_value: bool) -> None:
         self._modules, self._config = dict(modules), config
-        self._attention = getattr(config, "_attn_implementation", None)
+        self._attention = getattr(config, _ATTENTION, None)
         self._expected = self._found()
         tensors = _tensors(self._expected[1].values())
         self._copies = [_bytes(t).clone().numpy() for t in tensors] if by_value else None
@@ -70,7 +72,7 @@ class Watch:
     def changed(self) -> bool:
         """Whether the engine would compute something else than the modules say."""
         view = self._view = self._view or self._looked()
-        attention = getattr(self._config, "_attn_implementation", None)
+        attention = view.settings.get(_ATTENTION)
         if (
             [*_values(view.children)] != view.submodules
             or [*map(id, _values(view.holders))] != view.ids
@@ -110,6 +112,7 @@ class Watch:
             [*map(id, held)],
             [vars(m) for m in modules],
             forwards,
+            {} if self._config is None else vars(self._config),
             tensors,
             self._marks(tensors) if self._copies is None else [-1],
             None,
