@@ -6,9 +6,13 @@ import fnmatch
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -17,6 +21,8 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from . import pretrained  # noqa: F401  registers compressed checkpoints with transformers
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.index.json", "*.pt", ".*")
 
@@ -39,7 +45,7 @@ def load_model(model: str, device: str | None = None) -> PreTrainedModel:
 
     device: by default the GPU if there is one, else the CPU.
 
-    Raises ValueError if the folder is no model or its weights are damaged, OSError if it is not
+    Raises ValueError if the folder is no model, or as `load_whole` does, OSError if it is not
     found.
     """
     architecture, *_ = load_config(model).architectures or ["AutoModel"]
@@ -49,12 +55,67 @@ def load_model(model: str, device: str | None = None) -> PreTrainedModel:
             f"{model} is a {architecture}, which transformers does not have; expected one of its "
             "classes, or the model compressed from Python by lada_ops.compress"
         )
-    try:
-        loaded = cls.from_pretrained(model).eval()
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {model} are damaged: {error}") from error
+    loaded = load_whole(cls, model).eval()
     nn.Module.to(loaded, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return loaded
+
+
+def load_whole(cls: type[Model], model: str | Path, **kwargs: Any) -> Model:
+    """The model that `cls` loads from a folder or hub name, every tensor of it from there.
+
+    An encoder saved without its pooler is loaded without one. Weights of heads that a `cls` has
+    not, as of another task, are left out with a warning. kwargs: of `from_pretrained`.
+
+    Raises ValueError on tensors that are missing, superfluous, of another shape or damaged.
+    """
+    found, info = _from_pretrained(cls, model, kwargs)
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    options = signature(type(found)).parameters if found.base_model is found else {}
+    no_pooler = missing and all(name.startswith("pooler.") for name in missing)
+    if no_pooler and "add_pooling_layer" in options:
+        return load_whole(cls, model, add_pooling_layer=False, **kwargs)
+    parts = {name for name, _ in found.base_model.named_children()}
+    prefix = f"{found.base_model_prefix}."
+    superfluous = [n for n in unexpected if n.removeprefix(prefix).split(".")[0] in parts]
+    if info["mismatched_keys"]:
+        name, got, expected = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{model}: {name} is {tuple(got)} in the weights; expected {tuple(expected)}, as its "
+            "config has it"
+        )
+    if missing:
+        raise ValueError(
+            f"{model} lacks {_some(missing)}; expected every tensor of a {type(found).__name__}"
+        )
+    if superfluous:
+        raise ValueError(
+            f"{model} holds {_some(superfluous)}, which a {type(found).__name__} has not; "
+            "expected the tensors of its config alone"
+        )
+    if unexpected:
+        warnings.warn(
+            f"{model} holds heads that a {type(found).__name__} has not, and is loaded without: "
+            f"{_some(unexpected)}",
+            stacklevel=3,
+        )
+    return found
+
+
+def _from_pretrained(
+    cls: type[Model], model: str | Path, kwargs: Mapping[str, Any]
+) -> tuple[Model, Mapping[str, Any]]:
+    """The model, and what transformers says is missing, unexpected or of another shape."""
+    asked: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    try:
+        return cls.from_pretrained(model, **asked)  # type: ignore[return-value]
+    # torch's own for files that are cut off or are no pickle
+    except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"the weights in {model} are damaged: {error}") from error
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def longest(model: PreTrainedModel) -> int:

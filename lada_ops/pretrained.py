@@ -6,6 +6,7 @@ under their module names; importing `lada_ops` registers the config and the quan
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,8 @@ FORMAT_VERSION = 1
 class LadaQuantizationConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a compressed model: plan, report, and format version.
 
-    Raises ValueError on a version that this package doesn't know, or a plan or report that is none.
+    Raises ValueError on a version that this package doesn't know, a plan or report that is none, or
+    that has a layer which the other lacks.
     """
 
     def __init__(
@@ -50,8 +52,17 @@ class LadaQuantizationConfig(QuantizationConfigMixin):
                 f"lada: format_version {format_version!r} in the model's quantization_config; "
                 f"expected 1 to {FORMAT_VERSION}: a newer lada-ops may have written it"
             )
-        CompressionPlan.from_dict(plan or {})
-        CompressionReport.from_dict(report or {})
+        planned = CompressionPlan.from_dict(plan or {}).layers
+        reported = CompressionReport.from_dict(report or {}).layers
+        for has, layers, lacks, others in (
+            ("plan", planned, "report", reported),
+            ("report", reported, "plan", planned),
+        ):
+            if alone := sorted(layers.keys() - others.keys()):
+                raise ValueError(
+                    f"lada: the {has} has {alone[0]!r}, which the {lacks} lacks; expected the same "
+                    "layers in both"
+                )
         self.quant_method = METHOD  # type: ignore[assignment]
         self.format_version = format_version
         self.plan = plan
@@ -77,30 +88,29 @@ class LadaQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         plan = CompressionPlan.from_dict(self.quantization_config.plan or {})
         self.names = {name: _resolve(model, name) for name in plan.layers}
-        self.shapes: dict[str, dict[str, torch.Size]] = {}
-        for name, layer in plan.layers.items():
-            linear = model.get_submodule(self.names[name])
+        saved_as: dict[str, str] = {}
+        for saved, name in self.names.items():
+            if name in saved_as:
+                raise ValueError(
+                    f"lada: the plan compresses {name} twice, as {saved_as[name]!r} and {saved!r}; "
+                    "expected it once"
+                )
+            saved_as[name] = saved
+            linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            module = _empty_module(self.names[name], layer, linear)
-            self.shapes[self.names[name]] = {k: t.shape for k, t in _tensors(module)}
-            model.set_submodule(self.names[name], module)
+            model.set_submodule(name, _empty_module(name, plan.layers[saved], linear))
             # some parents draw the weights of their linears anew, unless told that this is done
-            parent = model.get_submodule(self.names[name].rpartition(".")[0])
+            parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, "_is_hf_initialized", True)  # noqa: B010
+        self.shapes = {name: tensor.shape for name, tensor in _tensors(model)}
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
-        for name, shapes in self.shapes.items():
+        for name, tensor in _tensors(model):
+            self._check_loaded(model, name, tensor)
+        for name in self.names.values():
             module = model.get_submodule(name)
-            for key, tensor in _tensors(module):
-                if not getattr(tensor, "_is_hf_initialized", False):
-                    raise ValueError(f"lada: the checkpoint lacks {name}.{key}")
-                if tensor.shape != shapes[key]:  # not every release checks that by itself
-                    raise ValueError(
-                        f"lada: the checkpoint's {name}.{key} is {tuple(tensor.shape)}; its plan "
-                        f"expects {tuple(shapes[key])}"
-                    )
             for tensor in module.parameters(recurse=False):
                 # tensors lie in memory as in the file, unaligned: slower, and rounded otherwise
                 tensor.data = tensor.data.clone()
@@ -116,6 +126,24 @@ class LadaQuantizer(HfQuantizer):
         # a compressed model is an ordinary one: .half(), .to() and Trainer are free to use it
         setattr(model, "is_quantized", False)  # noqa: B010
         return model
+
+    def _check_loaded(self, model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+        compressed = name.rpartition(".")[0] in self.names.values()
+        if tensor.is_meta and compressed:
+            raise ValueError(
+                f"lada: {name} is offloaded; expected a device_map that keeps compressed layers "
+                "where they compute, without disk"
+            )
+        expected = tuple(self.shapes[name])
+        # an offloaded tensor is read when it is needed
+        loaded = tensor.is_meta or getattr(tensor, "_is_hf_initialized", False)
+        if not loaded and (compressed or _in_encoder(model, name)):
+            raise ValueError(f"lada: the checkpoint lacks {name} of shape {expected}")
+        if tensor.shape != expected:  # not every release checks that by itself
+            raise ValueError(
+                f"lada: the checkpoint's {name} is {tuple(tensor.shape)}; its "
+                f"{'plan' if compressed else 'config'} expects {expected}"
+            )
 
     def _rename_layers(self) -> None:
         config = self.quantization_config
@@ -212,6 +240,17 @@ def _config(
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return list(module.state_dict(keep_vars=True).items())
+
+
+def _in_encoder(model: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor is one that every task needs: neither a head's nor the pooler's."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    may_miss = model._keys_to_ignore_on_load_missing or ()
+    return (
+        name.startswith(prefix)
+        and not name.startswith(f"{prefix}pooler.")
+        and not any(re.search(pattern, name) for pattern in may_miss)
+    )
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str:

@@ -94,11 +94,31 @@ def test_a_plan_for_other_shapes(folder):
 
 def test_a_plan_with_names_the_model_lacks(folder):
     def edit(config):
-        layers = config["quantization_config"]["plan"]["layers"]
-        layers["encoder.layer.7.output.dense"] = layers[QUERY]
+        for part in ("plan", "report"):
+            layers = config["quantization_config"][part]["layers"]
+            layers["encoder.layer.7.output.dense"] = layers[QUERY]
 
     edit_config(folder, edit)
     refuses(folder, "BertModel has no nn.Linear named 'encoder.layer.7.output.dense'.*expected")
+
+
+def test_one_linear_under_two_names(folder):
+    def edit(config):
+        for part in ("plan", "report"):
+            layers = config["quantization_config"][part]["layers"]
+            layers[f"bert.{QUERY}"] = layers[QUERY]
+
+    edit_config(folder, edit)
+    refuses(folder, f"plan compresses {QUERY} twice, as '{QUERY}' and 'bert.{QUERY}'; expected it")
+
+
+@pytest.mark.parametrize(("part", "other"), [("plan", "report"), ("report", "plan")])
+def test_a_layer_that_only_one_of_plan_and_report_has(part, other, folder):
+    def edit(config):
+        del config["quantization_config"][part]["layers"][QUERY]
+
+    edit_config(folder, edit)
+    refuses(folder, rf"the {other} has '{QUERY}', which the {part} lacks; expected the same layers")
 
 
 def test_another_model_class(folder):

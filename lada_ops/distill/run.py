@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..folder import staged_folder
+from ..folder import load_whole, staged_folder
 from ..latency import write_json
 from .pruner import PruningCallback
 from .recipe import Recipe
@@ -86,7 +86,7 @@ def distill(
             if args.should_save:
                 _save(model, folder / "trained", trainer)
             trainer.accelerator.wait_for_everyone()
-        model = type(teacher).from_pretrained(folder / "trained", dtype=teacher.dtype)
+        model = load_whole(type(teacher), folder / "trained", dtype=teacher.dtype)
     recipe.finish(model)
     return model.eval()
 
@@ -96,7 +96,7 @@ def _in_training(
 ) -> Model:
     # on a CPU, sdpa's backward in bf16 takes several times as long as eager's
     attention = "eager" if args.device.type == "cpu" else None
-    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    model = load_whole(kind, folder, dtype=dtype, attn_implementation=attention)
     for module in model.modules():
         if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
