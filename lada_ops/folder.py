@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from . import pretrained  # noqa: F401  registers compressed checkpoints with transformers
+from .disk import exchange, flush, flush_names, remove, remove_dead, work_folder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -166,27 +166,42 @@ def check_target(folder: str | Path, overwrite: bool) -> None:
 def staged_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `folder` that takes its name when the block ends without an error.
 
-    After an error or an interrupt it is removed, and `folder` is as before. Raises FileExistsError
-    as `check_target` does.
+    That is one step where the system can exchange two names, after all of it is on the disk. After
+    an error or an interrupt it is removed, and `folder` is as before. What runs that were killed
+    left is removed. A link to a folder stays, and its target is replaced.
+
+    Raises FileExistsError as `check_target` does.
     """
     check_target(folder, overwrite)
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_dead(folder)
     # a folder to itself, on the same file system, so that renaming is all that is left to do
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    stage, aside = work / "new", work / "old"
-    try:
-        stage.mkdir()
-        yield stage
+    with work_folder(folder) as work:
+        stage, aside = work / "new", work / "old"
         try:
-            if folder.exists():
-                os.rename(folder, aside)
-            os.rename(stage, folder)
-        except BaseException:
-            if aside.exists() and not folder.exists():
-                os.rename(aside, folder)
-            raise
-    finally:
-        # if even putting it back failed, the old folder is still in there
-        if folder.exists() or not aside.exists():
-            shutil.rmtree(work, ignore_errors=True)
+            stage.mkdir()
+            yield stage
+            flush(stage)
+            check_target(folder, overwrite)
+            _put(stage, folder, aside)
+            flush_names(folder.parent)
+        finally:
+            # if even putting it back failed, the old folder is still in there
+            if folder.exists() or not aside.exists():
+                remove(work)
+
+
+def _put(stage: Path, folder: Path, aside: Path) -> None:
+    if not folder.exists():
+        os.rename(stage, folder)
+        return
+    if exchange(stage, folder):
+        return
+    try:
+        os.rename(folder, aside)
+        os.rename(stage, folder)
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            os.rename(aside, folder)
+        raise

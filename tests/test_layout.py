@@ -36,6 +36,8 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "progress": set(),
     "user_tables": set(),
     "encoders": {"modules"},
+    "disk": set(),
+    "folder": {"disk", "pretrained"},
     "machine_code": set(),
     "ops": {"formats", "reference", "user_tables"},
     "compress": {"formats", "grid"},
