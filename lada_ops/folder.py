@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -17,14 +15,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from . import pretrained  # noqa: F401  registers compressed checkpoints with transformers
+from .copying import copy_files, kept_files, transformers_in
 from .disk import exchange, flush, flush_names, remove, remove_dead, work_folder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-_WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.index.json", "*.pt", ".*")
 
 
 def load_config(model: str) -> transformers.PreTrainedConfig:
@@ -33,9 +30,11 @@ def load_config(model: str) -> transformers.PreTrainedConfig:
     if not folder.exists() and (folder.is_absolute() or model.startswith(".")):
         raise FileNotFoundError(f"{model} does not exist; expected a model's folder or hub name")
     if folder.exists() and not (folder / "config.json").is_file():
+        inner = transformers_in(folder)
         raise ValueError(
             f"{model} is no model: it has no config.json; expected a folder that save_pretrained "
             "wrote, or the name of a model on the hub"
+            + (f"; there are models in {inner}" if inner else "")
         )
     return AutoConfig.from_pretrained(model)
 
@@ -131,26 +130,14 @@ def save_model(
 ) -> None:
     """Write `model` to `folder` with what else its `source` folder or hub name holds.
 
-    Tokenizer, pooling settings and the like are taken over, so the result takes the place of the
-    source. Raises as `staged_folder` does; the folder is then as before.
+    Tokenizer, modules of sentence-transformers with their weights, remote code and the like are
+    taken over, so the result takes the place of the source; see `kept_files`. Raises ValueError as
+    that does, and as `staged_folder` does; the folder is then as before.
     """
+    files = kept_files(source, folder)
     with staged_folder(folder, overwrite) as stage:
-        if Path(source).is_dir():
-            shutil.copytree(source, stage, ignore=_weights_and_config(source), dirs_exist_ok=True)
-        else:
-            AutoTokenizer.from_pretrained(source).save_pretrained(stage)
+        copy_files(files, stage)
         model.save_pretrained(stage)
-
-
-def _weights_and_config(source: str) -> Callable[[str, list[str]], set[str]]:
-    """What `shutil.copytree` must leave behind: save_pretrained writes its own."""
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        left = {name for pattern in _WEIGHTS for name in fnmatch.filter(names, pattern)}
-        # a config.json further down belongs to a part of its own, such as a pooling layer
-        return left | {"config.json"} if folder == source else left
-
-    return ignore
 
 
 def check_target(folder: str | Path, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 import lada_ops
-from lada_ops.cli import app
+from lada_cli import app
 from lada_ops.folder import load_model
 from tests.tiny_encoders import tiny_bert, with_head
 

@@ -36,8 +36,9 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "progress": set(),
     "user_tables": set(),
     "encoders": {"modules"},
+    "copying": set(),
     "disk": set(),
-    "folder": {"disk", "pretrained"},
+    "folder": {"copying", "disk", "pretrained"},
     "machine_code": set(),
     "ops": {"formats", "reference", "user_tables"},
     "compress": {"formats", "grid"},
@@ -61,8 +62,9 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "utf8": set(),
     "tasks": {"utf8"},
     "distill": {
-        *("budget", "calibrate", "compress", "counts", "encoders", "engine", "folder", "formats"),
-        *("grid", "latency", "modules", "plans", "pretrained", "shrink", "swap", "tasks", "texts"),
+        *("budget", "calibrate", "compress", "copying", "counts", "encoders", "engine", "folder"),
+        *("formats", "grid", "latency", "modules", "plans", "pretrained", "shrink", "swap"),
+        *("tasks", "texts"),
     },
     "evaluate": {"bench", "counts", "encoders", "extras", "folder", "modules", "swap", "tasks"},
     "tune": {

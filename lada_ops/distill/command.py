@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..copying import kept_files, local_folder
 from ..folder import check_target, load_model, longest, save_model
 from ..plans import Method
 from ..pretrained import compression_of
@@ -30,11 +31,6 @@ from .lada_block import LadaBlockConfig
 from .losses import EMBEDDINGS, Losses, Pooling
 from .recipe import Recipe
 from .run import distill
-
-_POOLING_MODES: Mapping[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-}
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ def run(settings: Settings) -> Mapping[str, Any] | None:
     args = training_arguments(settings)
     if args.should_save:
         check_target(settings.folder, settings.overwrite)
+        kept_files(settings.teacher, settings.folder)
     if compression_of(teacher) is not None:
         raise ValueError(f"{settings.teacher} is compressed already; expected a dense model")
     task = None if settings.task is None else find_task(settings.task)
@@ -137,7 +134,7 @@ def recipe_of(settings: Settings, teacher: PreTrainedModel) -> Recipe:
 def losses_of(settings: Settings, teacher: PreTrainedModel) -> Losses:
     """The paper's for a classifier, without logits for other heads; an embedder's embeddings."""
     if _embeds(teacher):
-        pooling = settings.pooling or saved_pooling(Path(settings.teacher))
+        pooling = settings.pooling or saved_pooling(local_folder(settings.teacher))
         return replace(EMBEDDINGS, pooling=pooling, labels=settings.labels)
     classifies = type(teacher).__name__.endswith("ForSequenceClassification")
     return Losses(logits=float(classifies), labels=settings.labels)
@@ -152,16 +149,31 @@ def saved_pooling(folder: Path) -> Pooling:
 
     Raises ValueError where it does so by neither of what `Losses` knows.
     """
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
+    modules = folder / "modules.json"
+    places = ["1_Pooling"]
+    if modules.is_file():
+        listed = json.loads(modules.read_text(encoding="utf-8"))
+        places = [one["path"] for one in listed if one["type"].rpartition(".")[2] == "Pooling"]
+    paths = [path for place in places if (path := folder / place / "config.json").is_file()]
+    modes = [mode for path in paths for mode in _modes(path)] if paths else ["mean"]
+    known: tuple[Pooling, ...] = get_args(Pooling)
+    for mode in known:
+        if modes == [mode]:
+            return mode
+    raise ValueError(
+        f"{paths[0]} pools by {', '.join(modes)}; expected one of {', '.join(known)}, or --pooling"
+    )
+
+
+def _modes(path: Path) -> list[str]:
+    """The modes in a pooling module's config, as releases from 6 on or those before wrote it."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    modes = [name for name, on in saved.items() if name.startswith("pooling_mode_") and on]
-    if len(modes) != 1 or modes[0] not in _POOLING_MODES:
-        raise ValueError(
-            f"{path} pools by {modes}; expected one of {list(_POOLING_MODES)}, or --pooling"
-        )
-    return _POOLING_MODES[modes[0]]
+    if "pooling_mode" in saved:
+        mode = saved["pooling_mode"]
+        return [mode] if isinstance(mode, str) else list(mode)
+    prefix = "pooling_mode_"
+    flags = [name.removeprefix(prefix) for name in saved if name.startswith(prefix) and saved[name]]
+    return [flag.removesuffix("_tokens").removesuffix("_token") for flag in flags] or ["mean"]
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:

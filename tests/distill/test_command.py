@@ -15,7 +15,7 @@ from tests.distill.models import tiny_classifier
 from tests.tiny_model import tiny_config
 
 
-def settings(folder="no folder", pooling=None) -> Any:
+def settings(folder, pooling=None) -> Any:
     return SimpleNamespace(teacher=str(folder), pooling=pooling, labels=0.0)
 
 
@@ -25,6 +25,15 @@ def write_pooling(folder, **modes):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
 
 
+def write_modules(folder, place, mode):
+    """As sentence-transformers 6.2 saves them."""
+    kind = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+    (folder / "modules.json").write_text(json.dumps([{"idx": 1, "path": place, "type": kind}]))
+    (folder / place).mkdir()
+    content = {"embedding_dimension": 256, "pooling_mode": mode, "include_prompt": True}
+    (folder / place / "config.json").write_text(json.dumps(content))
+
+
 @pytest.fixture
 def embedder():
     torch.manual_seed(0)
@@ -32,15 +41,15 @@ def embedder():
 
 
 def test_a_classifier_learns_all_of_the_paper():
-    assert losses_of(settings(), tiny_classifier()) == Losses()
+    assert losses_of(settings("any"), tiny_classifier()) == Losses()
 
 
 def test_of_another_head_the_logits_are_not_learnt():
-    assert losses_of(settings(), BertForMaskedLM(tiny_config())) == Losses(logits=0)
+    assert losses_of(settings("any"), BertForMaskedLM(tiny_config())) == Losses(logits=0)
 
 
-def test_an_embedder_learns_its_embeddings(embedder):
-    assert losses_of(settings(), embedder) == EMBEDDINGS
+def test_an_embedder_learns_its_embeddings(embedder, tmp_path):
+    assert losses_of(settings(tmp_path), embedder) == EMBEDDINGS
 
 
 def test_texts_are_pooled_as_the_folder_says(embedder, tmp_path):
@@ -52,8 +61,33 @@ def test_texts_are_pooled_as_the_folder_says(embedder, tmp_path):
 @pytest.mark.parametrize("modes", [{"max_tokens": True}, {"cls_token": True, "mean_tokens": True}])
 def test_pooling_that_is_not_known_is_refused(modes, embedder, tmp_path):
     write_pooling(tmp_path, **modes)
-    with pytest.raises(ValueError, match="pools by .*expected one of .*, or --pooling"):
+    with pytest.raises(ValueError, match="pools by (max|cls, mean); expected one of mean, cls, or"):
         losses_of(settings(tmp_path), embedder)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", ["cls"]])
+def test_texts_are_pooled_as_newer_folders_say(mode, embedder, tmp_path):
+    write_modules(tmp_path, "2_Pooling", mode)
+    assert losses_of(settings(tmp_path), embedder).pooling in mode
+
+
+@pytest.mark.parametrize("mode", ["lasttoken", ["mean", "max"]])
+def test_newer_pooling_that_is_not_known_is_refused(mode, embedder, tmp_path):
+    write_modules(tmp_path, "1_Pooling", mode)
+    with pytest.raises(ValueError, match="pools by (lasttoken|mean, max); expected one of mean, "):
+        losses_of(settings(tmp_path), embedder)
+    assert losses_of(settings(tmp_path, "cls"), embedder).pooling == "cls"
+
+
+def test_texts_are_pooled_as_the_folder_of_a_hub_name_says(embedder, tmp_path, monkeypatch):
+    root = tmp_path / "models--me--tiny"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    (root / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    write_modules(root / "snapshots" / ("0" * 40), "1_Pooling", "cls")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert losses_of(settings("me/tiny"), embedder).pooling == "cls"
 
 
 @pytest.mark.parametrize("rate", [None, 3e-5])

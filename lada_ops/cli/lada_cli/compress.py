@@ -42,6 +42,7 @@ def compress(
         from transformers import AutoTokenizer
 
         from lada_ops import layer_statistics, plan, swap, tables
+        from lada_ops.copying import kept_files
         from lada_ops.folder import check_target, load_model, longest, save_model
         from lada_ops.pretrained import compression_of
         from lada_ops.texts import read_lines, token_batches
@@ -49,6 +50,7 @@ def compress(
         check_target(folder, overwrite)  # before the work, not after
         lines = None if calibration is None else read_lines(calibration, "--calibration")
         dense = load_model(model)
+        kept_files(model, folder)
         if compression_of(dense) is not None:
             raise ValueError(
                 f"{model} is compressed already; expected the dense model it came from"
