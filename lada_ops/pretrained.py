@@ -54,15 +54,12 @@ class LadaQuantizationConfig(QuantizationConfigMixin):
             )
         planned = CompressionPlan.from_dict(plan or {}).layers
         reported = CompressionReport.from_dict(report or {}).layers
-        for has, layers, lacks, others in (
-            ("plan", planned, "report", reported),
-            ("report", reported, "plan", planned),
-        ):
-            if alone := sorted(layers.keys() - others.keys()):
-                raise ValueError(
-                    f"lada: the {has} has {alone[0]!r}, which the {lacks} lacks; expected the same "
-                    "layers in both"
-                )
+        if alone := sorted(planned.keys() ^ reported.keys()):
+            has, lacks = ("plan", "report") if alone[0] in planned else ("report", "plan")
+            raise ValueError(
+                f"lada: the {has} has {alone[0]!r}, which the {lacks} lacks; expected the same "
+                "layers in both"
+            )
         self.quant_method = METHOD  # type: ignore[assignment]
         self.format_version = format_version
         self.plan = plan
@@ -87,7 +84,7 @@ class LadaQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         plan = CompressionPlan.from_dict(self.quantization_config.plan or {})
-        self.names = {name: _resolve(model, name) for name in plan.layers}
+        self.names = {name: _linear_of(model, name) for name in plan.layers}
         saved_as: dict[str, str] = {}
         for saved, name in self.names.items():
             if name in saved_as:
@@ -253,17 +250,25 @@ def _in_encoder(model: PreTrainedModel, name: str) -> bool:
     )
 
 
-def _resolve(model: PreTrainedModel, name: str) -> str:
-    """The name in `model` of a linear saved with or without a head, so with another prefix."""
+def name_in(model: PreTrainedModel, name: str, kind: type[nn.Module]) -> str | None:
+    """The name in `model` of a layer recorded with or without a head, so with another prefix.
+
+    None where no module of that kind has such a name.
+    """
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if isinstance(modules.get(candidate), nn.Linear):
-            return candidate
-    raise ValueError(
-        f"lada: {type(model).__name__} has no nn.Linear named {name!r}, which the checkpoint's "
-        "plan compresses; expected the model class that was saved"
-    )
+    candidates = name, name.removeprefix(prefix), prefix + name
+    return next((one for one in candidates if isinstance(modules.get(one), kind)), None)
+
+
+def _linear_of(model: PreTrainedModel, name: str) -> str:
+    found = name_in(model, name, nn.Linear)
+    if found is None:
+        raise ValueError(
+            f"lada: {type(model).__name__} has no nn.Linear named {name!r}, which the checkpoint's "
+            "plan compresses; expected the model class that was saved"
+        )
+    return found
 
 
 def _empty_module(name: str, plan: LayerPlan, linear: nn.Linear) -> CompressedLinear:

@@ -12,7 +12,7 @@ from .checks import check_module
 from .formats import Bsr, Format, LowRank, SparseLowRank, split_blocks
 from .modules.compressed_linear import CompressedLinear
 from .plans import LayerPlan, Method
-from .pretrained import compression_of, pretrained_models, record_compression
+from .pretrained import compression_of, name_in, pretrained_models, record_compression
 from .swap import model_bytes, replaced_modules, to_module
 
 _METHODS: dict[type, Method] = {
@@ -30,6 +30,8 @@ def shrink(model: nn.Module) -> list[str]:
     brought up to date: formats, ranks and counts are those of now, and errors that were measured
     before training are None. Single zeros within what is left stay.
     Returns the names of the modules that became smaller.
+
+    Raises ValueError, the model unchanged, where a linear that its config records is gone.
     """
     check_module("shrink", model, values=True)
     found = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLinear)}
@@ -74,14 +76,19 @@ def _without_blocks(weight: Bsr) -> Bsr:
 
 
 def _record(model: PreTrainedModel) -> None:
-    found = compression_of(model)
-    if found is None:
+    recorded = compression_of(model)
+    if recorded is None:
         return
-    plan, report = found
-    modules = dict(model.named_modules())
+    plan, report = recorded
     plans, layers = {}, {}
     for name, layer in report.layers.items():
-        module = modules[name]
+        found = name_in(model, name, CompressedLinear)
+        if found is None:
+            raise ValueError(
+                f"shrink: {type(model).__name__} has no compressed linear named {name!r}, which "
+                "its config records; expected the model as compress or from_pretrained left it"
+            )
+        module = model.get_submodule(found)
         assert isinstance(module, CompressedLinear)
         plans[name] = plan_of(module)
         layers[name] = replace(

@@ -128,3 +128,16 @@ def test_a_plan_of_a_module_is_of_its_sizes(module):
     assert (plan.block, plan.density) == (
         getattr(module, "block", None), getattr(module, "density", None),
     )  # fmt: skip
+
+
+def test_a_base_that_was_compressed_inside_its_head_shrinks_with_it(tmp_path):
+    model = compressed("low_rank").float()
+    lada_ops.restore(model)
+    lada_ops.compress(model.bert, lada_ops.plan(model.bert, 2, "low_rank"), quiet=True)
+    query = model.get_submodule(QUERY)
+    with torch.no_grad():
+        query.u[:, 1:] = 0
+    assert QUERY in shrink(model)
+    assert recorded(model).layers[QUERY.removeprefix("bert.")].plan.rank == 1
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(answers(type(model).from_pretrained(tmp_path)), answers(model))
