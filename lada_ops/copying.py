@@ -13,7 +13,8 @@ from pathlib import Path
 _REPLACED = (
     *("config.json", "model.*safetensors", "model-*-of-*.safetensors", "model.*index.json"),
     *("pytorch_model*.bin", "pytorch_model*.index.json", "tf_model*.h5", "flax_model*.msgpack"),
-    *("rust_model.ot", "model*.onnx", "onnx", "openvino_model*", "openvino"),
+    *("rust_model.ot", "model*.onnx", "onnx", "openvino_model*", "openvino", "coreml"),
+    *("*.tflite", "*.gguf"),
     *("optimizer.pt", "checkpoint-*"),
 )
 

@@ -92,12 +92,15 @@ def _take(lock: int) -> bool:
     return True
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder and all in it that this user may, write-protected or not."""
-    for path, inner, _ in os.walk(folder):
+def remove(work: Path) -> None:
+    """Remove a work folder and all in it that this user may, write-protected or not."""
+    for path, inner, _ in os.walk(work):
         for name in inner:
             one = os.path.join(path, name)
             if not os.path.islink(one):
                 with suppress(OSError):
                     os.chmod(one, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    for part in work.iterdir():
+        if part.name != _LOCK:  # last, or a run killed here leaves what no other knows
+            shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)

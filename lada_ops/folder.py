@@ -62,8 +62,8 @@ def load_model(model: str, device: str | None = None) -> PreTrainedModel:
 def load_whole(cls: type[Model], model: str | Path, **kwargs: Any) -> Model:
     """The model that `cls` loads from a folder or hub name, every tensor of it from there.
 
-    An encoder saved without its pooler is loaded without one. Weights of heads that a `cls` has
-    not, as of another task, are left out with a warning. kwargs: of `from_pretrained`.
+    An encoder saved without its pooler is loaded without one. Heads that the file has and `cls` has
+    not, such as another task's, are left out with a warning. kwargs: of `from_pretrained`.
 
     Raises ValueError on tensors that are missing, superfluous, of another shape or damaged.
     """
@@ -71,7 +71,7 @@ def load_whole(cls: type[Model], model: str | Path, **kwargs: Any) -> Model:
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     options = signature(type(found)).parameters if found.base_model is found else {}
     no_pooler = missing and all(name.startswith("pooler.") for name in missing)
-    if no_pooler and "add_pooling_layer" in options:
+    if no_pooler and "add_pooling_layer" in options and "add_pooling_layer" not in kwargs:
         return load_whole(cls, model, add_pooling_layer=False, **kwargs)
     parts = {name for name, _ in found.base_model.named_children()}
     prefix = f"{found.base_model_prefix}."

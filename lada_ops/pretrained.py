@@ -273,18 +273,17 @@ def _linear_of(model: PreTrainedModel, name: str) -> str:
 
 def _empty_module(name: str, plan: LayerPlan, linear: nn.Linear) -> CompressedLinear:
     """A module for `plan` in the place of `linear`, its tensors still to be loaded."""
-    got = linear.in_features, linear.out_features
-    if got != (plan.in_features, plan.out_features):
+    got, size = (linear.in_features, linear.out_features), (plan.in_features, plan.out_features)
+    if got != size:
         raise ValueError(
             f"lada: the model's config gives {name} (in, out) {got}; the checkpoint's plan expects "
-            f"{(plan.in_features, plan.out_features)}"
+            f"{size}"
         )
     kwargs: dict[str, Any] = {
         "bias": linear.bias is not None,
         "device": linear.weight.device,
         "dtype": linear.weight.dtype,
     }
-    size = plan.in_features, plan.out_features
     if plan.format == "low_rank":
         assert plan.rank is not None
         return LowRankLinear(*size, plan.rank, **kwargs)

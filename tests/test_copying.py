@@ -56,7 +56,7 @@ def test_weights_that_are_replaced_are_left(source, tmp_path):
         *("onnx/model_O3.onnx", "openvino/openvino_model.bin", "openvino/openvino_model.xml"),
         *("model.onnx", "checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt"),
         *("optimizer.pt", ".git/config", ".cache/huggingface/x", "pytorch_model.fp16.bin"),
-        *("1_Pooling/.DS_Store", "model.fp16.safetensors"),
+        *("1_Pooling/.DS_Store", "model.fp16.safetensors", "coreml/weights.bin", "384.tflite"),
     ]
     before = names(source)
     model = load_model(str(source), "cpu")

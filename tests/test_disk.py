@@ -82,6 +82,21 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
     assert names(tmp_path) == ["out/new"]
 
 
+def test_what_a_run_killed_while_it_cleaned_up_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    def run():
+        unlink = os.unlink
+        monkeypatch.setattr(os, "unlink", lambda *a, **k: (unlink(*a, **k), kill()))
+        with pytest.raises(OSError), staged_folder(tmp_path / "out") as stage:  # noqa: PT011
+            write(stage, "half")
+            write(stage, "other")
+            raise OSError
+
+    killed(run)
+    assert sorted(os.listdir(tmp_path)) != []
+    save(tmp_path / "out", "new")
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
 def test_what_a_live_run_needs_is_kept(tmp_path):
     with staged_folder(tmp_path / "out", overwrite=True) as stage:
         write(stage, "first")
