@@ -126,6 +126,12 @@ class BsrModuleSuite(ModuleSuite):
         assert module.crow_indices.diff().tolist() == [4, 4, 4, 0]
         assert module.order.tolist() == [0, 1, 2, 3]
 
+    def test_reset_orders_the_block_rows(self):
+        module = self.packed()
+        module.reset_parameters()
+        assert module.crow_indices.diff().tolist() == [4, 4, 4, 4]
+        assert module.order.tolist() == [0, 1, 2, 3]
+
     def test_columns_of_no_whole_packs_have_no_order(self):
         module = self.cls(96, 128, **{**self.size, "block": (32, 16), "density": 0.5})
         assert module.order is None

@@ -280,6 +280,17 @@ class ModuleSuite:
         y = wide(torch.randn(64, 512)).detach()
         assert 0.5 < float(y.std()) < 2
 
+    def test_reset_makes_a_module_from_meta_a_new_one(self):
+        torch.manual_seed(3)
+        want = self.cls(IN, OUT, **self.size)
+        module = self.cls(IN, OUT, **self.size, device="meta").to_empty(device="cpu")
+        for tensor in module.state_dict().values():
+            tensor.fill_(7)  # what memory may hold
+        torch.manual_seed(3)
+        module.reset_parameters()
+        for name, tensor in want.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor), name
+
     def test_refuses_an_unknown_activation(self):
         with pytest.raises(ValueError, match=f"{self.cls.__name__}: activation 'mish'; expected"):
             self.make(activation="mish")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,17 +36,27 @@ class BsrLinear(CompressedLinear):
     ) -> None:
         shape = self.out_features, self.in_features
         check_block(type(self).__name__, block, shape)
-        rows, cols = shape[0] // block[0], shape[1] // block[1]
-        nnz, group = block_count(shape, block, density), group_of(shape, block)
-        # groups spread evenly over the grid: a valid pattern until one is loaded
-        firsts = torch.arange(nnz // group) * (rows * cols // group) // max(nnz // group, 1)
-        cells = (firsts[:, None] * group + torch.arange(group)).flatten()
-        crow_indices = torch.searchsorted(cells, torch.arange(rows + 1) * cols)
-        self.register_buffer("crow_indices", crow_indices.to(device, INDEX_DTYPE))
-        self.register_buffer("col_indices", (cells % cols).to(device, INDEX_DTYPE))
+        nnz = block_count(shape, block, density)
         values = torch.empty(nnz, *block, device=device, dtype=dtype)
         self.values = nn.Parameter(panel_major(values))
+        index: dict[str, Any] = {"device": values.device, "dtype": INDEX_DTYPE}
+        self.register_buffer("crow_indices", torch.empty(shape[0] // block[0] + 1, **index))
+        self.register_buffer("col_indices", torch.empty(nnz, **index))
         self.register_buffer("order", None, persistent=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Zeros for a bias, and blocks spread evenly over the grid, in whole groups if they can."""
+        super().reset_parameters()
+        nnz, rows = self.col_indices.numel(), self.crow_indices.numel() - 1
+        cols = self.in_features // self.block[1]
+        group = math.gcd(nnz, group_of((self.out_features, self.in_features), self.block))
+        count, device = nnz // group, self.col_indices.device
+        firsts = torch.arange(count, device=device) * (rows * cols // group) // max(count, 1)
+        cells = (firsts[:, None] * group + torch.arange(group, device=device)).flatten()
+        starts = torch.arange(rows + 1, device=device) * cols
+        self.crow_indices.copy_(torch.searchsorted(cells, starts))
+        self.col_indices.copy_(cells % cols)
         self.update_order()
 
     def _set_bsr(self, bsr: Bsr) -> None:
@@ -120,7 +133,11 @@ class BlockSparseLinear(BsrLinear):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the values so that the output keeps the scale of the input."""
+        """Draw the values so that the output keeps the scale of the input.
+
+        The bias is 0, and the blocks are spread evenly.
+        """
+        super().reset_parameters()
         kept = self.values.numel() / self.out_features
         nn.init.normal_(self.values, std=max(kept, 1.0) ** -0.5)
 

@@ -51,9 +51,14 @@ class CompressedLinear(nn.Module):
         self.activation = activation
         self._dense_copy = DenseCopy()
         if bias:
-            self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+
+    def reset_parameters(self) -> None:
+        """Make every parameter and buffer that of a new module, whatever it holds."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @property
     def format(self) -> Format:

@@ -31,7 +31,8 @@ class LowRankLinear(CompressedLinear):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw u and v so that the output keeps the scale of the input."""
+        """Draw u and v so that the output keeps the scale of the input; the bias is 0."""
+        super().reset_parameters()
         nn.init.normal_(self.u, std=self.rank**-0.5)
         nn.init.normal_(self.v, std=self.in_features**-0.5)
 

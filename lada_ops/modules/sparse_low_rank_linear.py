@@ -35,7 +35,11 @@ class SparseLowRankLinear(BsrLinear):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw u and v so that the output keeps the scale of the input, and start from S = 0."""
+        """Draw u and v so that the output keeps the scale of the input, and start from S = 0.
+
+        The bias is 0, too, and the blocks of S are spread evenly.
+        """
+        super().reset_parameters()
         nn.init.normal_(self.u, std=self.rank**-0.5)
         nn.init.normal_(self.v, std=self.in_features**-0.5)
         nn.init.zeros_(self.values)
