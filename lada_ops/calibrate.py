@@ -45,6 +45,8 @@ class LayerStatistics:
 # not the whole mean: rounding must not leave less than nothing of inputs that are all alike
 MEAN_SHARE = 1 - 1e-6
 
+NO_BATCH = "no batches; expected at least one, in no iterator that was read to its end before"
+
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 Statistics: TypeAlias = Mapping[str, LayerStatistics]
 
@@ -105,7 +107,10 @@ def layer_statistics(
     `plan` and `compress` take the result in the place of the batches, which need then be run only
     once, however many compressed models are made.
 
-    batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device.
+    batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device;
+    a sentence-transformers model takes those of its own `tokenize` or `preprocess`. What it answers
+    are then the states of the tokens, not the embedding of the sentence: calibrated on those, far
+    more of a retrieval's accuracy is kept.
     layers: a regular expression for the names of the linears, by default the encoder's.
     Tokens whose attention_mask is 0 are left out. The model runs in eval mode, forward and back,
     and all its modules and parameters are left as they were. The same each time.
@@ -134,11 +139,14 @@ def _statistics(
         collector.hook(stack)
         progress = stack.enter_context(progress_bar(quiet))
         task = progress.add_task("calibration", total=_length(batches))
+        index = None
         for index, batch in enumerate(batches):
             inputs = model_inputs(batch, index, device)
-            collector.start(token_mask(inputs))
-            collector.finish(model(**inputs))
+            collector.start(token_mask(inputs, device))
+            collector.finish(call_model(model, inputs))
             progress.advance(task)
+        if index is None:
+            raise ValueError(f"calibration: {NO_BATCH}")
     return collector.statistics()
 
 
@@ -161,16 +169,25 @@ def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]
             f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
             "model's inputs, as a tokenizer returns it"
         )
+    named = batch.get("input")  # a sequence of modules calls its argument so
     return {
         name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
+        for name, value in (named if isinstance(named, Mapping) else batch).items()
     }
 
 
-def token_mask(inputs: Mapping[str, Any]) -> Tensor | None:
+def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """What the model answers to a batch."""
+    if isinstance(model, nn.Sequential) and "input" not in inputs:
+        # as sentence-transformers' models: the dict is their input, and they write into it
+        return model(dict(inputs))
+    return model(**inputs)
+
+
+def token_mask(inputs: Mapping[str, Any], device: torch.device) -> Tensor | None:
     """Which tokens of a batch are real, (batch, length), if it says so."""
     mask = inputs.get("attention_mask")
-    return None if mask is None else torch.as_tensor(mask).bool()
+    return None if mask is None else torch.as_tensor(mask, device=device).bool()
 
 
 @torch.no_grad()
@@ -196,7 +213,7 @@ class _Collector:
         self.mask: Tensor | None = None
         self.last: tuple[Tensor, Tensor, Tensor, int] | None = None
         self.given: list[tuple[str, Tensor]] = []
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator("cpu").manual_seed(0)
 
     def hook(self, stack: ExitStack) -> None:
         for name, linear in self.linears.items():
@@ -221,15 +238,15 @@ class _Collector:
 
     def finish(self, answer: Any) -> None:
         """Take the gradients of a random mixture of what the model answered."""
-        if not isinstance(answer, Tensor):
-            answer = next(value for value in answer.values() if isinstance(value, Tensor))
-        noise = torch.randn(answer.shape, generator=self.generator).to(answer.device, answer.dtype)
-        if self.mask is not None and answer.shape[:-1] == self.mask.shape:
-            noise *= self.mask[..., None]
-            answer = answer.masked_fill(~self.mask[..., None], 0)  # what is there may be NaN
         outputs = [output for _, output in self.given]
         if not outputs:
             return
+        answer = _differentiable(answer)
+        drawn = {"generator": self.generator, "dtype": torch.float32, "device": "cpu"}
+        noise = torch.randn(answer.shape, **drawn).to(answer.device, answer.dtype)
+        if self.mask is not None and answer.shape[:-1] == self.mask.shape:
+            noise *= self.mask[..., None]
+            answer = answer.masked_fill(~self.mask[..., None], 0)  # what is there may be NaN
         mixture = (answer * noise).sum()
         gradients = torch.autograd.grad(mixture, outputs, allow_unused=True)
         for (name, output), gradient in zip(self.given, gradients, strict=True):
@@ -267,6 +284,18 @@ def _random_moments(rows: Tensor) -> Tensor:
     scale = torch.exp2(torch.frexp(largest).exponent.double())
     rows = (rows / scale).float()
     return (rows.T @ rows).double() * scale.square()
+
+
+def _differentiable(answer: Any) -> Tensor:
+    """The first tensor of an answer that depends on the linears: inputs may come back, too."""
+    values = answer.values() if isinstance(answer, Mapping) else answer
+    for value in values if not isinstance(answer, Tensor) else (answer,):
+        if isinstance(value, Tensor) and value.requires_grad:
+            return value
+    raise ValueError(
+        f"calibration: no tensor of what the model answers, {type(answer).__name__}, has a "
+        "gradient; expected one that depends on its linears"
+    )
 
 
 def _add(sums: dict[str, Tensor], name: str, product: Tensor) -> None:

@@ -17,6 +17,7 @@ from .calibrate import (
     MEAN_SHARE,
     Batches,
     LayerStatistics,
+    call_model,
     centred,
     eval_mode,
     model_inputs,
@@ -144,7 +145,7 @@ def _record(model: nn.Module, blocks: list[str], batches: Batches) -> tuple[list
         for index, batch in enumerate(batches):
             inputs = model_inputs(batch, index, device)
             calls.clear()
-            model(**inputs)
+            call_model(model, inputs)
             order = [block for block, *_ in calls]
             if sorted(order) != sorted(blocks) or not all(
                 args and args[0] is _first(answer)
@@ -153,7 +154,7 @@ def _record(model: nn.Module, blocks: list[str], batches: Batches) -> tuple[list
                 return [], []
             first = calls[0][1][0]
             rest = [(args[1:], kwargs) for _, args, kwargs, _ in calls]
-            runs.append(_Run(token_mask(inputs), first, first, rest))
+            runs.append(_Run(token_mask(inputs, device), first, first, rest))
     return order, runs
 
 

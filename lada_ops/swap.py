@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .calibrate import Batches, Statistics, statistics_of
+from .calibrate import NO_BATCH, Batches, Statistics, statistics_of
 from .checks import check_module
 from .counts import Counts
 from .engine.optimize import undo
@@ -56,7 +56,7 @@ def compress(
     if batches is not None:
         batches = list(batches)
         if not batches:
-            raise ValueError("compress: batches is empty; expected at least one")
+            raise ValueError(f"compress: {NO_BATCH}")
         calibration = batches if calibration is None else calibration
     if calibration is None and plan.objective not in ("auto", "weights"):
         raise ValueError(

@@ -268,7 +268,7 @@ class TestPlanWithCalibration:
         assert made.layers != even.layers
 
     def test_useless_calibration_is_refused(self):
-        with pytest.raises(ValueError, match="no token reached"):
+        with pytest.raises(ValueError, match="calibration: no batches; expected"):
             plan(tiny_bert(), 2, calibration=[])
 
     def test_an_unknown_objective_is_refused_before_the_batches_are_run(self):

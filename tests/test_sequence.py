@@ -195,6 +195,6 @@ def test_refuses_batches_for_weights_alone():
 def test_refuses_batches_without_one():
     model = tiny_bert()
     seen = layer_statistics(model, CALIBRATION, quiet=True)
-    with pytest.raises(ValueError, match="batches is empty; expected at least one"):
+    with pytest.raises(ValueError, match="compress: no batches; expected at least one"):
         compress(model, make_plan(model), seen, batches=[], quiet=True)
     assert type(model.get_submodule(QUERY)) is nn.Linear
