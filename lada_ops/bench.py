@@ -98,7 +98,8 @@ class Bench:
         generator = torch.Generator().manual_seed(SEED)
         batches = {}
         for label, size in sizes.items():
-            ids = torch.randint(1, vocabulary, size, generator=generator).to(self.dense.device)
+            ids = torch.randint(1, vocabulary, size, generator=generator, device="cpu")
+            ids = ids.to(self.dense.device)
             batches[label] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return collect(self._compared(batches, rounds, threads).values())
 

@@ -166,14 +166,15 @@ class _Worth:
     @classmethod
     def of(cls, linear: nn.Linear, seen: LayerStatistics, objective: Objective) -> _Worth:
         weight = linear.weight.detach().double()
+        like = {"dtype": weight.dtype, "device": weight.device}
         norm = ErrorNorm.of(objective, seen.unexplained(linear).inputs, seen.outputs)
         inputs, outputs, seen_inputs = norm.inputs, norm.outputs, seen.inputs
         if inputs is None:
-            inputs = seen_inputs = torch.eye(weight.shape[1]).to(weight)
+            inputs = seen_inputs = torch.eye(weight.shape[1], **like)
         if outputs is None:
             # errors of one layer and of another are alike only as shares of its size
             size = (weight @ seen_inputs * weight).sum().clamp(min=1e-300)
-            outputs = torch.eye(weight.shape[0]).to(weight) / size
+            outputs = torch.eye(weight.shape[0], **like) / size
         return cls(weight, inputs, outputs)
 
     def ranks(self, multiple: int) -> list[float]:

@@ -229,8 +229,8 @@ def full_batches(
     found: dict[str, Mapping[str, Tensor]] = {}
     for batch, length in BUCKETS:
         count = batch * length
-        tokens = torch.tensor(ids * (1 + count // len(ids)))[:count]
-        input_ids = tokens.view(batch, length).to(device)
+        tokens = torch.tensor(ids * (1 + count // len(ids)), dtype=torch.long, device=device)
+        input_ids = tokens[:count].view(batch, length)
         mask = torch.ones_like(input_ids)
         found[f"{batch}x{length}"] = {"input_ids": input_ids, "attention_mask": mask}
     return found

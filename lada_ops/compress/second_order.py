@@ -31,6 +31,7 @@ def _removals(weight: Tensor, width: int, inverse: Tensor) -> tuple[Tensor, Tens
     left = weight.T.clone().unflatten(0, (count, width))  # (blocks, width, rows)
     factor = torch.empty_like(inverse)
     removed = torch.zeros(count, dtype=torch.bool, device=weight.device)
+    identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
     order, losses = [], []
     for start in range(0, weight.shape[1], width):
         lower = torch.linalg.cholesky(diagonal)
@@ -49,5 +50,5 @@ def _removals(weight: Tensor, width: int, inverse: Tensor) -> tuple[Tensor, Tens
         left -= (row.T @ solved[worst]).view_as(left)
         blocks = row.unflatten(1, (count, width)).transpose(0, 1)
         diagonal -= blocks.mT @ blocks
-        diagonal[worst] = torch.eye(width).to(diagonal)  # spent: anything that has a factor
+        diagonal[worst] = identity  # spent: anything that has a factor
     return torch.stack(order).flip(0), torch.stack(losses).flip(0)

@@ -60,7 +60,7 @@ class UnitPruner(Pruner):
             raise ValueError(f"UnitPruner: score {score!r}; expected one of {SCORES}")
         self.units, self.target, self.span, self.score = list(units), target, span, score
         self.start = sum(int(of.present.sum()) * of.price for of in self.units)
-        self.worth = [torch.zeros(of.present.shape, device=of.present.device) for of in self.units]
+        self.worth = [torch.zeros_like(of.present, dtype=torch.float32) for of in self.units]
         self.kept = [of.present for of in self.units]
         self.progress = 0.0
 

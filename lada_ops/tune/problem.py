@@ -54,8 +54,8 @@ class Problem:
         if case.epilogue == "norm":
             both |= {"norm_weight": 1 + normal(case.n, scale=0.1), "norm_bias": normal(case.n)}
         ours, weights = (_ffn if case.parts.hidden else _linear)(case, normal)
-        rows = torch.linspace(0, case.tokens - 1, min(case.tokens, CHECKED_ROWS), device=device)
-        rows = rows.round().long()
+        count, like = min(case.tokens, CHECKED_ROWS), {"device": device, "dtype": torch.float32}
+        rows = torch.linspace(0, case.tokens - 1, count, **like).round().long()
         exact = {
             name: (t[rows] if name in ("x", "residual") else t).double()
             for name, t in (both | weights).items()
