@@ -280,8 +280,10 @@ def panel_major(values: Tensor) -> Tensor:
 
 def block_row_indices(crow_indices: Tensor, nnz: int) -> Tensor:
     """The block row (nnz,) of each stored block; static in shape, since `nnz` is given."""
-    rows = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
-    return torch.repeat_interleave(rows, crow_indices.diff().long(), output_size=nnz)
+    # one more wherever a row starts: ONNX and OpenVINO have no repeat_interleave, nor searchsorted
+    starts = crow_indices[1:-1].long()
+    steps = starts.new_zeros(nnz + 1).scatter_add(0, starts, torch.ones_like(starts))
+    return steps.cumsum(0)[:nnz]
 
 
 def bsr_to_dense(
@@ -290,10 +292,12 @@ def bsr_to_dense(
     """The weight (out, in) of valid BSR tensors; differentiable in `values`, static in shape."""
     nnz, rows, cols = values.shape
     grid = crow_indices.numel() - 1, in_features // cols
-    row_indices = block_row_indices(crow_indices, nnz)
-    blocks = values.new_zeros(*grid, rows, cols)
-    blocks = blocks.index_put((row_indices, col_indices.long()), values)
-    return blocks.transpose(1, 2).reshape(grid[0] * rows, in_features)
+    cells = block_row_indices(crow_indices, nnz) * grid[1] + col_indices
+    # which block each cell takes, 0 for one of zeros: a gather, which takes no blocks at all, too
+    numbers = torch.arange(1, nnz + 1, device=cells.device)
+    taken = cells.new_zeros(grid[0] * grid[1]).scatter(0, cells, numbers)
+    blocks = torch.cat([values.new_zeros(1, rows, cols), values]).index_select(0, taken)
+    return blocks.view(*grid, rows, cols).transpose(1, 2).reshape(grid[0] * rows, in_features)
 
 
 def check_finite(owner: str, weight: Tensor) -> None:

@@ -108,6 +108,11 @@ def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
+def exporting() -> bool:
+    """Whether calls are recorded for another runtime, which knows the operators of torch alone."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an operation on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

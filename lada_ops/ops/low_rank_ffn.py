@@ -14,6 +14,7 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
+    exporting,
     join_norm,
     kernels_run,
     needs_z,
@@ -58,7 +59,7 @@ def low_rank_ffn(
     norm = join_norm(weight, shift, eps)
     _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm, dense1, dense2)
     args = x, u1, v1, bias1, u2, v2, bias2, activation, residual
-    if x.is_cuda and not torch.compiler.is_exporting():
+    if x.is_cuda and not exporting():
         return _op(*args, weight, shift, eps, exact, dense1, dense2)
     return low_rank_ffn_ref(*args, norm)
 

@@ -13,6 +13,7 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
+    exporting,
     join_norm,
     kernels_run,
     needs_z,
@@ -57,7 +58,7 @@ def low_rank_linear(
     )
     norm = join_norm(weight, shift, eps)
     _check(x, u, v, bias, activation, residual, norm, groups, dense)
-    if x.is_cuda and not torch.compiler.is_exporting():
+    if x.is_cuda and not exporting():
         return _op(x, u, v, bias, activation, residual, weight, shift, eps, groups, exact, dense)
     return low_rank_linear_ref(x, u, v, bias, activation, residual, norm, groups)
 

@@ -20,6 +20,7 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
+    exporting,
     join_norm,
     needs_grad,
     needs_z,
@@ -65,7 +66,7 @@ def sparse_low_rank_linear(
     norm = join_norm(weight, shift, eps)
     args = x, u, v, crow_indices, col_indices, values, bias, activation, residual
     _check(*args, norm, groups, order, dense)
-    if torch.compiler.is_exporting():
+    if exporting():
         return sparse_low_rank_linear_ref(*args, norm, groups)
     trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:
