@@ -1,10 +1,14 @@
 """What torch must find in every op: autograd, autocast, compile, export, fake tensors."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, func
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lada_ops.reference import ACTIVATIONS
@@ -24,6 +28,24 @@ OPERANDS = {
     "bfloat16": lambda stem: operands(stem, dtype=torch.bfloat16),
     "float64": lambda stem: operands(stem, dtype=torch.float64),
 }
+
+# what transforms a function f of x; each must give what it gives of the reference
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "grad": lambda f, x: func.grad(lambda t: f(t).square().sum())(x),
+    "jacrev": lambda f, x: func.jacrev(f)(x),
+    "jacfwd": lambda f, x: func.jacfwd(f)(x),
+    "jvp": lambda f, x: func.jvp(f, (x,), (x.cos(),)),
+    "hessian": lambda f, x: func.hessian(lambda t: f(t).square().sum())(x),
+    "vmap": lambda f, x: func.vmap(f)(torch.stack([x, 2 * x])),
+    "vmap of gradients": lambda f, x: func.vmap(func.jacrev(f))(torch.stack([x, 2 * x])),
+    "dual numbers": lambda f, x: _tangent(f, x),
+    "vectorized jacobian": lambda f, x: torch.autograd.functional.jacobian(f, x, vectorize=True),
+}
+
+
+def _tangent(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))).tangent
 
 
 class OpTransformSuite:
@@ -75,7 +97,7 @@ class OpTransformSuite:
         given = operands(self.stem, (2,), pattern, (2, 3), 2, torch.float64).requires_grad()
         assert torch.autograd.gradcheck(self._function(given, way), given.tensors)
 
-    @pytest.mark.parametrize("activation", ["none", "gelu", "tanh"])
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
     def test_second_gradients(self, activation):
         given = operands(
             self.stem, (2,), "one-block", (2, 3), 1, torch.float64, activation=activation
@@ -166,6 +188,38 @@ class OpTransformSuite:
         got = torch.autograd.grad(compiled(), given.tensors)
         want = torch.autograd.grad(call(self.stem, given).square().sum(), given.tensors)
         torch.testing.assert_close(got, want)
+
+    @pytest.mark.parametrize("transform", TRANSFORMS)
+    @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+    def test_transformed(self, trained, transform, device):
+        given = operands(
+            self.stem, (2,), "random", (2, 3), 2, torch.float64, device, "silu", norm=True
+        )
+        given, x = given.requires_grad() if trained else given, given.x
+        of_ours, of_reference = (
+            TRANSFORMS[transform](lambda t, way=way: way(self.stem, given.replace(x=t)), x)
+            for way in (call, call_ref)
+        )
+        torch.testing.assert_close(of_ours, of_reference)
+
+    def test_compiled_in_forward_mode(self, device):
+        given = operands(self.stem, (2,), "random", (2, 3), 2, device=device, activation="silu")
+
+        def tangent(x: Tensor) -> Tensor:
+            return func.jvp(lambda t: call(self.stem, given.replace(x=t)), (x,), (x.cos(),))[1]
+
+        compiled = torch.compile(tangent, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(given.x), tangent(given.x))
+
+    def test_transformed_in_its_weights(self, device):
+        given = operands(self.stem, (2,), "random", (2, 3), 2, torch.float64, device)
+
+        def of(*tensors: Tensor) -> Tensor:
+            return call(self.stem, given.with_tensors(tensors))
+
+        both = [torch.stack([t, 2 * t]) for t in given.tensors]
+        want = [of(*given.tensors), of(*(2 * t for t in given.tensors))]
+        torch.testing.assert_close(func.vmap(of)(*both), torch.stack(want))
 
     def test_compiled_with_any_number_of_tokens(self, device):
         compiled = torch.compile(

@@ -41,7 +41,7 @@ def test_onnx_runtime(model, dynamo):
     how: dict[str, Any] = {"dynamic_axes": {"x": {0: "batch", 1: "length"}}}
     if dynamo:
         how = {"dynamic_shapes": ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)}
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     torch.onnx.export(model, (X,), file, dynamo=dynamo, input_names=["x"], verbose=False, **how)
     session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     assert_says_the_same(session.run(None, {"x": LONGER.numpy()})[0], model)

@@ -9,13 +9,13 @@ from .epilogue import (
     check_epilogue,
     contiguous_norm,
     epilogue_backward,
-    exporting,
     join_norm,
     kernels_run,
     needs_z,
     on_its_gpu,
     rows,
     split_norm,
+    wants_plain,
 )
 
 
@@ -41,7 +41,7 @@ def add_norm(
         raise ValueError("add_norm: x (); expected (..., features)")
     check_epilogue("add_norm", x, x.shape[-1], None, activation, residual, norm)
     asked = activation != "none" or residual is not None or norm is not None
-    if asked and x.is_cuda and not exporting():
+    if asked and x.is_cuda and not wants_plain():
         return _op(x, activation, residual, weight, shift, eps)
     return epilogue_ref(x, activation, residual, norm)
 

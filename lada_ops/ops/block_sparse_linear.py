@@ -14,7 +14,6 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
-    exporting,
     join_norm,
     kernels_run,
     needs_grad,
@@ -22,6 +21,7 @@ from .epilogue import (
     on_its_gpu,
     rows,
     split_norm,
+    wants_plain,
     warn_once,
 )
 
@@ -61,7 +61,7 @@ def block_sparse_linear(
     norm = join_norm(weight, shift, eps)
     _check(x, crow_indices, col_indices, values, bias, activation, residual, norm, order, dense)
     args = x, crow_indices, col_indices, values, bias, activation, residual
-    if exporting():
+    if wants_plain():
         return block_sparse_linear_ref(*args, norm)
     trained = needs_grad(x, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..formats import FLOAT_DTYPES
 from ..reference import ACTIVATIONS, Norm, epilogue_ref
@@ -108,9 +109,15 @@ def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def exporting() -> bool:
-    """Whether calls are recorded for another runtime, which knows the operators of torch alone."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+def wants_plain() -> bool:
+    """Whether a call must be made of torch's own operators, and so of the reference.
+
+    It is recorded for another runtime, which knows no others; or `torch.func` transforms it, or
+    forward-mode autograd is on: neither takes a custom op or sees what is written in place.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return tracing or transformed or torch.compiler.is_exporting()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -186,6 +193,9 @@ def activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
             return aten.gelu_backward(grad, z)
         case "gelu_tanh":
             return aten.gelu_backward(grad, z, approximate="tanh")
+        case "silu" if needs_grad(grad, z):  # the fused one has no derivative
+            sigmoid = z.sigmoid()
+            return grad * sigmoid * (1 + z * (1 - sigmoid))
         case "silu":
             return aten.silu_backward(grad, z)
         case "tanh":

@@ -14,13 +14,13 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
-    exporting,
     join_norm,
     kernels_run,
     needs_z,
     on_its_gpu,
     rows,
     split_norm,
+    wants_plain,
 )
 from .low_rank_linear import dfactors_op, dx_op
 
@@ -59,7 +59,7 @@ def low_rank_ffn(
     norm = join_norm(weight, shift, eps)
     _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm, dense1, dense2)
     args = x, u1, v1, bias1, u2, v2, bias2, activation, residual
-    if x.is_cuda and not exporting():
+    if x.is_cuda and not wants_plain():
         return _op(*args, weight, shift, eps, exact, dense1, dense2)
     return low_rank_ffn_ref(*args, norm)
 

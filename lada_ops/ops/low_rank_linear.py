@@ -13,13 +13,13 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
-    exporting,
     join_norm,
     kernels_run,
     needs_z,
     on_its_gpu,
     rows,
     split_norm,
+    wants_plain,
 )
 
 
@@ -58,7 +58,7 @@ def low_rank_linear(
     )
     norm = join_norm(weight, shift, eps)
     _check(x, u, v, bias, activation, residual, norm, groups, dense)
-    if x.is_cuda and not exporting():
+    if x.is_cuda and not wants_plain():
         return _op(x, u, v, bias, activation, residual, weight, shift, eps, groups, exact, dense)
     return low_rank_linear_ref(x, u, v, bias, activation, residual, norm, groups)
 

@@ -20,13 +20,13 @@ from .epilogue import (
     contiguous,
     contiguous_norm,
     epilogue_backward,
-    exporting,
     join_norm,
     needs_grad,
     needs_z,
     on_its_gpu,
     rows,
     split_norm,
+    wants_plain,
 )
 from .low_rank_linear import dfactors_op
 from .low_rank_linear import dx_op as low_rank_dx
@@ -66,7 +66,7 @@ def sparse_low_rank_linear(
     norm = join_norm(weight, shift, eps)
     args = x, u, v, crow_indices, col_indices, values, bias, activation, residual
     _check(*args, norm, groups, order, dense)
-    if exporting():
+    if wants_plain():
         return sparse_low_rank_linear_ref(*args, norm, groups)
     trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:
