@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compress.blocks import prune_blocks
-from ..formats import INDEX_DTYPE, Bsr, panel_major
+from ..formats import INDEX_DTYPE, Bsr, bsr_to_dense, panel_major
 from ..grid import block_count, check_block, group_of
 from ..ops.block_sparse_linear import block_sparse_linear
 from ..ops.epilogue import check_x
@@ -105,6 +105,9 @@ class BsrLinear(CompressedLinear):
     @property
     def density(self) -> float:
         return self.values.numel() / (self.out_features * self.in_features)
+
+    def _multiplied_out(self) -> Tensor:
+        return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.in_features)
 
     def _format_repr(self) -> str:
         rows, cols = self.block

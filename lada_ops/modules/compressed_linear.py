@@ -11,6 +11,7 @@ from ..ops.epilogue import needs_grad
 from ..reference import ACTIVATIONS
 from ..user_tables import use_user_tables
 from .dense_copy import DenseCopy, KeepDense, check_keep_dense
+from .dense_weight import DenseWeight, not_written
 
 
 def copied(factor: Tensor) -> nn.Parameter:
@@ -63,6 +64,29 @@ class CompressedLinear(nn.Module):
     @property
     def format(self) -> Format:
         """The weight's tensors, shared with the module; checked when read."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """W (out, in) for code that reads it, such as `nn.TransformerEncoder` and peft.
+
+        It is multiplied out anew by whatever computes with it, and differentiable; no parameter,
+        and in no state dict. Raises RuntimeError where it is written into.
+        """
+        if torch.compiler.is_compiling():
+            return self._multiplied_out()
+        factors, shape = self._factors(), (self.out_features, self.in_features)
+        trained = needs_grad(*factors)
+        return DenseWeight(self, self._multiplied_out, shape, factors[0], trained)
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        # peft gives a module whose adapter it has merged its own weight
+        if not (isinstance(value, DenseWeight) and value.owner is self):
+            raise not_written(self, "__set__")
+
+    def _multiplied_out(self) -> Tensor:
+        """W (out, in), differentiable."""
         raise NotImplementedError
 
     def counts(self) -> Counts:

@@ -63,6 +63,9 @@ class LowRankLinear(CompressedLinear):
     def format(self) -> LowRank:
         return LowRank(self.u.detach(), self.v.detach())
 
+    def _multiplied_out(self) -> Tensor:
+        return self.u @ self.v
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""
         return low_rank_linear(

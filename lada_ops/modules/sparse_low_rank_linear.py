@@ -87,6 +87,9 @@ class SparseLowRankLinear(BsrLinear):
     def format(self) -> SparseLowRank:
         return SparseLowRank(LowRank(self.u.detach(), self.v.detach()), self.bsr)
 
+    def _multiplied_out(self) -> Tensor:
+        return self.u @ self.v + super()._multiplied_out()
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""
         return sparse_low_rank_linear(
