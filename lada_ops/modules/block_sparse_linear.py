@@ -21,6 +21,10 @@ class BsrLinear(CompressedLinear):
 
     order: (block rows,) int32 for the kernels, the block rows by descending load, or None where
     they do not hold whole packs; it follows from crow_indices, and no state dict has it.
+
+    values lie as the kernels read them, column-major within each block (`panel_major`). FSDP2
+    shards contiguous parameters alone: before `fully_shard`, set ``values.data`` to
+    ``values.data.contiguous()``. The same is computed then, with a copy at each call.
     """
 
     crow_indices: Tensor
