@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,6 +11,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .batches import (
+    call_model,
+    differentiable,
+    eval_mode,
+    model_inputs,
+    real_tokens,
+    token_mask,
+)
 from .checks import check_module
 from .encoders import encoder_linears
 from .progress import progress_bar
@@ -150,54 +158,6 @@ def _statistics(
     return collector.statistics()
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules in eval mode, and afterwards each in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]:
-    """A batch on the device. Raises TypeError, with its index, if it is no dict."""
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
-            "model's inputs, as a tokenizer returns it"
-        )
-    named = batch.get("input")  # a sequence of modules calls its argument so
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in (named if isinstance(named, Mapping) else batch).items()
-    }
-
-
-def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """What the model answers to a batch."""
-    if isinstance(model, nn.Sequential) and "input" not in inputs:
-        # as sentence-transformers' models: the dict is their input, and they write into it
-        return model(dict(inputs))
-    return model(**inputs)
-
-
-def token_mask(inputs: Mapping[str, Any], device: torch.device) -> Tensor | None:
-    """Which tokens of a batch are real, (batch, length), if it says so."""
-    mask = inputs.get("attention_mask")
-    return None if mask is None else torch.as_tensor(mask, device=device).bool()
-
-
-@torch.no_grad()
-def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens that count (tokens, features) of x (..., features)."""
-    if mask is not None and x.shape[:-1] == mask.shape:
-        return x[mask]
-    return x.reshape(-1, x.shape[-1])
-
-
 def _restore(weights: list[nn.Parameter], flags: list[bool]) -> None:
     for weight, flag in zip(weights, flags, strict=True):
         weight.requires_grad_(flag)
@@ -241,7 +201,7 @@ class _Collector:
         outputs = [output for _, output in self.given]
         if not outputs:
             return
-        answer = _differentiable(answer)
+        answer = differentiable(answer)
         drawn = {"generator": self.generator, "dtype": torch.float32, "device": "cpu"}
         noise = torch.randn(answer.shape, **drawn).to(answer.device, answer.dtype)
         if self.mask is not None and answer.shape[:-1] == self.mask.shape:
@@ -284,18 +244,6 @@ def _random_moments(rows: Tensor) -> Tensor:
     scale = torch.exp2(torch.frexp(largest).exponent.double())
     rows = (rows / scale).float()
     return (rows.T @ rows).double() * scale.square()
-
-
-def _differentiable(answer: Any) -> Tensor:
-    """The first tensor of an answer that depends on the linears: inputs may come back, too."""
-    values = answer.values() if isinstance(answer, Mapping) else answer
-    for value in values if not isinstance(answer, Tensor) else (answer,):
-        if isinstance(value, Tensor) and value.requires_grad:
-            return value
-    raise ValueError(
-        f"calibration: no tensor of what the model answers, {type(answer).__name__}, has a "
-        "gradient; expected one that depends on its linears"
-    )
 
 
 def _add(sums: dict[str, Tensor], name: str, product: Tensor) -> None:

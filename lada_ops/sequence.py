@@ -13,17 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate import (
-    MEAN_SHARE,
-    Batches,
-    LayerStatistics,
-    call_model,
-    centred,
-    eval_mode,
-    model_inputs,
-    real_tokens,
-    token_mask,
-)
+from .batches import call_model, eval_mode, model_inputs, real_tokens, token_mask
+from .calibrate import MEAN_SHARE, Batches, LayerStatistics, centred
 from .compress.svd import damped
 
 

@@ -47,12 +47,13 @@ INSIDE = {  # part of lada_ops -> parts it may import besides itself
     "plans": {"compress", "formats", "grid"},
     "fitting": {"compress", "formats", "plans"},
     "report": {"counts", "plans"},
-    "calibrate": {"checks", "encoders", "progress"},
+    "batches": set(),
+    "calibrate": {"batches", "checks", "encoders", "progress"},
     "budget": {
         *("calibrate", "checks", "compress", "encoders", "fitting", "formats", "grid", "plans"),
     },
     "pretrained": {"formats", "modules", "plans", "report"},
-    "sequence": {"calibrate", "compress"},
+    "sequence": {"batches", "calibrate", "compress"},
     "swap": {
         *("calibrate", "checks", "counts", "engine", "fitting", "formats", "modules"),
         *("plans", "pretrained", "progress", "report", "sequence"),
