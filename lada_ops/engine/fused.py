@@ -125,7 +125,8 @@ class FusedEngine:
         if not lengths:
             return torch.zeros_like(x)
         index = visible.flatten().nonzero()[:, 0]
-        starts = F.pad(torch.tensor(lengths, device=x.device).cumsum(0), (1, 0)).int()
+        sizes = torch.tensor(lengths, dtype=torch.long, device=x.device)
+        starts = F.pad(sizes.cumsum(0), (1, 0)).int()
         attend = {}
         for name, window in windows.items():
             angles = self.found.angles(name, x.shape[1], x.device)

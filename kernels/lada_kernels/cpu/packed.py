@@ -307,8 +307,8 @@ def _quantized(rows: Tensor, x_terms: int, width: int) -> tuple[Tensor, Tensor, 
 def _joined(stripes: Sequence[_Stripe], width: int) -> Stripes:
     none = torch.empty(0, dtype=torch.int32, device="cpu")
     every = [_Stripe(none.view(0, width), none, none, none, none), *stripes]
-    units = torch.tensor([len(s.weights) for s in every], device="cpu")
-    runs = torch.tensor([len(s.starts) for s in every], device="cpu")
+    units = torch.tensor([len(s.weights) for s in every], dtype=torch.long, device="cpu")
+    runs = torch.tensor([len(s.starts) for s in every], dtype=torch.long, device="cpu")
     tensors = (
         torch.cat([s.weights for s in every]),
         units.cumsum(0),
