@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
+from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear, optimize
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.modules.packed_linear import PackedLinear, pack_linears
 
@@ -27,6 +27,19 @@ def test_computes_what_its_source_does(kind, bias):
     source = SOURCES[kind](bias=bias)
     x = torch.randn(7, 48)
     torch.testing.assert_close(packed(source)(x), source(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_weight_and_bias_are_read_as_those_of_a_linear(kind, bias):
+    source = SOURCES[kind](bias=bias)
+    module = packed(source)
+    torch.testing.assert_close(module.weight + 0, source.weight + 0, rtol=1e-5, atol=1e-6)
+    assert (module.weight.shape, module.weight.dtype) == ((64, 48), torch.float32)
+    assert (module.bias is None) == (source.bias is None)
+    if source.bias is not None:
+        torch.testing.assert_close(module.bias, source.bias.detach())
 
 
 @torch.no_grad()
@@ -130,3 +143,12 @@ def test_repr_tells_what_it_was():
     text = repr(packed(SOURCES["low rank"](), torch.bfloat16))
     assert "LowRankLinear(in_features=48" in text
     assert "packed=bfloat16" in text
+
+
+@torch.no_grad()
+def test_an_encoder_of_torch_reads_weights_of_optimized_linears():
+    layer = nn.TransformerEncoderLayer(48, 4, 64, dropout=0, batch_first=True)
+    layer.linear1 = SOURCES["low rank"]()
+    encoder, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 48)
+    want = encoder(x)
+    torch.testing.assert_close(optimize(encoder)(x), want, rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from torch.jit._trace import is_tracing
 from ..formats import Bsr, LowRank
 from ..ops.epilogue import check_epilogue, needs_grad
 from .compressed_linear import CompressedLinear
+from .dense_weight import DenseWeight
 
 if TYPE_CHECKING:
     from lada_kernels.cpu import packed as native
@@ -47,6 +48,7 @@ class PackedLinear(nn.Module):
         self.register_load_state_dict_pre_hook(refuse_loading)
         self.source_repr = f"{source}, dense" if dense else repr(source)
         self.source_parameters = sum(p.numel() for p in source.parameters())
+        self._dtype = next(source.parameters()).dtype
         self._kept: dict[str, Tensor] = {}
         self._packed_weights: dict[str, tuple[torch.Size, torch.dtype]] = {}
         for name, tensor in source.state_dict().items():
@@ -66,6 +68,22 @@ class PackedLinear(nn.Module):
         y = packed_linear_fwd(self.packed, rows, activation=self.activation)
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if residual is None else y + residual
+
+    @property
+    def weight(self) -> Tensor:
+        """W (out, in) as rounded to the packed dtype, multiplied out where it is used."""
+        like = torch.empty(0, dtype=self._dtype, device="cpu")
+        size = self.out_features, self.in_features
+        return DenseWeight(self, self._multiplied_out, size, like, False)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias (out,), or None."""
+        return self._kept.get("bias")
+
+    def _multiplied_out(self) -> Tensor:
+        u, v, sparse = self.packed.unpacked()
+        return (u.float() @ v.float() + sparse).to(self._dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _WEIGHTS or name == "bias":  # as torch.func.functional_call does
