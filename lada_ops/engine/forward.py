@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -52,7 +53,23 @@ class Engine(Protocol):
         ...
 
 
-class ModelForward:
+class _Forward:
+    """Forward in the place of a module's own, whose signature and code others look up."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._names = [*inspect.signature(_own_forward(module)).parameters]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(_own_forward(self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        return type(self.module).forward.__code__
+
+
+class ModelForward(_Forward):
     """Embeddings, the encoder and what comes after, with nothing in between.
 
     What transformers does between them takes as long as a layer of a small model on one sentence.
@@ -62,18 +79,13 @@ class ModelForward:
     """
 
     def __init__(self, model: nn.Module, kind: ModelKind, encoder: EncoderForward) -> None:
+        super().__init__(model)
         self.model, self.kind, self.encoder = model, kind, encoder
         self.graphs: Graphs | None = None
         self._inside = Inside(list(model.modules())[1:])
         # hooks of a model that is its own encoder run in any case
         self._left_out = [] if encoder.module is model else [encoder.module]
         self._path = next(name for name, m in model.named_modules() if m is encoder.module)
-        self._names = [*inspect.signature(_own_forward(model)).parameters]
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """The model's own: what it takes is looked up by sentence-transformers, for one."""
-        return inspect.signature(_own_forward(self.model))
 
     def __call__(self, *args: Any, **others: Any) -> Any:
         model: Any = self.model
@@ -152,7 +164,7 @@ class ModelForward:
         return graphs(input_ids, attention_mask, token_type_ids)
 
 
-class EncoderForward:
+class EncoderForward(_Forward):
     """All layers in one call of the engine; in one each where hidden states are looked at.
 
     Calls with an argument that the engine does not know, other than None or False, get the
@@ -160,10 +172,10 @@ class EncoderForward:
     """
 
     def __init__(self, found: FoundEncoder, engine: Engine) -> None:
-        self.module, self.config, self.engine = found.module, found.config, engine
+        super().__init__(found.module)
+        self.config, self.engine = found.config, engine
         self._inside = Inside([inner for layer in found.layers for inner in layer.modules()])
-        parameters = inspect.signature(_own_forward(found.module)).parameters
-        self._names = [*parameters]
+        parameters = self.__signature__.parameters
         asked = parameters.get("return_dict")
         self._returns_dict = True if asked is None else asked.default
         caches = "past_key_values" in parameters
@@ -202,7 +214,7 @@ class EncoderForward:
         return _own_forward(self.module)(*args, **others)
 
 
-class LayerForward:
+class LayerForward(_Forward):
     """One layer in a call of the engine, or by its submodules where those are looked at.
 
     Arguments that the engine does not know are as for `EncoderForward`; those about positions must
@@ -210,12 +222,12 @@ class LayerForward:
     """
 
     def __init__(self, found: FoundEncoder, index: int, engine: Engine) -> None:
-        self.layer, self.found, self.index, self.engine = found.layers[index], found, index, engine
-        self._inside = Inside([m for m in self.layer.modules() if m is not self.layer])
-        self._names = [*inspect.signature(_own_forward(self.layer)).parameters]
+        super().__init__(found.layers[index])
+        self.found, self.index, self.engine = found, index, engine
+        self._inside = Inside([m for m in self.module.modules() if m is not self.module])
 
     def __call__(self, *args: Any, **others: Any) -> Any:
-        self._inside.check_eval(self.layer)
+        self._inside.check_eval(self.module)
         config, names = self.found.config, self.found.names
         given = _by_name(self._names, args, others)
         asked = _asked(given)
@@ -232,7 +244,7 @@ class LayerForward:
             with suppress(NotForEngine):
                 y = self.engine(x, mask, slice(self.index, self.index + 1))
                 return (y,) if names.in_tuple else y
-        return _own_forward(self.layer)(*args, **others)
+        return _own_forward(self.module)(*args, **others)
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

@@ -73,10 +73,12 @@ EXPORTERS: dict[str, Any] = {
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")  # of exporters that fail
 @pytest.mark.parametrize("export", EXPORTERS.values(), ids=EXPORTERS)
-@pytest.mark.parametrize("what", ["encoder", "linear"])
+@pytest.mark.parametrize("what", ["model", "encoder", "linear"])
 def test_exporters_are_told_what_to_do(what, export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if what == "encoder":
+    if what == "model":
+        module, inputs = optimize(compress(tiny_bert())), (ids(), MASK)
+    elif what == "encoder":
         module, inputs = Embedding(optimize(compress(tiny_bert()))), (ids(), MASK)
     else:
         module, inputs = packed(), (torch.randn(5, 32),)
