@@ -8,13 +8,15 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CHECKED := -O1 -g -Wall -Wextra -Werror
 RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.environment import device_slug; print(device_slug())' 2>/dev/null)
 
-.PHONY: demo test test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
+.PHONY: demo test test-release test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
 
 demo: $(SET_UP)  ## the main job on a real model; DATA=path/to/stsb for a true score
 	$(BIN)/lada demo $(if $(DATA),--data $(DATA))
 
 test: $(SET_UP)  ## all tests
 	$(BIN)/python -m pytest -q
+
+test-release: test test-triton test-sanitized lint  ## all that is checked, in half an hour
 
 test-triton: $(TRITONS:%=test-triton-%)  ## kernels and machine code under other versions of Triton
 
