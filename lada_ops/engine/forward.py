@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,11 +58,11 @@ class _Forward:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._names = [*inspect.signature(_own_forward(module)).parameters]
+        self._names = [*self.__signature__.parameters]
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(_own_forward(self.module))
+        return inspect.signature(type(self.module).forward.__get__(self.module))
 
     @property
     def __code__(self) -> CodeType:
@@ -104,7 +104,7 @@ class ModelForward(_Forward):
             or self.encoder.looked_at(given)
             or hooked(self._left_out)
         ):
-            return _own_forward(model)(*args, **others)
+            return _own_forward(model, args, others)
         outputs = None
         if self.graphs is not None and not embedded.keys() - {"token_type_ids"}:
             types = embedded.get("token_type_ids")
@@ -113,7 +113,7 @@ class ModelForward(_Forward):
             try:
                 outputs = self.run(input_ids, attention_mask, **embedded)
             except NotForEngine:
-                return _own_forward(model)(*args, **others)
+                return _own_forward(model, args, others)
         y, pooled = outputs
         pooler = {"pooler_output": pooled} if hasattr(model, "pooler") else {}
         return self.kind.output(last_hidden_state=y, **pooler)
@@ -201,6 +201,7 @@ class EncoderForward(_Forward):
         x, mask = asked.pop("hidden_states", None), asked.pop("attention_mask", None)
         if (
             isinstance(x, Tensor)
+            and x.ndim == 3
             and _score_mask(mask, self.config)
             and not asked.keys() - _harmless(self.config, "return_dict")
             and given.get("return_dict", self._returns_dict)
@@ -211,7 +212,7 @@ class EncoderForward(_Forward):
                 return self._output(last_hidden_state=y)
         self._inside.check_eval(self.module)
         # its own loop over the layers, which are the engine's too
-        return _own_forward(self.module)(*args, **others)
+        return _own_forward(self.module, args, others)
 
 
 class LayerForward(_Forward):
@@ -235,6 +236,7 @@ class LayerForward(_Forward):
         positions = asked.pop(names.positions or "", None)
         if (
             isinstance(x, Tensor)
+            and x.ndim == 3
             and _score_mask(mask, config)
             and not asked.keys() - _harmless(config, "output_hidden_states")
             and not _wanted(config, given, "output_attentions")
@@ -244,11 +246,12 @@ class LayerForward(_Forward):
             with suppress(NotForEngine):
                 y = self.engine(x, mask, slice(self.index, self.index + 1))
                 return (y,) if names.in_tuple else y
-        return _own_forward(self.module)(*args, **others)
+        return _own_forward(self.module, args, others)
 
 
-def _own_forward(module: nn.Module) -> Callable[..., Any]:
-    return type(module).forward.__get__(module)
+def _own_forward(module: nn.Module, args: Sequence[Any], others: dict[str, Any]) -> Any:
+    # called as a bound method, torch.compile would find the one that took its place
+    return type(module).forward(module, *args, **others)
 
 
 def _by_name(names: Sequence[str], args: Sequence[Any], others: dict[str, Any]) -> dict[str, Any]:

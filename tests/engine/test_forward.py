@@ -231,6 +231,24 @@ def test_a_layer_with_such_a_mask(pair):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_compiled_it_calls_what_waits_within(pair):
+    before, after = pair
+    compiled: Any = torch.compile(after, backend="eager")
+    compiled(ids())
+    for model in pair:
+        model.encoder.layer[1].output.register_forward_hook(lambda module, x, y: y + x[1])
+    torch.testing.assert_close(compiled(ids())[0], before(ids())[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(9, 32), (2, 3, 9, 32)])
+def test_states_that_are_no_batch_of_sequences_are_the_encoders_own(size):
+    x = torch.randn(size)
+    want, got = (m.encoder(x)[0] for m in (compress(tiny_bert()), optimize(compress(tiny_bert()))))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_in_the_workers_of_a_data_loader(start):
     model = optimize(compress(tiny_bert()))
