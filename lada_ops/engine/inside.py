@@ -1,11 +1,13 @@
-"""Modules that an engine does not call: whether somebody waits for them to be called."""
+"""Hooks of modules that an engine does not call: whether somebody waits for them to be called."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 
@@ -40,9 +42,21 @@ class Inside:
 
 def hooked(modules: Sequence[nn.Module]) -> bool:
     """Whether someone waits for a module to be called, other than transformers for its outputs."""
+    if torch_module._global_forward_pre_hooks or torch_module._global_forward_hooks:
+        return True
     for module in modules:
         if module._forward_pre_hooks or module._forward_hooks:
             hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
             if any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks):
                 return True
     return False
+
+
+def copied_module(module: nn.Module, with_hooks: bool) -> nn.Module:
+    """A deep copy whose hooks are the very ones of `module`, which their handles remove; or none.
+
+    What a hook belongs to is not copied: it may be large, and not every object can be.
+    """
+    held = (item for m in module.modules() for item in vars(m).items())
+    hooks = [value for name, value in held if name.startswith(("_forward_", "_backward_"))]
+    return copy.deepcopy(module, {id(h): h if with_hooks else type(h)() for h in hooks})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..modules.compressed_linear import CompressedLinear
 from ..modules.packed_linear import PackedLinear
 from ..reference import ACTIVATIONS
 from .attention import Padded
+from .inside import copied_module
 from .kinds import BIASED, FIXED_ROTATIONS, LAYERS, MODELS, ROTATED, LayerNames, ModelKind
 from .record import FUSED
 
@@ -167,6 +167,8 @@ def _examined(
     names = LAYERS.get(kind)
     if names is None:
         return f"layers of {kind} are not known; known are {', '.join(LAYERS)}"
+    if not _is_of_transformers(module):
+        return f"{type(module).__name__} is not that of transformers"
     every = (getattr(config, name, None) for name in _ACTIVATION_ATTRIBUTES)
     activation = next(filter(None, every), None)
     if activation not in _ACTIVATION_NAMES:
@@ -206,7 +208,10 @@ def _unbiased(module: nn.Module, method: str, config: Any) -> str | None:
 
 
 def _is_of_transformers(module: Any) -> bool:
-    return type(module).__module__.startswith("transformers.models.")
+    """Whether its class is, and the forward that this has now."""
+    kind = type(module)
+    where = getattr(getattr(kind, "forward", None), "__globals__", {}).get("__name__", "")
+    return kind.__module__.startswith("transformers.models.") and where.startswith("transformers.")
 
 
 def _unfit(layer: nn.Module, names: LayerNames) -> str | None:
@@ -243,10 +248,8 @@ def _unfit(layer: nn.Module, names: LayerNames) -> str | None:
 def _different(layer: nn.Module, attention_type: str, found: FoundEncoder) -> str | None:
     """Why a layer, on a few tokens, computes something else than its class and config say."""
     try:
-        layer = copy.deepcopy(layer).float().cpu().eval()  # others' hooks, modes and dtypes stay
-        for module in layer.modules():
-            module._forward_pre_hooks.clear()
-            module._forward_hooks.clear()
+        # others' hooks, modes and dtypes stay
+        layer = copied_module(layer, with_hooks=False).float().cpu().eval()
         features: Any = layer.get_submodule(found.names.out).out_features
         seed = torch.Generator().manual_seed(0)
         x = torch.randn(2, 5, features, generator=seed, dtype=torch.float32, device="cpu")

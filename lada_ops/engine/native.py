@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modules.packed_linear import PackedLinear, inference_input, pack_linears, refuse
+from ..modules.packed_linear import PackedLinear, inference_input, pack_linears, refuse_exporting
 from .choice import choose
 from .layers import FoundEncoder
 from .masks import NotForEngine, in_one_piece, visible_positions
@@ -39,8 +39,7 @@ class NativeEngine:
         may_wait: bool = True,
     ) -> Tensor:
         """See `forward.Engine`; raises where `inference_input` does, too."""
-        if torch.compiler.is_exporting():
-            refuse("encoder", "torch.export")
+        refuse_exporting("encoder")
         return self._run(x, attention_mask, layers)
 
     @torch.compiler.disable(recursive=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from ..ops.epilogue import KERNEL_DTYPES
 from .footprint import MemoryFootprint, ParameterCount
 from .forward import EncoderForward, LayerForward, ModelForward
 from .fused import FusedEngine
+from .inside import copied_module
 from .layers import FoundEncoder, find_encoders
 from .native import NativeEngine, PackedParts, pack_encoder
 from .record import FUSED, Record, optimized_part, record_of
@@ -138,7 +138,8 @@ def _pack(
                 how = f"native encoder, {_short(dtype)}: {parts.reasons[name]}"
                 record.how[_join(names[layer], name)] = how
     for name, linear in modules.items():  # all of them before the first is set
-        record.sources[linear] = copy.deepcopy(model.get_submodule(name)).to("meta")
+        source = copied_module(model.get_submodule(name), with_hooks=True)
+        record.sources[linear] = source.to("meta")
     record.replace(model, modules)
     for encoder, (engine, _) in zip(encoders, engines, strict=True):
         _take_over(encoder, engine, record)
@@ -155,7 +156,7 @@ def _take_over(found: FoundEncoder, engine: NativeEngine | FusedEngine, record: 
             record.set(layer, "forward", LayerForward(found, i, engine))
     if found.model is not None and "forward" not in vars(found.model):
         record.set(found.model, "forward", ModelForward(found.model, found.kind, forward))
-    engine.watch = Watch(found.parts(), found.config, engine.copies)
+    engine.watch = Watch(found.parts(), found.config, engine.copies, found.model)
 
 
 def _finish(model: nn.Module, record: Record) -> None:
@@ -231,7 +232,10 @@ def _checked(model: nn.Module, dtype: torch.dtype | None) -> tuple[bool, torch.d
 def _linears_outside(
     model: nn.Module, encoders: Sequence[FoundEncoder]
 ) -> dict[str, CompressedLinear]:
-    """The compressed linears that neither an encoder nor a feed-forward of ours computes with."""
+    """The compressed linears that neither an encoder nor a feed-forward of ours computes with.
+
+    Those whose forward is not ours either are left out.
+    """
     inside = {m for e in encoders for layer in e.layers for m in layer.modules()}
     for module in model.modules():
         if isinstance(module, LowRankFFN):
@@ -240,6 +244,7 @@ def _linears_outside(
         name: module
         for name, module in model.named_modules()
         if name and isinstance(module, CompressedLinear) and module not in inside
+        if "forward" not in vars(module) and type(module).forward.__module__.startswith("lada_ops.")
     }
 
 

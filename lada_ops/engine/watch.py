@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,18 +19,35 @@ if TYPE_CHECKING:
 PLAIN_ATTENTION = ("eager", "sdpa")
 """Implementations of attention in transformers that compute what the engines do."""
 _ATTENTION = "_attn_implementation_internal"  # in vars of a config, whose properties take longer
+_SETTINGS = "is_decoder", "sliding_window"  # of a config, that models look up in each call
+_IDLE = {  # attributes of modules in transformers that make no difference in inference
+    *("training", "gradient_checkpointing", "chunk_size_feed_forward", "seq_len_dim", "layer_idx"),
+    *("elementwise_affine", "is_cross_attention"),
+}
 _logger = logging.getLogger("lada_ops")
+
+
+class _Found(NamedTuple):
+    """By name, what an encoder consists of."""
+
+    submodules: dict[str, nn.Module | None]
+    tensors: dict[str, Tensor | None]  # parameters and buffers
+    attributes: dict[str, Any]  # of modules and the config
+    classes: dict[str, type]
 
 
 class _View(NamedTuple):
     """Places that each call looks at, and what it found there."""
 
     children: list[dict[str, Any]]  # submodules of each module
-    submodules: list[Any]
-    holders: list[dict[str, Any]]  # parameters and buffers of each module
+    submodules: list[dict[str, Any]]
+    holders: list[ValuesView[Any]]  # parameters and buffers of each module
     ids: list[int]  # since == of tensors is elementwise
-    namespaces: list[dict[str, Any]]  # attributes of each module, perhaps with a forward
-    forwards: list[Any]
+    namespaces: list[dict[str, Any]]  # for each attribute
+    names: list[str]
+    attributes: list[Any]
+    modules: list[nn.Module]
+    classes: list[type]
     settings: dict[str, Any]  # attributes of the config
     tensors: list[Tensor]
     marks: list[int]
@@ -37,18 +55,30 @@ class _View(NamedTuple):
 
 
 class Watch:
-    """Notice of modules, parameters, buffers and forwards that were changed after `optimize`.
+    """Notice of what was changed in an encoder after `optimize`: submodules, parameters, buffers,
+    forwards, configs; of modules that hold any of these, classes and numbers, such as a norm's eps.
 
-    modules: by name, those that an engine computes for. by_value: whether the engine has copies of
-    their tensors, which are held to the values that they had, or views, held to memory and version.
-    Other attributes, such as a norm's eps, are not looked at.
+    modules: by name, those that an engine computes for. model: what they are in, of which class and
+    config count. by_value: whether the engine has copies of their tensors, which are held to the
+    values that they had, or views, held to memory and version.
+
+    Not noticed is what is changed outside them, such as functions and methods of classes.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], config: Any, by_value: bool) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        config: Any,
+        by_value: bool,
+        model: nn.Module | None = None,
+    ) -> None:
         self._modules, self._config = dict(modules), config
+        around = {} if model is None else {type(model).__name__: model}
+        self._owners = {n: m for n, m in modules.items() if any(map(len, _held(m)))} | around
+        self._places = [*self._attributes()]
         self._attention = getattr(config, _ATTENTION, None)
         self._expected = self._found()
-        tensors = _tensors(self._expected[1].values())
+        tensors = _tensors(self._expected.tensors.values())
         self._copies = [_bytes(t).clone().numpy() for t in tensors] if by_value else None
         self._told = False
         self._view: _View | None = self._looked()
@@ -74,9 +104,10 @@ class Watch:
         view = self._view = self._view or self._looked()
         attention = view.settings.get(_ATTENTION)
         if (
-            [*_values(view.children)] != view.submodules
-            or [*map(id, _values(view.holders))] != view.ids
-            or [*map(dict.get, view.namespaces, repeat("forward"))] != view.forwards
+            view.children != view.submodules
+            or [*map(id, chain.from_iterable(view.holders))] != view.ids
+            or [*map(dict.get, view.namespaces, view.names)] != view.attributes
+            or [*map(type, view.modules)] != view.classes
             or (attention != self._attention and attention not in PLAIN_ATTENTION)
         ):
             return True
@@ -92,26 +123,47 @@ class Watch:
         assert view.regions is not None
         return not view.regions.equal()
 
-    def _found(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """By name, submodules, tensors and forwards as they are now."""
-        submodules, tensors, forwards = {}, {}, {}
+    def _attributes(self) -> Iterator[tuple[str, Any, str]]:
+        """Name, owner and attribute of each that counts."""
+        for name, module in self._modules.items():
+            yield f"{name}.forward", module, "forward"
+        for name, module in self._owners.items():
+            for attribute, value in vars(module).items():
+                number = isinstance(value, int | float) and not attribute.startswith("_")
+                counts = number and attribute not in _IDLE and name in self._modules
+                if counts or attribute == "config":
+                    yield f"{name}.{attribute}", module, attribute
+        for attribute in _SETTINGS if self._config is not None else ():
+            yield f"config.{attribute}", self._config, attribute
+
+    def _found(self) -> _Found:
+        """The encoder as it is now."""
+        submodules, tensors = {}, {}
         for name, module in self._modules.items():
             submodules |= {f"{name}.{child}": value for child, value in module._modules.items()}
             for held in (module._parameters, module._buffers):
                 tensors |= {f"{name}.{leaf}": value for leaf, value in held.items()}
-            forwards[f"{name}.forward"] = vars(module).get("forward")
-        return submodules, tensors, forwards
+        attributes = {name: vars(owner).get(leaf) for name, owner, leaf in self._places}
+        classes = {f"{name}.__class__": type(module) for name, module in self._owners.items()}
+        return _Found(submodules, tensors, attributes, classes)
 
     def _looked(self) -> _View:
-        submodules, held, forwards = ([*found.values()] for found in self._expected)
-        modules, tensors = self._modules.values(), [*_tensors(held)]
+        modules, expected = self._modules.values(), self._expected
+        tensors = [*_tensors(expected.tensors.values())]
+        submodules: dict[str, dict[str, Any]] = defaultdict(dict)
+        for path, module in expected.submodules.items():
+            name, _, child = path.rpartition(".")
+            submodules[name][child] = module
         return _View(
-            [m._modules for m in modules if m._modules],
-            submodules,
-            [held for m in modules for held in (m._parameters, m._buffers) if held],
-            [*map(id, held)],
-            [vars(m) for m in modules],
-            forwards,
+            [self._modules[name]._modules for name in submodules],
+            [*submodules.values()],
+            [held.values() for m in modules for held in (m._parameters, m._buffers) if held],
+            [*map(id, expected.tensors.values())],
+            [vars(owner) for _, owner, _ in self._places],
+            [attribute for _, _, attribute in self._places],
+            [*expected.attributes.values()],
+            [*self._owners.values()],
+            [*expected.classes.values()],
             {} if self._config is None else vars(self._config),
             tensors,
             self._marks(tensors) if self._copies is None else [-1],
@@ -128,18 +180,23 @@ class Watch:
         """The name of the first that was changed."""
         for now, before in zip(self._found(), self._expected, strict=True):
             for name in now | before:
-                if name not in now or now[name] is not before.get(name):
+                if name not in now or not _same(now[name], before.get(name)):
                     return name
-        held = [name for name, t in self._expected[1].items() if [*_tensors([t])]]
+        held = [name for name, t in self._expected.tensors.items() if [*_tensors([t])]]
         for name, copy in zip(held, self._copies or (), strict=False):
-            tensor = self._expected[1][name]
+            tensor = self._expected.tensors[name]
+            assert tensor is not None
             if not _alike(tensor, copy) or not _bytes(tensor).equal(torch.from_numpy(copy)):
                 return name
         return "the attention implementation"
 
 
-def _values(dicts: Iterable[dict[str, Any]]) -> Iterator[Any]:
-    return chain.from_iterable(map(dict.values, dicts))
+def _held(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._modules, module._parameters, module._buffers
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (not isinstance(one, Tensor) and one == other)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Source: TypeAlias = nn.Linear | CompressedLinear
 
 _WEIGHTS = {"weight", "u", "v", "values"}
+_HOOKS = [name for name in vars(nn.Module()) if name.startswith("_forward_")]
 
 
 class PackedLinear(nn.Module):
@@ -33,8 +34,8 @@ class PackedLinear(nn.Module):
     live on in packed form alone; `state_dict` has them under their names, as rounded to the packed
     dtype.
 
-    dense: whether it was packed multiplied out, which does not give its factors back; then they are
-    kept beside it.
+    Forward hooks are those of `source`, which their handles remove. dense: whether it was packed
+    multiplied out, which does not give its factors back; then they are kept beside it.
 
     Raises RuntimeError on loading a state dict: that is for the model before it is optimized; where
     x does not fit, see `inference_input`; on setting a weight or a bias.
@@ -45,6 +46,8 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = source.in_features, source.out_features
         self.activation = source.activation if isinstance(source, CompressedLinear) else "none"
         self.packed = packed
+        for name in _HOOKS:
+            setattr(self, name, getattr(source, name))
         self.register_load_state_dict_pre_hook(refuse_loading)
         self.source_repr = f"{source}, dense" if dense else repr(source)
         self.source_parameters = sum(p.numel() for p in source.parameters())
@@ -59,6 +62,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""
+        refuse_exporting("PackedLinear")
+        return self._run(x, residual)
+
+    @torch.compiler.disable(recursive=True)
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         from lada_kernels.cpu.linear import packed_linear_fwd
 
         x = inference_input("PackedLinear", x, self.in_features)
@@ -135,6 +143,12 @@ def refuse(name: str, what: str) -> NoReturn:
     )
 
 
+def refuse_exporting(name: str) -> None:
+    """Raise RuntimeError in torch.export, which would stop at what torch.compile leaves out."""
+    if torch.compiler.is_exporting():
+        refuse(name, "torch.export")
+
+
 def refuse_tracing(name: str, x: Tensor) -> None:
     """Raise RuntimeError where x is no plain tensor of numbers, or operations on it are recorded.
 
@@ -142,8 +156,6 @@ def refuse_tracing(name: str, x: Tensor) -> None:
     """
     if is_tracing():
         what = "torch.jit.trace"
-    elif torch.compiler.is_exporting():
-        what = "torch.export"
     elif type(x) not in (Tensor, nn.Parameter):
         what = f"a {type(x).__name__}"
     elif is_functorch_wrapped_tensor(x) or is_functionaltensor(x):

@@ -98,10 +98,40 @@ def another_attention(model):
     model.set_attn_implementation("uniform")
 
 
+def change_eps(model):
+    norm(model).eps = 10.0
+
+
+def change_scaling(model):
+    model.encoder.layer[0].attention.self.scaling = 100.0
+
+
+def make_causal(model):
+    model.config.is_decoder = True
+
+
+def make_double(module):
+    class Doubled(type(module)):
+        def forward(self, *args, **others):
+            y = super().forward(*args, **others)
+            return 2 * y if isinstance(y, torch.Tensor) else type(y)(last_hidden_state=2 * y[0])
+
+    module.__class__ = Doubled
+
+
+def another_class_of_the_encoder(model):
+    make_double(model.encoder)
+
+
+def another_class_of_the_model(model):
+    make_double(model)
+
+
 CHANGES = [
     *(cut, cut_in_place, swap_layers, replace_layer, replace_linear, replace_encoder, replace_norm),
     *(replace_activation, assign_weight, assign_data, parametrized, another_forward),
-    *(another_forward_of_a_layer, another_attention),
+    *(another_forward_of_a_layer, another_attention, change_eps, change_scaling, make_causal),
+    *(another_class_of_the_encoder, another_class_of_the_model),
 ]
 
 
@@ -142,6 +172,25 @@ def test_restored_it_says_so_too(pair, change):
     before, after = (changed(model, change) for model in pair)
     restore(after)
     torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+
+
+def test_what_makes_no_difference_is_no_change(pair, caplog):
+    _, model = pair
+    model.gradient_checkpointing_enable()
+    model.encoder.layer[0].chunk_size_feed_forward = 3
+    model.config.id2label = {0: "no"}
+    model.set_attn_implementation("eager")
+    model.resize_token_embeddings(64, mean_resizing=False)
+    said(model)
+    assert caplog.messages == []
+
+
+@torch.no_grad()
+def test_another_config_counts(pair):
+    for model in pair:
+        model.config = copy.deepcopy(model.config)
+        model.config.output_hidden_states = True
+        assert len(model(ids()).hidden_states) == 3
 
 
 def test_numbers_written_into_a_norm_count(pair):

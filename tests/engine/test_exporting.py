@@ -114,6 +114,14 @@ def test_a_negative_view_keeps_its_sign():
     torch.testing.assert_close(model(negative._neg_view(x)), model(-x), rtol=0, atol=0)
 
 
+@torch.no_grad()
+def test_linears_are_left_alone_by_the_compiler(recwarn):
+    model, x = packed(), torch.randn(5, 32)
+    compiled: Any = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
+    assert [w for w in recwarn if "Dynamo" in str(w.message)] == []
+
+
 def test_fused_layers_are_not_traced():
     model = Embedding(fused(compress(tiny_bert())))
     with torch.no_grad():

@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
-from transformers import ModernBertConfig, ModernBertModel
+from transformers import BertModel, ModernBertConfig, ModernBertModel
+from transformers.models.bert.modeling_bert import BertEncoder
 
 from lada_ops import LowRankLinear
 from lada_ops.engine.layers import FoundEncoder, find_encoders
@@ -160,6 +163,30 @@ def test_a_layer_of_another_library_is_not_known_by_its_name():
     model = tiny_bert()
     model.encoder.layer[0] = BertLayer()
     assert only(model) == "layers of BertLayer are not those of transformers"
+
+
+def test_an_encoder_of_another_class_is_not_known():
+    class Doubled(BertEncoder):
+        def forward(self, *args, **others):
+            y = super().forward(*args, **others)
+            return type(y)(last_hidden_state=2 * y[0])
+
+    model = tiny_bert()
+    model.encoder.__class__ = Doubled
+    assert only(model) == "Doubled is not that of transformers"
+
+
+def test_a_model_whose_forward_others_replaced_is_not_known(monkeypatch):
+    own = BertModel.forward
+
+    @functools.wraps(own)
+    def forward(self, *args, **others):
+        return own(self, *args, **others)
+
+    monkeypatch.setattr(BertModel, "forward", forward)
+    found = only(tiny_bert())
+    assert isinstance(found, FoundEncoder)
+    assert found.model is None
 
 
 def test_no_encoder_is_found_in_an_empty_one():

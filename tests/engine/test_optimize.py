@@ -251,6 +251,22 @@ def test_alone_standing_modules_are_packed_too():
     torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
 
 
+class Doubled(LowRankLinear):
+    def forward(self, x, residual=None):
+        return 2 * super().forward(x, residual)
+
+
+@torch.no_grad()
+def test_linears_with_a_forward_of_their_own_stay():
+    model = nn.Sequential(*(kind(24, 24, 6) for kind in (Doubled, LowRankLinear, LowRankLinear)))
+    own = model[1].forward
+    model[1].forward = lambda x: own(x).neg()
+    x = torch.randn(5, 24)
+    want = model.eval()(x)
+    torch.testing.assert_close(optimize(model)(x), want)
+    assert [type(module) for module in model] == [Doubled, LowRankLinear, PackedLinear]
+
+
 @torch.no_grad()
 def test_a_feed_forward_that_is_one_op_stays():
     model = nn.Sequential(LowRankFFN(32, 64, 32, 4, 4), LowRankLinear(32, 32, 4))
