@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,7 +88,7 @@ def test_no_inputs(library, dtype, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_encoder_without_tokens(library, dtype, threads):
     torch.set_num_threads(threads)
-    norm = torch.ones(32), torch.zeros(32), 1e-5
+    norm = np.ones(32, np.float32), np.zeros(32, np.float32), 1e-5
     qkv, square = linear(96, 32, dtype)[0], linear(32, 32, dtype)[0]
     layer = PackedLayer(qkv, square, square, square, norm, norm, "gelu")
     x, starts = torch.empty(0, 32, dtype=dtype), torch.zeros(3, dtype=torch.int64)

@@ -271,7 +271,7 @@ def _packed_rows(
     places: of units in a panel, of which the first x_units are of x.
     """
     terms = TERMS[dtype]
-    scales = offsets = rows.new_empty(len(masks), 0)
+    scales = offsets = rows.new_empty(len(masks), 0, dtype=torch.float32)
     if dtype == torch.int8:
         rows, scales, offsets = _quantized(rows, x_units * terms, width)
     stripes = rows.to(dtype).view(len(masks), width, -1, terms).transpose(1, 2)
