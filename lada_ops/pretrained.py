@@ -240,12 +240,12 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _in_encoder(model: PreTrainedModel, name: str) -> bool:
-    """Whether a tensor is one that every task needs: neither a head's nor the pooler's."""
+    """Whether a tensor is one that every task needs: no head's, pooler's or cross-attention's."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     may_miss = model._keys_to_ignore_on_load_missing or ()
     return (
         name.startswith(prefix)
-        and not name.startswith(f"{prefix}pooler.")
+        and not re.search(r"^pooler\.|\.crossattention\.", name.removeprefix(prefix))
         and not any(re.search(pattern, name) for pattern in may_miss)
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertModel,
@@ -196,6 +197,19 @@ class TestHeads:
         compress(model.bert, make_plan(model.bert), quiet=True)
         model.save_pretrained(tmp_path)
         assert_equal(load(tmp_path, type(model)), model)
+
+    def test_an_encoder_loaded_as_a_decoder_draws_the_cross_attention_alone(self, tmp_path):
+        # as sentence-transformers' denoising auto-encoder does
+        encoder = saved(tmp_path, tiny_bert()).state_dict()
+        decoder = AutoModelForCausalLM.from_pretrained(
+            tmp_path, is_decoder=True, add_cross_attention=True
+        )
+        state = decoder.base_model.state_dict()
+        drawn = state.pop("encoder.layer.0.crossattention.self.query.weight")
+        assert 0.015 < drawn.std() < 0.025
+        rest = {key for key in state if "crossattention" not in key}
+        assert rest == {key for key in encoder if "pooler" not in key}
+        assert all(torch.equal(state[key], encoder[key]) for key in rest)
 
     def test_tied_decoder_stays_tied(self, tmp_path):
         model = saved(tmp_path, with_head("roberta"))
