@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_a_layer_of_another_library_is_not_known_by_its_name():
 def test_an_encoder_of_another_class_is_not_known():
     class Doubled(BertEncoder):
         def forward(self, *args, **others):
-            y = super().forward(*args, **others)
+            y: Any = super().forward(*args, **others)
             return type(y)(last_hidden_state=2 * y[0])
 
     model = tiny_bert()

@@ -258,7 +258,9 @@ class Doubled(LowRankLinear):
 
 @torch.no_grad()
 def test_linears_with_a_forward_of_their_own_stay():
-    model = nn.Sequential(*(kind(24, 24, 6) for kind in (Doubled, LowRankLinear, LowRankLinear)))
+    model: Any = nn.Sequential(
+        *(kind(24, 24, 6) for kind in (Doubled, LowRankLinear, LowRankLinear))
+    )
     own = model[1].forward
     model[1].forward = lambda x: own(x).neg()
     x = torch.randn(5, 24)
