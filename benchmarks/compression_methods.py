@@ -111,7 +111,7 @@ METHODS: Mapping[str, Callable[[PreTrainedModel, float], Recipe | None]] = {
     "calibration": lambda model, ratio: None,
     "smaller-dense": lambda model, ratio: SmallerDense(ratio),
 }
-"""By name, the recipe of each for a model and a ratio; None is calibrated and not trained.
+"""Recipes by name, each for a model and a ratio; None is calibrated and not trained.
 
 svd, pruning and hybrid train on the labels alone, the others on the teacher alone.
 """

@@ -1,4 +1,4 @@
-"""What each way to compress costs in accuracy: ``python -m benchmarks.compression_table``.
+"""Accuracy that each way to compress costs: ``python -m benchmarks.compression_table``.
 
 The real MiniLM is fine-tuned on a task, and made into students by every method at every ratio, each
 trained alike and evaluated beside the teacher. A row at a time: the result file is written after
@@ -51,10 +51,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     data: Annotated[Path, typer.Option(help="A folder with glue/ and robust/.")],
     work: Annotated[Path, typer.Option(help="Where models and checkpoints are kept.")],
-    tasks: Annotated[str, typer.Option(help="With commas.")] = "sst2",
-    methods: Annotated[str, typer.Option(help="With commas.")] = ",".join(METHODS),
-    ratios: Annotated[str, typer.Option(help="With commas.")] = "5,2.5,10,7.5",
-    seeds: Annotated[str, typer.Option(help="With commas.")] = "0",
+    tasks: Annotated[str, typer.Option(help="Tasks, comma-separated.")] = "sst2",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated.")] = ",".join(METHODS),
+    ratios: Annotated[str, typer.Option(help="Ratios, comma-separated.")] = "5,2.5,10,7.5",
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
     again: Annotated[
         bool, typer.Option(help="Time rows again whose models are kept: on a quiet machine.")
     ] = False,

@@ -37,7 +37,7 @@ def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]
 
 
 def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """What the model answers to a batch."""
+    """Answer of the model to a batch."""
     if isinstance(model, nn.Sequential) and "input" not in inputs:
         # as sentence-transformers' models: the dict is their input, and they write into it
         return model(dict(inputs))
@@ -45,7 +45,7 @@ def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
 
 
 def token_mask(inputs: Mapping[str, Any], device: torch.device) -> Tensor | None:
-    """Which tokens of a batch are real, (batch, length), if it says so."""
+    """Mask of the real tokens of a batch, (batch, length) bool, if it says so."""
     mask = inputs.get("attention_mask")
     return None if mask is None else torch.as_tensor(mask, device=device).bool()
 

@@ -1,4 +1,4 @@
-"""What every call that is given a model asks of it first."""
+"""Checks of a model, at the door of every call that is given one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder needs to be replaced whole on a disk: one step, nothing unwritten, no leftovers.
+"""Replacement of a whole folder on a disk: one step, nothing unwritten, no leftovers.
 
 A run works in a hidden folder beside its target, named after it, and holds a lock in there; the
 system lets go of the lock when the run ends, however it ends.

@@ -72,7 +72,7 @@ class FusedEngine:
     """
 
     copies = False
-    """Of what the encoder's modules hold: it has views."""
+    """Whether it holds copies of the encoder's tensors: it has views."""
 
     def __init__(self, found: FoundEncoder) -> None:
         self.layers = [FusedLayer(found, layer) for layer in found.layers]

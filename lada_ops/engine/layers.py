@@ -53,7 +53,7 @@ class FoundEncoder:
         return MODELS[type(self.model).__name__]
 
     def parts(self) -> dict[str, nn.Module]:
-        """By name, the modules that an engine computes for, those of fused layers left out."""
+        """Modules that an engine computes for, by name, those of fused layers left out."""
         layer, ours = type(self.layers[0]).__name__, f".{FUSED}"
         positions = *BIASED.get(layer, ())[:1], *filter(None, [ROTATED.get(layer)])
         inside = [type(self.module).__name__, *positions]

@@ -25,7 +25,7 @@ class NativeEngine:
     """Positions that the mask hides are not computed; they come out as 0."""
 
     copies = True
-    """Of what the encoder's modules hold: it has its own tensors, no views."""
+    """Whether it holds copies of the encoder's tensors: it has its own tensors, no views."""
 
     def __init__(self, encoder: PackedEncoder) -> None:
         self.encoder = encoder

@@ -85,11 +85,12 @@ class Record:
                 model.set_submodule(name, before[module])
         for tied in self.tied:
             owners = [(before.get(module, module), leaf) for module, leaf in tied]
-            kept = [(module, leaf) for module, leaf in tied if module not in self.sources]
-            owner, leaf = (kept or owners)[0]
-            for module, name in owners:
-                if not isinstance(module, PackedLinear):  # gone with what was cut
-                    module.register_parameter(name, owner.get_parameter(leaf))
+            # packed ones left are gone with what was cut; kept parameters were never rounded
+            left = [one for one in owners if not isinstance(one[0], PackedLinear)]
+            kept = [one for one in left if one in tied]
+            for module, name in left:
+                owner, leaf = (kept or left)[0]
+                module.register_parameter(name, owner.get_parameter(leaf))
         for layer in self.layers:
             if hasattr(layer, FUSED):
                 delattr(layer, FUSED)

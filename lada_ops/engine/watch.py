@@ -28,7 +28,7 @@ _logger = logging.getLogger("lada_ops")
 
 
 class _Found(NamedTuple):
-    """By name, what an encoder consists of."""
+    """Constituents of an encoder, by name."""
 
     submodules: dict[str, nn.Module | None]
     tensors: dict[str, Tensor | None]  # parameters and buffers

@@ -251,6 +251,15 @@ class TestRestore:
         assert model.lm_head.weight is first.attention.output.dense.weight
         torch.testing.assert_close(outputs(model), want, rtol=0, atol=0)
 
+    def test_what_was_tied_to_a_layer_that_was_cut_comes_back(self):
+        model = tiny_bert()
+        first, second = model.encoder.layer
+        second.output.dense.weight = first.output.dense.weight
+        want = second.output.dense.weight.detach().clone()
+        del optimize(model).encoder.layer[0]
+        restore(model)
+        assert model.encoder.layer[0].output.dense.weight.equal(want)
+
     def test_of_linears_that_stand_alone(self):
         model = nn.Sequential(LowRankLinear(24, 40, 6, activation="gelu"), nn.Linear(40, 3)).eval()
         x = torch.randn(5, 24)

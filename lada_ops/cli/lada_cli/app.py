@@ -1,4 +1,4 @@
-"""What all commands of `lada` share: the app, their output, their errors.
+"""Parts that all commands of `lada` share: the app, their output, their errors.
 
 torch and lada_ops are imported by a command that runs: help and usage errors do without.
 """
