@@ -6,7 +6,7 @@ NATIVE := $(wildcard kernels/lada_kernels/cpu/*.h kernels/lada_kernels/cpu/*.cpp
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CHECKED := -O1 -g -Wall -Wextra -Werror
-RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.environment import device_slug; print(device_slug())' 2>/dev/null)
+RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.host.environment import device_slug; print(device_slug())' 2>/dev/null)
 
 .PHONY: demo test test-release test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
 
@@ -22,12 +22,12 @@ test-triton: $(TRITONS:%=test-triton-%)  ## kernels and machine code under other
 
 $(TRITONS:%=test-triton-%): test-triton-%: .venv/triton-%/.set-up
 	PYTHONPATH=.venv/triton-$* $(BIN)/python -m pytest -q -p no:cacheprovider \
-		tests/kernels tests/machine_code tests/test_static_gate.py
+		tests/kernels --ignore=tests/kernels/cpu tests/machine_code tests/test_static_gate.py
 
 test-sanitized: $(SANITIZED)/.built  ## the native kernels under AddressSanitizer and UBSan
 	LADA_SANITIZED=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -q -p no:cacheprovider --capture=sys tests/native
+		$(BIN)/python -m pytest -q -p no:cacheprovider --capture=sys tests/kernels/cpu
 
 lint: $(SET_UP)
 	$(BIN)/ruff check
@@ -41,12 +41,12 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	cp demo/speedups.png $(RESULTS)/demo.png
 	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results
 	$(BIN)/python -m benchmarks.traffic --data $(GLUE)
-	$(BIN)/python -m benchmarks.compression_table --data $(GLUE)/.. --work build/compression
-	$(BIN)/python -m benchmarks.embedder --data $(GLUE)/.. --work build/embedder
+	$(BIN)/python -m benchmarks.accuracy.table --data $(GLUE)/.. --work build/compression
+	$(BIN)/python -m benchmarks.accuracy.embedders --data $(GLUE)/.. --work build/embedder
 	$(MAKE) readme
 
 readme: $(SET_UP)  ## draw the pictures, and write the README's tables, from the committed results
-	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.readme.plots
 	$(BIN)/python -m benchmarks.readme
 
 # torch is pinned by constraints.txt: without the pin, pip may fetch a build of several gigabytes

@@ -28,9 +28,9 @@ from benchmarks.shapes import (
     ModelCase,
     fill_with_noise,
 )
+from lada_ops.compression.plan import METHODS
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.latency import compare_models
-from lada_ops.plans import METHODS
 
 CONFIGS = {
     "bert_base": BertConfig(),

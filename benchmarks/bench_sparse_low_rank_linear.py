@@ -3,12 +3,7 @@
 import torch.nn.functional as F
 
 from benchmarks.shapes import LinearCase, linear_candidates, torch_bsr
-from lada_ops import (
-    SparseLowRank,
-    block_sparse_linear,
-    low_rank_linear,
-    sparse_low_rank_linear,
-)
+from lada_ops import SparseLowRank, block_sparse_linear, low_rank_linear, sparse_low_rank_linear
 
 
 def two_ops(x, u, v, crow_indices, col_indices, values, bias):

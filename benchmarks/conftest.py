@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.suite.ceilings import measure_ceilings
-from lada_ops.environment import device_slug
-from lada_ops.latency import Candidate, Comparison, collect, compare, write_json
+from lada_ops.host.environment import device_slug
+from lada_ops.host.files import write_json
+from lada_ops.latency import Candidate, Comparison, collect, compare
 from lada_ops.latency.clock import clock_for
 
 RESULTS = pytest.StashKey[dict[str, list[Comparison]]]()

@@ -18,7 +18,7 @@ from benchmarks.shapes import torch_bsr
 from benchmarks.suite.measure import reason
 from benchmarks.suite.peers import prune_2to4
 from lada_ops import BlockSparseLinear, LowRankLinear
-from lada_ops.encoders import encoder_linears
+from lada_ops.architectures.encoders import encoder_linears
 
 BSR_TOKENS = 1024  # on a CPU; it takes minutes for more, eight times as long as dense
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import lada_ops
 from lada_ops import Bsr, LowRank, SparseLowRank
-from lada_ops.compress.blocks import prune_blocks
-from lada_ops.formats import Format
+from lada_ops.approximation.blocks import prune_blocks
+from lada_ops.compression.compress import to_module
+from lada_ops.compression.plan import CompressionPlan, LayerPlan, Method
+from lada_ops.formats.sparse_low_rank import Format
 from lada_ops.latency import Candidate
-from lada_ops.plans import CompressionPlan, LayerPlan, Method
-from lada_ops.swap import to_module
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32

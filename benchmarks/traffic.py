@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 
 import lada_ops
-from lada_ops import tables
-from lada_ops.bench import Bench
+from lada_cli import tables
+from lada_ops.compression.folder import load_model, save_model
 from lada_ops.demo import model_folder
 from lada_ops.engine.optimize import fast_dtypes
-from lada_ops.environment import device_slug
-from lada_ops.folder import load_model, save_model
-from lada_ops.latency import write_json
+from lada_ops.host.environment import device_slug
+from lada_ops.host.files import write_json
+from lada_ops.latency.bench import Bench
 from lada_ops.latency.cold import cold_start
 
 RESULTS = Path(__file__).parent / "results"

@@ -4,12 +4,18 @@ Importing this package also registers its checkpoints with transformers, so that
 ``AutoModel.from_pretrained`` loads a compressed model.
 """
 
-from .budget import plan
-from .calibrate import layer_statistics
-from .counts import Counts
-from .engine.graphs import capture_graphs
+from .compression.budget import plan
+from .compression.calibration import layer_statistics
+from .compression.compress import compress, restore
+from .compression.plan import CompressionPlan, LayerPlan
+from .compression.report import CompressionReport, LayerReport
+from .compression.shrink import shrink
+from .engine.capture import capture_graphs
 from .engine.optimize import optimize, paths
-from .formats import Bsr, LowRank, SparseLowRank
+from .formats.bsr import Bsr
+from .formats.counts import Counts
+from .formats.low_rank import LowRank
+from .formats.sparse_low_rank import SparseLowRank
 from .modules.block_sparse_linear import BlockSparseLinear
 from .modules.compressed_linear import keep_dense
 from .modules.low_rank_ffn import LowRankFFN
@@ -18,12 +24,8 @@ from .modules.sparse_low_rank_linear import SparseLowRankLinear
 from .ops.block_sparse_linear import block_sparse_linear
 from .ops.low_rank_ffn import low_rank_ffn
 from .ops.low_rank_linear import low_rank_linear
+from .ops.reference import Norm
 from .ops.sparse_low_rank_linear import sparse_low_rank_linear
-from .plans import CompressionPlan, LayerPlan
-from .reference import Norm
-from .report import CompressionReport, LayerReport
-from .shrink import shrink
-from .swap import compress, restore
 
 __all__ = [
     "BlockSparseLinear",

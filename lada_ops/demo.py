@@ -14,25 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel
 
-from .budget import plan
-from .calibrate import layer_statistics
-from .encoders import encoder_linears
+from .compression.budget import plan
+from .compression.calibration import layer_statistics
+from .compression.compress import compress
+from .compression.folder import load_model, save_model
+from .compression.plan import METHODS
+from .data.texts import SentencePairs, python_prose, read_pairs, token_batches
 from .engine.optimize import fast_dtypes, optimize
-from .extras import require
-from .folder import check_target, load_model, save_model, staged_folder
-from .latency import collect, compare_served, write_json
-from .plans import METHODS
-from .plots import plot_speedups
-from .pretrained import compression_of
-from .swap import compress
-from .texts import SentencePairs, python_prose, read_pairs, token_batches
+from .evaluate.embeddings import embed, full_batches, quality
+from .host.extras import require
+from .host.files import check_target, staged_folder, write_json
+from .latency import collect, compare_served
+from .latency.plots import plot_speedups
 
 RATIOS = (2.5, 5.0)
-BUCKETS = ((1, 16), (1, 128), (8, 128), (32, 128))  # batch x length
 CALIBRATION_SENTENCES = 4000
 SEQUENCE_STEP = 4  # some 14,000 tokens, half a minute a model; all of them gain .002 of Spearman
 HELD_OUT_SENTENCES = 300
@@ -93,7 +91,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     dense = load_model(source)
     calibration = token_batches(tokenizer, texts.calibration)
     embeddings = embed(dense, tokenizer, texts.held_out)
-    rows = {"dense": quality("dense", dense, embeddings, embeddings, texts)}
+    rows = {"dense": quality("dense", dense, embeddings, embeddings, texts.pairs)}
     # each model as it is served, and as it was before it was made ready for that
     served: dict[str, PreTrainedModel] = {}
     loaded: dict[str, PreTrainedModel] = {}
@@ -103,7 +101,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         served[name] = optimize(copy.deepcopy(model), dtype) if dtypes else model
         loaded[name] = model
         got = embed(served[name], tokenizer, texts.held_out)
-        rows[name] = quality(name, model, got, embeddings, texts)
+        rows[name] = quality(name, model, got, embeddings, texts.pairs)
 
     seen, sequence = layer_statistics(dense, calibration, quiet=quiet), calibration[::SEQUENCE_STEP]
     with staged_folder(out, overwrite) as stage:
@@ -156,59 +154,6 @@ def _is_demo(folder: Path) -> bool:
 
 
 @torch.inference_mode()
-def embed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
-) -> Tensor:
-    """Sentence embeddings (sentences, hidden): the mean over unmasked tokens, of length 1."""
-    rows: dict[str, Tensor] = {}
-    for texts in _by_length(sentences, 64):
-        inputs = tokenizer(
-            texts, padding=True, truncation=True, max_length=128, return_tensors="pt"
-        ).to(model.device)
-        weights = inputs["attention_mask"][..., None]
-        mean = (model(**inputs).last_hidden_state * weights).sum(1) / weights.sum(1)
-        rows |= zip(texts, F.normalize(mean, dim=1), strict=True)
-    return torch.stack([rows[sentence] for sentence in sentences])
-
-
-def _by_length(sentences: Sequence[str], size: int) -> Iterable[list[str]]:
-    unique = sorted(set(sentences), key=len)
-    return (unique[start : start + size] for start in range(0, len(unique), size))
-
-
-def quality(
-    name: str, model: PreTrainedModel, got: Tensor, want: Tensor, texts: DemoTexts
-) -> dict[str, Any]:
-    """One row of a table: what a model costs, and how near it is to the dense one.
-
-    got, want (sentences, hidden): embeddings of texts.held_out by it and by the dense one.
-    """
-    cosine = (got * want).sum(1)
-    found = compression_of(model)
-    linears = {} if found else encoder_linears(model)
-    dense_bytes = sum(
-        p.numel() * p.element_size() for m in linears.values() for p in m.parameters()
-    )
-    return {
-        "name": name,
-        "linears_bytes": found[1].compressed.stored_bytes if found else dense_bytes,
-        "linears_ratio": found[1].ratio if found else 1.0,
-        "model_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "cosine_mean": float(cosine.mean()),
-        "cosine_min": float(cosine.min()),
-        "spearman": None if texts.pairs is None else _spearman(got, texts.pairs),
-    }
-
-
-def _spearman(embeddings: Tensor, pairs: SentencePairs) -> float:
-    """Rank correlation of cosines with scores; embeddings hold all first, then all second."""
-    from scipy.stats import spearmanr
-
-    first, second = embeddings.cpu().split(len(pairs.scores))
-    return float(spearmanr((first * second).sum(1), pairs.scores)[0])  # type: ignore[arg-type]
-
-
-@torch.inference_mode()
 def _saved_and_loaded(
     model: PreTrainedModel, source: str, folder: Path, batch: Mapping[str, Tensor]
 ) -> PreTrainedModel:
@@ -219,21 +164,6 @@ def _saved_and_loaded(
     if not torch.equal(model(**inputs).last_hidden_state, loaded(**inputs).last_hidden_state):
         raise RuntimeError(f"the model in {folder} differs from the one that was saved")
     return loaded
-
-
-def full_batches(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], device: torch.device
-) -> dict[str, Mapping[str, Tensor]]:
-    """By batch x length, inputs of real tokens without padding: the sentences one after another."""
-    ids = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"]
-    found: dict[str, Mapping[str, Tensor]] = {}
-    for batch, length in BUCKETS:
-        count = batch * length
-        tokens = torch.tensor(ids * (1 + count // len(ids)), dtype=torch.long, device=device)
-        input_ids = tokens[:count].view(batch, length)
-        mask = torch.ones_like(input_ids)
-        found[f"{batch}x{length}"] = {"input_ids": input_ids, "attention_mask": mask}
-    return found
 
 
 def _title(results: Mapping[str, Any]) -> str:

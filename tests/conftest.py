@@ -11,12 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 pytest.register_assert_rewrite(
-    "tests.bsr_module_suite",
-    "tests.module_suite",
-    "tests.op_suite",
-    "tests.op_transform_suite",
-    "tests.operands",
-    "tests.order_suite",
+    "tests.modules.bsr_module_suite",
+    "tests.modules.module_suite",
+    "tests.ops.op_suite",
+    "tests.ops.op_transform_suite",
+    "tests.ops.operands",
+    "tests.ops.order_suite",
 )
 
 

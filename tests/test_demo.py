@@ -3,12 +3,12 @@ import json
 import pytest
 import torch
 
+from lada_cli.tables import demo as demo_table
 from lada_ops import demo
+from lada_ops.compression.folder import load_model
 from lada_ops.engine.optimize import DTYPES
-from lada_ops.folder import load_model
 from lada_ops.latency import WrongOutput, compare_models
-from lada_ops.plots import plot_speedups
-from lada_ops.tables import demo as demo_table
+from lada_ops.latency.plots import plot_speedups
 from tests.tiny_model import write_tiny_model
 
 

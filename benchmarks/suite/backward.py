@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lada_ops
-from lada_ops.formats import bsr_to_dense
+from lada_ops.formats.bsr import bsr_to_dense
 
 from .cases import Case
 from .problem import Entry, Operands, Problem, Tensors

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensor
 
 from lada_ops import Bsr
-from lada_ops.compress.blocks import prune_blocks
+from lada_ops.approximation.blocks import prune_blocks
 
 from .cases import Case
 from .roofline import Work, size

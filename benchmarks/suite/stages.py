@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lada_ops.environment import device_slug
+from lada_ops.host.environment import device_slug
 from lada_ops.latency import Clock, CpuClock, GraphClock
 
 from . import ceilings, checks
@@ -26,7 +26,7 @@ from .measure import ROUNDS, Bench, DeviceLost, check_device, measure, reason
 from .peers import is_tuned
 from .report import CEILINGS, CHECKS, PREFIX, ceilings_text, is_ours
 from .store import Store, suite_environment
-from .ways import forward
+from .variants import forward
 
 ROOT = checks.ROOT
 

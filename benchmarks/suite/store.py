@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lada_ops.environment import environment
-from lada_ops.latency import write_whole
+from lada_ops.host.environment import environment
+from lada_ops.host.files import write_whole
 
 from .rows import Row, read
 

@@ -124,7 +124,7 @@ class Table:
     """The entries of one op on one GPU under one minor version of Triton.
 
     entries: key -> tokens (a power of two) -> entry. environments: what entries were measured in,
-    each as `lada_ops.environment.environment` tells it.
+    each as `lada_ops.host.environment.environment` tells it.
     """
 
     stem: str

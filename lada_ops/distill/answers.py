@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..engine.kinds import LAYERS
+from ..architectures.layers import LAYERS
 from .losses import Answer, Losses
 
 

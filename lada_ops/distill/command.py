@@ -18,14 +18,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..copying import kept_files, local_folder
-from ..folder import check_target, load_model, longest, save_model
-from ..plans import Method
-from ..pretrained import compression_of
-from ..tasks.dataset import check_model, tokenized
-from ..tasks.glue import Task, find_task, read_split
-from ..tasks.metrics import compute_metrics
-from ..texts import read_lines
+from ..compression.copying import kept_files, local_folder
+from ..compression.folder import load_model, longest, save_model
+from ..compression.plan import Method
+from ..compression.pretrained import compression_of
+from ..data.dataset import check_model, tokenized
+from ..data.glue import Task, find_task, read_split
+from ..data.metrics import compute_metrics
+from ..data.texts import read_lines
+from ..host.files import check_target
 from .lada import LadaConfig
 from .lada_block import LadaBlockConfig
 from .losses import EMBEDDINGS, Losses, Pooling

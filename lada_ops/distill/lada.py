@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibrate import Batches
-from ..compress.svd import leading_factors
-from ..encoders import encoder_linears
+from ..approximation.svd import leading_factors
+from ..architectures.encoders import encoder_linears
+from ..compression.calibration import Batches
+from ..compression.compress import compress
+from ..compression.plan import CompressionPlan, LayerPlan
+from ..compression.shrink import shrink
 from ..modules.low_rank_linear import LowRankLinear
-from ..plans import CompressionPlan, LayerPlan
-from ..shrink import shrink
-from ..swap import compress
 from .losses import Losses
 from .pruner import Pruner
 from .recipe import Probe

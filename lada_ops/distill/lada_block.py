@@ -8,17 +8,17 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from ..budget import plan
-from ..calibrate import Batches, layer_statistics
-from ..counts import Counts
-from ..encoders import encoder_linears
-from ..formats import INDEX_DTYPE
-from ..grid import check_block
+from ..architectures.encoders import encoder_linears
+from ..compression.budget import plan
+from ..compression.calibration import Batches, layer_statistics
+from ..compression.compress import compress
+from ..compression.plan import METHODS, Method
+from ..compression.pretrained import compression_of
+from ..compression.shrink import shrink
+from ..formats.bsr import INDEX_DTYPE
+from ..formats.counts import Counts
+from ..formats.grid import check_block
 from ..modules.compressed_linear import CompressedLinear
-from ..plans import METHODS, Method
-from ..pretrained import compression_of
-from ..shrink import shrink
-from ..swap import compress
 from .losses import Losses
 from .pruner import SCORES, Pruner, Score, UnitPruner
 from .recipe import Probe

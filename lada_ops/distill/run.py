@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..folder import load_whole, staged_folder
-from ..latency import write_json
+from ..compression.folder import load_whole
+from ..host.files import staged_folder, write_json
 from .pruner import PruningCallback
 from .recipe import Recipe
 from .trainer import DistillationTrainer, last_checkpoint

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..formats import INDEX_DTYPE, block_row_indices, split_blocks
-from ..grid import check_block, group_of
+from ..formats.bsr import INDEX_DTYPE, block_row_indices, split_blocks
+from ..formats.grid import check_block, group_of
 from ..modules.block_sparse_linear import BsrLinear
 from ..modules.low_rank_linear import LowRankLinear
 from ..modules.sparse_low_rank_linear import SparseLowRankLinear

@@ -16,14 +16,14 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
 )
 
+from ..architectures.layers import ModelKind
+from .find import FoundEncoder
 from .inside import Inside, hooked
-from .kinds import ModelKind
-from .layers import FoundEncoder
 from .masks import NotForEngine
 from .watch import PLAIN_ATTENTION, Watch
 
 if TYPE_CHECKING:
-    from .graphs import Graphs
+    from .gpu.graphs import Graphs
 
 
 class Engine(Protocol):

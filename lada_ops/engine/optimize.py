@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checks import check_module
+from ..modules.checks import check_module
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..ops.epilogue import KERNEL_DTYPES
+from .cpu.native import NativeEngine, PackedParts, pack_encoder
+from .find import FoundEncoder, find_encoders
 from .footprint import MemoryFootprint, ParameterCount
 from .forward import EncoderForward, LayerForward, ModelForward
-from .fused import FusedEngine
+from .gpu.fused import FusedEngine
 from .inside import copied_module
-from .layers import FoundEncoder, find_encoders
-from .native import NativeEngine, PackedParts, pack_encoder
 from .record import FUSED, Record, optimized_part, record_of
 from .watch import Watch
 

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..bench import Bench
-from ..counts import Counts
-from ..encoders import ENCODER_LINEARS
-from ..extras import require
-from ..folder import load_model, longest
+from ..architectures.encoders import ENCODER_LINEARS
+from ..compression.compress import model_bytes
+from ..compression.folder import load_model, longest
+from ..data.dataset import check_model, tokenized
+from ..data.glue import Examples, Task, find_task, read_split
+from ..data.metrics import scores
+from ..formats.counts import Counts
+from ..host.extras import require
+from ..latency.bench import Bench
 from ..modules.compressed_linear import CompressedLinear
-from ..swap import model_bytes
-from ..tasks.dataset import check_model, tokenized
-from ..tasks.glue import Examples, Task, find_task, read_split
-from ..tasks.metrics import scores
 from .loyalty import label_loyalty, probability_loyalty
 from .robustness import read_attacked, robustness
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..tasks.glue import Examples, Task, found, read_table
+from ..data.glue import Examples, Task, found, read_table
 
 _SETS = {  # file, columns of the original text, and the column that chooses rows, with its value
     "sst2": ("mr.tsv", ("orig_sentence",), ("orig_in_sst2_train", "0")),

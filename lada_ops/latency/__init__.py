@@ -4,12 +4,13 @@
 check every output before and after timing, and raise `WrongOutput` instead of reporting a time.
 """
 
+from ..host.files import write_json, write_whole
 from .candidate import TOLERANCES, Candidate, WrongOutput
 from .clock import Clock, CpuClock, CudaClock
 from .compare import compare
 from .graphs import GraphClock, Rotation, copies_for
 from .models import compare_models, compare_served
-from .result import Comparison, Quartiles, Timing, collect, write_json, write_whole
+from .result import Comparison, Quartiles, Timing, collect
 
 __all__ = [
     "TOLERANCES",

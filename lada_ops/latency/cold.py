@@ -59,8 +59,8 @@ def main(
     marks = [started]
     import torch
 
-    from lada_ops import optimize
-    from lada_ops.folder import load_model
+    from lada_ops.compression.folder import load_model
+    from lada_ops.engine.optimize import optimize
 
     torch.set_num_threads(threads)
     marks.append(clock())

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..environment import environment
-from ..progress import progress_bar
+from ..host.environment import environment
+from ..host.progress import progress_bar
 from .candidate import Candidate
 from .clock import Clock, clock_for
 from .result import Comparison, Quartiles, Timing

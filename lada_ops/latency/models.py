@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compression.compress import restore
 from ..engine.optimize import undo
+from ..host.progress import progress_bar
 from ..modules.packed_linear import PackedLinear
-from ..progress import progress_bar
-from ..swap import restore
 from .candidate import TOLERANCES, Candidate, WrongOutput, row_norms
 from .compare import compare
 from .result import Comparison

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,8 +68,8 @@ class Comparison:
     """Candidates timed in one run; ``comparison[name]`` is one's `Timing`.
 
     settings: rounds, warmup, threads, order, seed, clock and shortest sample in seconds: what it
-    takes to do it again. environment: see `lada_ops.environment.environment`. missing: name -> why
-    it could not be timed here.
+    takes to do it again. environment: see `lada_ops.host.environment.environment`.
+    missing: name -> why it could not be timed here.
     """
 
     label: str
@@ -122,27 +119,3 @@ def collect(comparisons: Iterable[Comparison]) -> dict[str, Any]:
             f"collect: {len(dicts)} comparisons; expected one or more of a single environment"
         )
     return {"environment": environments[0], "comparisons": dicts}
-
-
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` whole or not at all; folders are made as needed.
-
-    Raises ValueError or TypeError on what JSON cannot hold (NaN, tensors), OSError on a full disk;
-    a file that was there is then as before.
-    """
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` whole or not at all, under a temporary name first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compress.blocks import prune_blocks
-from ..formats import INDEX_DTYPE, Bsr, bsr_to_dense, panel_major
-from ..grid import block_count, check_block, group_of
+from ..approximation.blocks import prune_blocks
+from ..formats.bsr import INDEX_DTYPE, Bsr, bsr_to_dense, panel_major
+from ..formats.grid import block_count, check_block, group_of
 from ..ops.block_sparse_linear import block_sparse_linear
 from ..ops.epilogue import check_x
 from .compressed_linear import CompressedLinear

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..counts import Counts
-from ..formats import Format
+from ..formats.counts import Counts
+from ..formats.sparse_low_rank import Format
+from ..host.user_tables import use_user_tables
 from ..ops.epilogue import needs_grad
-from ..reference import ACTIVATIONS
-from ..user_tables import use_user_tables
+from ..ops.reference import ACTIVATIONS
 from .dense_copy import DenseCopy, KeepDense, check_keep_dense
 from .dense_weight import DenseWeight, not_written
 

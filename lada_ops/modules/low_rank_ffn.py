@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.low_rank_ffn import low_rank_ffn
-from ..reference import ACTIVATIONS, Norm
+from ..ops.reference import ACTIVATIONS, Norm
 from .low_rank_linear import LowRankLinear
 
 

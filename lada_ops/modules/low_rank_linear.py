@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..compress.svd import truncated_svd
-from ..formats import LowRank, check_rank
+from ..approximation.svd import truncated_svd
+from ..formats.checks import check_rank
+from ..formats.low_rank import LowRank
 from ..ops.low_rank_linear import low_rank_linear
 from .compressed_linear import CompressedLinear, copied
 

@@ -12,7 +12,8 @@ from torch._C._functorch import is_functionaltensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
-from ..formats import Bsr, LowRank
+from ..formats.bsr import Bsr
+from ..formats.low_rank import LowRank
 from ..ops.epilogue import check_epilogue, needs_grad
 from .compressed_linear import CompressedLinear
 from .dense_weight import DenseWeight

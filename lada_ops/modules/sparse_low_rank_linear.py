@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..compress.sparse_low_rank import alternate
-from ..formats import LowRank, SparseLowRank, check_rank
+from ..approximation.sparse_low_rank import alternate
+from ..formats.checks import check_rank
+from ..formats.low_rank import LowRank
+from ..formats.sparse_low_rank import SparseLowRank
 from ..ops.sparse_low_rank_linear import sparse_low_rank_linear
 from .block_sparse_linear import BsrLinear
 from .compressed_linear import copied

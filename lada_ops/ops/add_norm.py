@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..reference import Norm, epilogue_ref
 from .epilogue import (
     autocast,
     check_epilogue,
@@ -17,6 +16,7 @@ from .epilogue import (
     split_norm,
     wants_plain,
 )
+from .reference import Norm, epilogue_ref
 
 
 def add_norm(

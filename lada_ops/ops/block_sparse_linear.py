@@ -5,8 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..formats import block_row_indices, bsr_to_dense, panel_major, split_blocks
-from ..reference import Norm, block_sparse_linear_ref, epilogue_ref
+from ..formats.bsr import block_row_indices, bsr_to_dense, panel_major, split_blocks
 from .epilogue import (
     autocast,
     check_epilogue,
@@ -24,6 +23,7 @@ from .epilogue import (
     wants_plain,
     warn_once,
 )
+from .reference import Norm, block_sparse_linear_ref, epilogue_ref
 
 
 def block_sparse_linear(

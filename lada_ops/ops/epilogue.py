@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..formats import FLOAT_DTYPES
-from ..reference import ACTIVATIONS, Norm, epilogue_ref
-from ..user_tables import use_user_tables
+from ..formats.checks import FLOAT_DTYPES
+from ..host.user_tables import use_user_tables
+from .reference import ACTIVATIONS, Norm, epilogue_ref
 
 Result = TypeVar("Result")
 

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import Norm, epilogue_ref, low_rank_ffn_ref
 from .epilogue import (
     activation_backward,
     autocast,
@@ -23,6 +22,7 @@ from .epilogue import (
     wants_plain,
 )
 from .low_rank_linear import dfactors_op, dx_op
+from .reference import Norm, epilogue_ref, low_rank_ffn_ref
 
 
 def low_rank_ffn(

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import Norm, grouped_linear, low_rank_linear_ref
 from .epilogue import (
     autocast,
     check_epilogue,
@@ -21,6 +20,7 @@ from .epilogue import (
     split_norm,
     wants_plain,
 )
+from .reference import Norm, grouped_linear, low_rank_linear_ref
 
 
 def low_rank_linear(

@@ -4,13 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import Norm, epilogue_ref, grouped_linear, sparse_low_rank_linear_ref
-from .block_sparse_linear import (
-    add_block_rows_,
-    blocks_run,
-    check_bsr_operands,
-    dvalues_op,
-)
+from .block_sparse_linear import add_block_rows_, blocks_run, check_bsr_operands, dvalues_op
 from .block_sparse_linear import dx_op as block_sparse_dx
 from .epilogue import (
     autocast,
@@ -30,6 +24,7 @@ from .epilogue import (
 )
 from .low_rank_linear import dfactors_op
 from .low_rank_linear import dx_op as low_rank_dx
+from .reference import Norm, epilogue_ref, grouped_linear, sparse_low_rank_linear_ref
 
 
 def sparse_low_rank_linear(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import nn
 
-from ..engine.fused import FusedLayer
-from ..engine.layers import FoundEncoder, find_encoders
-from ..engine.parts import tuned_parts
-from ..grid import check_block
+from ..engine.find import FoundEncoder, find_encoders
+from ..engine.gpu.fused import FusedLayer
+from ..engine.gpu.parts import tuned_parts
+from ..formats.grid import check_block
 from ..modules.block_sparse_linear import BlockSparseLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..modules.low_rank_linear import LowRankLinear

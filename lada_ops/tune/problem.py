@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compress.blocks import prune_blocks
+from ..approximation.blocks import prune_blocks
 from ..latency import Candidate, Rotation, copies_for
 from ..ops.add_norm import add_norm
-from ..reference import Norm
+from ..ops.reference import Norm
 from .case import Case
 
 if TYPE_CHECKING:

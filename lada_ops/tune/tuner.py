@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..environment import environment
-from ..latency import compare, write_json
-from .bench import Bench
+from ..host.environment import environment
+from ..host.files import write_json
+from ..latency import compare
 from .case import Case
+from .device import Bench
 from .problem import Problem
 from .search import Space, descend
-from .ways import ways_of
+from .variants import ways_of
 
 if TYPE_CHECKING:
     from lada_kernels.table import Measured, Table

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.suite.cases import tiny_cases
-from lada_ops.environment import device_slug
+from lada_ops.host.environment import device_slug
 
 ROOT = Path(__file__).parents[2]
 NEED_A_GPU = {"torch BSR", "2:4 CUTLASS", "2:4 cuSPARSELt"}

@@ -15,7 +15,7 @@ from benchmarks.model_peers import (
     two_products,
     two_to_four,
 )
-from lada_ops.encoders import encoder_linears
+from lada_ops.architectures.encoders import encoder_linears
 from tests.tiny_encoders import batch, tiny_bert
 
 RATIO = 4

@@ -9,10 +9,10 @@ from transformers import BertConfig, BertModel
 
 import lada_ops
 from lada_ops import LowRankLinear
+from lada_ops.architectures.encoders import encoder_linears
+from lada_ops.compression.pretrained import compression_of
 from lada_ops.distill.lada import LADABERT, LadaConfig, LadaPruner, factorise_anew, keep_largest
 from lada_ops.distill.run import distill
-from lada_ops.encoders import encoder_linears
-from lada_ops.pretrained import compression_of
 from tests.distill.models import arguments, collate, examples, tiny_classifier
 
 TINY = LadaConfig(rank=20, encoder_keep=0.4, embedding_keep=0.5, increments=4)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from lada_ops.architectures.encoders import encoder_linears
+from lada_ops.compression.pretrained import compression_of
 from lada_ops.distill.lada import LadaConfig
 from lada_ops.distill.lada_block import LadaBlockConfig
 from lada_ops.distill.losses import Losses, NotFinite
@@ -16,8 +18,6 @@ from lada_ops.distill.pruner import PruningCallback
 from lada_ops.distill.recipe import Recipe
 from lada_ops.distill.run import distill
 from lada_ops.distill.trainer import DistillationTrainer, last_checkpoint
-from lada_ops.encoders import encoder_linears
-from lada_ops.pretrained import compression_of
 from tests.distill.models import arguments, collate, examples, tiny_classifier
 
 BLOCK = LadaBlockConfig(ratio=4, rank_multiple=2, block=(32, 16))

@@ -15,7 +15,7 @@ def _native():
 @pytest.fixture(autouse=True)
 def cache_folder(monkeypatch, tmp_path):
     """Where choices are remembered, instead of the user's own."""
-    from lada_ops.engine import choice
+    from lada_ops.engine.cpu import choice
 
     monkeypatch.setattr(choice, "user_folder", lambda: tmp_path / "cache" / "tuned")
     return tmp_path / "cache"

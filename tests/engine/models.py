@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 import lada_ops
-from lada_ops.plans import Method
+from lada_ops.compression.plan import Method
 from tests.tiny_encoders import ARCHITECTURES, batch, with_head
 
 KNOWN = ["bert", "tokens", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lada_ops import optimize, restore
-from lada_ops.plans import METHODS
+from lada_ops.compression.plan import METHODS
+from tests.engine.gpu.test_fused import fused
 from tests.engine.models import compressed, dense
-from tests.engine.test_fused import fused
 
 
 def model_of(method):

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import ModernBertConfig
 
 from lada_ops import optimize, paths
-from lada_ops.engine import fused as fused_module
+from lada_ops.engine.gpu import fused as fused_module
+from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
 from tests.engine.models import compress, dense
-from tests.engine.test_fused import fused
 from tests.tiny_encoders import ARCHITECTURES
 
 

@@ -10,10 +10,10 @@ from torch import nn
 import lada_ops
 from lada_kernels.cpu import native
 from lada_ops import LowRankFFN, LowRankLinear, optimize, paths, restore
-from lada_ops.engine import choice
+from lada_ops.compression.plan import METHODS
+from lada_ops.engine.cpu import choice
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.modules.packed_linear import PackedLinear
-from lada_ops.plans import METHODS
 from tests.engine.models import KNOWN, UNKNOWN, compress, compressed, dense, seen
 from tests.tiny_encoders import batch, outputs, tiny_bert
 

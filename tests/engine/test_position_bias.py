@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lada_ops import optimize, paths
-from lada_ops.engine.layers import FoundEncoder, find_encoders
+from lada_ops.engine.find import FoundEncoder, find_encoders
+from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
 from tests.engine.models import compress, dense
-from tests.engine.test_fused import fused
 
 
 @pytest.fixture(params=[optimize, fused])

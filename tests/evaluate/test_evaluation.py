@@ -6,6 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 import lada_ops
+from lada_ops.data.glue import TASKS, Examples
 from lada_ops.evaluate import evaluation
 from lada_ops.evaluate.evaluation import (
     check_same_words,
@@ -15,9 +16,8 @@ from lada_ops.evaluate.evaluation import (
     names_of_linears,
 )
 from lada_ops.modules.compressed_linear import CompressedLinear
-from lada_ops.tasks.glue import TASKS, Examples
+from tests.data.files import write_data
 from tests.distill.models import tiny_classifier
-from tests.tasks.files import write_data
 from tests.tiny_model import write_tiny_model
 
 SIZES = {"1x8": (1, 8)}

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from lada_ops.data.glue import TASKS
 from lada_ops.evaluate.robustness import read_attacked, robustness
-from lada_ops.tasks.glue import TASKS
-from tests.tasks.files import write, write_data
+from tests.data.files import write, write_data
 
 
 def test_texts_that_the_task_trains_on_are_left_out(tmp_path):

@@ -5,10 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lada_ops.latency import (
-    Quartiles,
-    compare,
-)
+from lada_ops.latency import Quartiles, compare
 from tests.latency.fakes import RIGHT, FakeClock, candidate
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from lada_ops.latency import Quartiles, collect, compare, write_json
+from lada_ops.host.files import write_json
+from lada_ops.latency import Quartiles, collect, compare
 from tests.latency.fakes import RIGHT, candidate
 
 

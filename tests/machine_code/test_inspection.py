@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from lada_ops import tables
+from lada_cli import tables
 from lada_ops.machine_code import inspection
 from lada_ops.machine_code.catalogue import launches_of
 from lada_ops.machine_code.compile import CompileError

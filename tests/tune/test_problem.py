@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lada_kernels.tuning import Way
-from lada_ops import reference
 from lada_ops.latency import Rotation
+from lada_ops.ops import reference
 from lada_ops.tune import Case
 from lada_ops.tune.problem import CHECKED_ROWS, EPS, Problem
 

@@ -10,8 +10,8 @@ import torch
 from lada_kernels import low_rank_linear
 from lada_kernels.table import Measured, Table, TableError
 from lada_kernels.tuning import TRITON, TileConfig, Way
-from lada_ops.environment import environment
-from lada_ops.reference import low_rank_linear_ref
+from lada_ops.host.environment import environment
+from lada_ops.ops.reference import low_rank_linear_ref
 from lada_ops.tune import Bench, Case, NoGpu, tune
 from lada_ops.tune import tuner as module
 from lada_ops.tune.search import Space

@@ -66,7 +66,7 @@ def note(line: str) -> None:
 
 def note_serving(folder: str) -> None:
     """Print how a model is served."""
-    from lada_ops.folder import load_config
+    from lada_ops.compression.folder import load_config
 
     kind, *_ = load_config(folder).architectures or ["AutoModel"]
     note(f"To serve it, in Python: lada_ops.optimize({kind}.from_pretrained({folder!r}))")

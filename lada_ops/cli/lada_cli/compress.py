@@ -41,11 +41,14 @@ def compress(
     with errors():
         from transformers import AutoTokenizer
 
-        from lada_ops import layer_statistics, plan, swap, tables
-        from lada_ops.copying import kept_files
-        from lada_ops.folder import check_target, load_model, longest, save_model
-        from lada_ops.pretrained import compression_of
-        from lada_ops.texts import read_lines, token_batches
+        from lada_cli import tables
+        from lada_ops import layer_statistics, plan
+        from lada_ops.compression import compress as swap
+        from lada_ops.compression.copying import kept_files
+        from lada_ops.compression.folder import load_model, longest, save_model
+        from lada_ops.compression.pretrained import compression_of
+        from lada_ops.data.texts import read_lines, token_batches
+        from lada_ops.host.files import check_target
 
         check_target(folder, overwrite)  # before the work, not after
         lines = None if calibration is None else read_lines(calibration, "--calibration")
@@ -77,10 +80,10 @@ def info(
 ) -> None:
     """Show what each layer of a compressed model is, costs, lost, and how this CPU would run it."""
     with errors():
-        from lada_ops import tables
+        from lada_cli import tables
+        from lada_ops.compression.folder import load_config, load_model
+        from lada_ops.compression.pretrained import compression_of
         from lada_ops.engine.optimize import optimize, paths
-        from lada_ops.folder import load_config, load_model
-        from lada_ops.pretrained import compression_of
 
         found = compression_of(load_config(folder))
         if found is None:

@@ -43,11 +43,11 @@ def tune(
     cache folder, where every later run of the kernels looks them up.
     """
     with errors():
-        from lada_ops import tables
-        from lada_ops.folder import load_model
+        from lada_cli import tables
+        from lada_ops.compression.folder import load_model
+        from lada_ops.host.user_tables import user_folder
         from lada_ops.tune import Bench, Case, cases_of
         from lada_ops.tune import tune as run_tuner
-        from lada_ops.user_tables import user_folder
 
         sizes = [number("--tokens", text) for text in tokens.split(",")]
         if (model is None) == (shapes is None):
@@ -90,11 +90,11 @@ def inspect(
     the least time that the work takes by a data sheet. Measures nothing and needs no GPU.
     """
     with errors():
-        from lada_ops import tables
+        from lada_cli import tables
+        from lada_ops.host.progress import progress_bar
         from lada_ops.machine_code.catalogue import shipped
         from lada_ops.machine_code.inspection import inspect as rows_of
         from lada_ops.machine_code.targets import find_target
-        from lada_ops.progress import progress_bar
 
         gpu = find_target(target)
         launches = shipped(stem)

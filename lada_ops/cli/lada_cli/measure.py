@@ -40,11 +40,11 @@ def bench(
     latency percentiles and throughput, and what a cold start takes.
     """
     with errors():
-        from lada_ops import tables
-        from lada_ops.bench import Bench
-        from lada_ops.extras import require
-        from lada_ops.plots import plot_speedups
-        from lada_ops.texts import read_lines
+        from lada_cli import tables
+        from lada_ops.data.texts import read_lines
+        from lada_ops.host.extras import require
+        from lada_ops.latency.bench import Bench
+        from lada_ops.latency.plots import plot_speedups
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}
         counts = [number("--batches", text) for text in batches.split(",")]
@@ -89,7 +89,7 @@ def demo(
     model, saves, loads back, and checks that the outputs are equal to the bit.
     """
     with errors():
-        from lada_ops import tables
+        from lada_cli import tables
         from lada_ops.demo import run_demo
 
         results = run_demo(folder, data)

@@ -97,8 +97,8 @@ def distill(
     Checkpoints go to OUT.training; the same command goes on from the last one.
     """
     with errors():
-        from lada_ops import tables
-        from lada_ops.extras import require
+        from lada_cli import tables
+        from lada_ops.host.extras import require
 
         of_task = () if task is None else ("scipy", "sklearn")
         require("lada distill", "train", "accelerate", *of_task)  # which what follows imports
@@ -168,7 +168,7 @@ def evaluate(
     changed to fool another BERT, and latency, measured in one run.
     """
     with errors():
-        from lada_ops import tables
+        from lada_cli import tables
         from lada_ops.evaluate.evaluation import evaluate as evaluated
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}

@@ -1,1 +1,0 @@
-"""What was tried and is not part of the package, each with its verdict."""

@@ -1,0 +1,1 @@
+"""Hugging Face's encoders: names of their linears, submodules of their layers."""

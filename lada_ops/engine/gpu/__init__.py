@@ -1,0 +1,1 @@
+"""The GPU engine: layers of fused kernels, replayed from CUDA graphs."""

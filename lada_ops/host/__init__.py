@@ -1,0 +1,1 @@
+"""The host: its hardware and packages, files, terminal and cache folder."""

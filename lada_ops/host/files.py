@@ -1,0 +1,90 @@
+"""Files and folders written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .disk import exchange, flush, flush_names, remove, remove_dead, work_folder
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` whole or not at all; folders are made as needed.
+
+    Raises ValueError or TypeError on what JSON cannot hold (NaN, tensors), OSError on a full disk;
+    a file that was there is then as before.
+    """
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` whole or not at all, under a temporary name first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_target(folder: str | Path, overwrite: bool) -> None:
+    """Raise FileExistsError if writing to `folder` would lose what it holds."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} is not empty; choose another folder, or overwrite it")
+
+
+@contextmanager
+def staged_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its name when the block ends without an error.
+
+    That is one step where the system can exchange two names, after all of it is on the disk. After
+    an error or an interrupt it is removed, and `folder` is as before. What runs that were killed
+    left is removed. A link to a folder stays, and its target is replaced.
+
+    Raises FileExistsError as `check_target` does.
+    """
+    check_target(folder, overwrite)
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_dead(folder)
+    # a folder to itself, on the same file system, so that renaming is all that is left to do
+    with work_folder(folder) as work:
+        stage, aside = work / "new", work / "old"
+        try:
+            stage.mkdir()
+            yield stage
+            flush(stage)
+            check_target(folder, overwrite)
+            _put(stage, folder, aside)
+            flush_names(folder.parent)
+        finally:
+            # if even putting it back failed, the old folder is still in there
+            if folder.exists() or not aside.exists():
+                remove(work)
+
+
+def _put(stage: Path, folder: Path, aside: Path) -> None:
+    if not folder.exists():
+        os.rename(stage, folder)
+        return
+    if exchange(stage, folder):
+        return
+    try:
+        os.rename(folder, aside)
+        os.rename(stage, folder)
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            os.rename(aside, folder)
+        raise

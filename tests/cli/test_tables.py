@@ -1,0 +1,75 @@
+"""Tables tell what their marks mean, and what they leave out."""
+
+import pytest
+from rich.table import Table
+
+from lada_cli import tables
+
+
+def comparison(*speedups, missing=None):
+    names = ("dense", "a", "b")
+    timings = [
+        {
+            "name": name,
+            **dict.fromkeys(("q25_seconds", "median_seconds", "q75_seconds"), 1.0),
+            "speedup_median": speedup,
+        }
+        for name, speedup in zip(names, speedups, strict=False)
+    ]
+    return {"label": "1x1", "baseline": "dense", "timings": timings, "missing": missing or {}}
+
+
+@pytest.mark.parametrize("speedup", [0.5, 2.0])
+def test_a_star_is_explained_where_there_is_one(speedup):
+    table = tables.latency({"comparisons": [comparison(1.0, speedup)]})
+    assert table.caption == ("* slower than dense" if speedup < 1 else None)
+
+
+def test_what_has_no_time_is_told_once_with_its_reason():
+    found = [comparison(1.0, missing={"a": "no [red] b", "b": "no [red] b"})] * 2
+    assert tables.latency({"comparisons": found}).caption == r"missing: a; b: no \[red] b"
+
+
+def test_a_case_that_was_not_tuned_is_told_with_its_reason():
+    table = tables.tuning(
+        {
+            "measured": {},
+            "failed": {"z": "why"},
+            "skipped": 0,
+            "left": 1,
+            "folder": "f",
+        }
+    )
+    counts = "0 known before, 1 left, 1 failed; the tables are in f"
+    assert table.caption == f"{counts}\nfailed: z: why"
+
+
+def layer(weight_error, activation_error):
+    return {
+        "plan": {"format": "low_rank", "rank": 8},
+        "weight_error": weight_error,
+        "activation_error": activation_error,
+        "dense": {"stored_bytes": 2},
+        "compressed": {"stored_bytes": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("errors", "explained"),
+    [((None, None), []), ((1.46, None), ["weight"]), ((1.46, 0.1), ["weight", "output"])],
+    ids=["trained", "fitted to weights", "calibrated"],
+)
+def test_errors_that_are_shown_are_explained(errors, explained):
+    counts = ("stored_bytes", "masked_bytes", "parameters", "nonzeros", "flops_per_token")
+    sums = dict.fromkeys(counts, 1)
+    shown = {
+        "layers": {"a": layer(*errors)},
+        "dense": sums,
+        "compressed": sums,
+        "model_bytes_dense": 2,
+        "model_bytes": 1,
+    }
+    (table, _) = tables.report(shown).renderables
+    assert isinstance(table, Table)
+    caption = str(table.caption or "")
+    assert [line.split(" err.: ")[0] for line in caption.splitlines()] == explained

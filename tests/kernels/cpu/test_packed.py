@@ -1,0 +1,74 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from lada_kernels.cpu.linear import packed_linear_fwd
+from lada_kernels.cpu.packed import pack
+from tests.kernels.cpu.operands import assert_near, io_dtype, make, quantized
+
+SIDES = [{"rank": 24}, {"block": (32, 16)}, {"rank": 10, "block": (32, 16)}, {}]
+
+
+def joint(dtype):
+    made = [make(n, 96, dtype, **side) for n, side in zip((64, 32, 96, 50), SIDES, strict=True)]
+    biases = [torch.randn(64), None, torch.randn(96), torch.randn(50)]
+    return made, biases, pack([m.weight for m in made], biases, dtype)
+
+
+def outputs(made, biases, x):
+    none = torch.zeros(())
+    pairs = zip(made, biases, strict=True)
+    return [m.oracle(x) + (none if b is None else b).double() for m, b in pairs]
+
+
+def test_weights_side_by_side(dtype, library):
+    made, biases, packed = joint(dtype)
+    x = torch.randn(19, 96).to(io_dtype(dtype))
+    want = torch.cat(outputs(made, biases, x), 1)
+    assert_near(packed_linear_fwd(packed, x, library=library), want, dtype)
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_a_part_alone(i, dtype, library):
+    made, biases, packed = joint(dtype)
+    x = torch.randn(19, 96).to(io_dtype(dtype))
+    part = packed.part(i)
+    assert part.up.weights is packed.up.weights
+    assert_near(packed_linear_fwd(part, x, library=library), outputs(made, biases, x)[i], dtype)
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_unpacking_gives_the_weights_back(i, dtype):
+    made, _, packed = joint(dtype)
+    weight = made[i].weight
+    for got, want in zip(
+        packed.part(i).unpacked(), (weight.u, weight.v, weight.sparse), strict=True
+    ):
+        if want is None:
+            assert got.numel() == 0 or not got.any()
+        elif dtype == torch.int8:
+            torch.testing.assert_close(got, quantized(want))
+        else:
+            torch.testing.assert_close(got, want.to(dtype), rtol=0, atol=0)
+
+
+def test_sparse_weights_take_the_memory_of_their_blocks():
+    mask = torch.zeros(24, 48, dtype=torch.bool)
+    mask[:, :5] = True
+    packed = pack(
+        [make(768, 768, torch.float32, block=(32, 16), mask=mask).weight], [None], torch.float32
+    )
+    assert packed.up.weights.nbytes == 4 * 768 * 5 * 16
+    assert packed.nbytes < 1.01 * packed.up.weights.nbytes
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_copies_compute_the_same(copied, dtype, library):
+    made, biases, packed = joint(dtype)
+    x = torch.randn(5, 96).to(io_dtype(dtype))
+    want = packed_linear_fwd(packed, x, library=library)
+    copy_of_it = copied(packed)
+    del packed, made
+    torch.testing.assert_close(packed_linear_fwd(copy_of_it, x, library=library), want)
