@@ -17,8 +17,8 @@ from transformers import BertConfig
 
 from benchmarks.accuracy.methods import METHODS as COMPRESSION
 from benchmarks.suite.ceilings import of_row
-from benchmarks.suite.roofline import Work
 from lada_ops.compression.plan import METHODS
+from lada_ops.machine_code.roofline import Work
 
 RESULTS = Path(__file__).parents[1] / "results"
 MODEL = "bert_base"
@@ -89,7 +89,7 @@ def plot_ratios(
         dense = comparison["timings"][0]
         dtype = getattr(torch, dense["dtype"])
         least = [
-            of_row(dict(ceilings)).seconds(encoder_work(config, batch, length, r, dtype))
+            encoder_work(config, batch, length, r, dtype).seconds(of_row(dict(ceilings)))
             for r in (1, *ratios)
         ]
         bound = [dense["median_seconds"] / seconds for seconds in least]

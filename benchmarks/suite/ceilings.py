@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lada_ops.latency import Clock, Rotation
-
-from .roofline import Ceilings
+from lada_ops.machine_code.roofline import Ceilings
 
 SAMPLES = 15
 

@@ -22,9 +22,10 @@ from lada_ops.latency import (
     compare,
     copies_for,
 )
+from lada_ops.machine_code.roofline import Ceilings
 
 from .problem import Entry, Problem
-from .roofline import Ceilings, achieved
+from .roofline import achieved
 
 BASELINE = "dense"
 ROUNDS = 11

@@ -14,9 +14,10 @@ from torch.sparse import SparseSemiStructuredTensor
 
 from lada_ops import Bsr
 from lada_ops.approximation.blocks import prune_blocks
+from lada_ops.machine_code.roofline import Work
 
 from .cases import Case
-from .roofline import Work, size
+from .roofline import stored_bytes
 
 EPS = 1e-12  # of BERT's LayerNorm
 # operands that are no part of a way's work: a dense weight that a dispatch may use instead of the
@@ -49,7 +50,7 @@ class Entry:
         return [partial(self.call, **tensors) for tensors in sets]
 
     def work(self, tokens: int, output_bytes: int) -> Work:
-        read = size(t for name, t in self.tensors.items() if name not in SPARE)
+        read = stored_bytes(t for name, t in self.tensors.items() if name not in SPARE)
         return Work(2 * self.macs * tokens, read + output_bytes)
 
 

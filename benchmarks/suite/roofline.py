@@ -1,48 +1,31 @@
-"""What a way must compute and move at least, and how near to the device's ceilings it comes.
+"""Rates that a timed implementation achieved, and its share of the device's roofline.
 
-Work is what the way's own weights ask for: two operations per stored weight element and token, and
-every operand read and the output written once. An intermediate that is written and read again, or
-padding that is multiplied, is no work; it shows as a lower fraction.
+Work counts two operations per stored weight element and token, each operand read and the output
+written once. Intermediates in memory and padding are no work: they show as a lower share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensor
 
-
-@dataclass(frozen=True)
-class Work:
-    flops: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What this very device was measured to do."""
-
-    flops_per_second: float
-    bytes_per_second: float
-
-    def seconds(self, work: Work) -> float:
-        """The least time for `work`: of arithmetic or of traffic, whichever takes longer."""
-        return max(work.flops / self.flops_per_second, work.bytes / self.bytes_per_second)
+from lada_ops.machine_code.roofline import Ceilings, Work
 
 
 def achieved(work: Work, seconds: float, ceilings: Ceilings | None) -> dict[str, float | None]:
+    """TFLOP/s, GB/s and the share of the roofline; the share is None without ceilings."""
     return {
         "tflops": work.flops / seconds / 1e12,
         "gigabytes_per_second": work.bytes / seconds / 1e9,
-        "roofline_fraction": None if ceilings is None else ceilings.seconds(work) / seconds,
+        "roofline_fraction": None if ceilings is None else work.seconds(ceilings) / seconds,
     }
 
 
-def size(tensors: Iterable[Tensor]) -> int:
-    """The bytes that `tensors` occupy; of a sparse one, those of its parts."""
+def stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of `tensors`, a sparse one counted by its parts."""
     return sum(part.numel() * part.element_size() for t in tensors for part in _parts(t))
 
 

@@ -56,6 +56,6 @@ def inspect(launches: Iterable[Shipped], target: Target) -> Iterator[dict[str, A
         yield row | {
             "gflop": work.flops / 1e9,
             "mbyte": work.bytes / 1e6,
-            "bound_us": work.seconds(target) * 1e6,
-            "bound_by": work.bound(target),
+            "bound_us": work.seconds(target.ceilings) * 1e6,
+            "bound_by": work.bound(target.ceilings),
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .roofline import Ceilings
+
 
 @dataclass(frozen=True)
 class Target:
@@ -36,6 +38,10 @@ class Target:
     @property
     def is_amd(self) -> bool:
         return self.name.startswith("gfx")
+
+    @property
+    def ceilings(self) -> Ceilings:
+        return Ceilings(self.teraflops * 1e12, self.gigabytes_per_second * 1e9)
 
     def occupancy(self, registers: int, shared: int, threads: int) -> int:
         """How many programs a multiprocessor holds at once.

@@ -15,7 +15,7 @@ from benchmarks.readme.plots import (
     plot_device,
     plot_learning,
 )
-from benchmarks.suite.roofline import Ceilings
+from lada_ops.machine_code.roofline import Ceilings
 from tests.benchmarks.compression_rows import row
 
 pytest.importorskip("matplotlib", reason="needs: pip install lada-ops[bench]")
@@ -73,7 +73,7 @@ def test_ratios_have_a_panel_for_each_bucket_and_a_roofline(drawn):
     assert lines["low_rank"].tolist() == [[2.5, 2], [5, 3]]
     work = encoder_work(BertConfig(), 8, 128, 5, torch.float32)
     at_five = dict(lines["roofline"].tolist())[5]
-    assert at_five == pytest.approx(0.1 / Ceilings(**TOP).seconds(work))
+    assert at_five == pytest.approx(0.1 / work.seconds(Ceilings(**TOP)))
 
 
 def test_work_of_one_layer_by_hand():

@@ -14,8 +14,8 @@ from benchmarks.suite.measure import (
     reason,
 )
 from benchmarks.suite.problem import Entry, Problem
-from benchmarks.suite.roofline import Ceilings
 from lada_ops.latency import Rotation
+from lada_ops.machine_code.roofline import Ceilings
 from tests.latency.fakes import FakeClock
 
 CASE = Case("low_rank_linear", 3, 4, 4, rank=2)
