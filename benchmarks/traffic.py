@@ -24,7 +24,7 @@ from lada_ops.demo import model_folder
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.host.environment import device_slug
 from lada_ops.host.files import write_json
-from lada_ops.latency.bench import Bench
+from lada_ops.latency.bench import ServedModels
 from lada_ops.latency.cold import cold_start
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,7 +75,7 @@ def run(
     served = {"dense, optimized": (dense, source, dtypes[0])} if dtypes else {}
     for dtype in dtypes:
         served[f"low_rank {RATIO:g}x, {_short(dtype)}"] = compressed, str(folder), dtype
-    bench = Bench(
+    bench = ServedModels(
         str(folder),
         dense,
         {

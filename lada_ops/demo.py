@@ -22,7 +22,8 @@ from .compression.calibration import layer_statistics
 from .compression.compress import compress
 from .compression.folder import load_model, save_model
 from .compression.plan import METHODS
-from .data.texts import SentencePairs, python_prose, read_pairs, token_batches
+from .data.glue import SentencePairs, read_pairs
+from .data.texts import python_prose, token_batches
 from .engine.optimize import fast_dtypes, optimize
 from .evaluate.embeddings import embed, full_batches, quality
 from .host.extras import require

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from lada_cli import app as lada
 from lada_ops.compression.folder import load_model
-from lada_ops.data.glue import TASKS, found, read_split
+from lada_ops.data.glue import TASKS, read_split
+from lada_ops.data.texts import find_file
 from lada_ops.demo import demo_texts, model_folder, served_name
 from lada_ops.engine.optimize import fast_dtypes, optimize
 from lada_ops.evaluate.embeddings import embed, full_batches, quality
@@ -87,7 +88,7 @@ def unlabelled(data: Path) -> list[str]:
     splits = [read_split(data, task, "train") for task in TASKS.values()]
     sentences = [text for split in splits for texts in split.texts for text in texts]
     for name in ("train", "dev", "test"):
-        path = found(data / "ud" / "en" / f"{name}.conllu.gz")
+        path = find_file(data / "ud" / "en" / f"{name}.conllu.gz")
         with gzip.open(path, "rt", encoding="utf-8") as file:
             sentences += [
                 line[len(TREEBANK) :].strip() for line in file if line.startswith(TREEBANK)

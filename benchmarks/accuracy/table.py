@@ -34,7 +34,7 @@ from lada_ops.distill.trainer import DistillationTrainer
 from lada_ops.evaluate.evaluation import evaluate
 from lada_ops.host.environment import device_slug, environment
 from lada_ops.host.files import staged_folder, write_json
-from lada_ops.latency.bench import Bench
+from lada_ops.latency.bench import ServedModels
 
 RESULTS = Path(__file__).parents[1] / "results"
 TRAIN_FILES = {"sst2": "train_sentences.tsv"}  # 7k whole sentences, of 67k phrases
@@ -87,7 +87,9 @@ def timed(work: Path, row: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The speed-ups of a row whose student and teacher are kept."""
     dense = load_model(str(work / TEACHER.format(row["task"])))
     folder = str(work / _name(*_key(row)))
-    return _speedups(Bench.of_models(folder, dense, load_model(folder)).shapes(SIZES, ROUNDS))
+    return _speedups(
+        ServedModels.of_models(folder, dense, load_model(folder)).shapes(SIZES, ROUNDS)
+    )
 
 
 class Row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .utf8 import read_utf8
+from .texts import find_file, read_table
 
 Split = Literal["train", "dev"]
 
@@ -74,6 +74,15 @@ class Examples:
         return len(self.texts)
 
 
+@dataclass(frozen=True)
+class SentencePairs:
+    """Pairs of sentences and how alike people found them: STS-B's scores, 0 to 5."""
+
+    first: Sequence[str]
+    second: Sequence[str]
+    scores: Sequence[float]
+
+
 def find_task(name: str) -> Task:
     """The task of that name. Raises ValueError if there is none."""
     if name not in TASKS:
@@ -88,7 +97,7 @@ def read_split(data: Path, task: Task, split: Split, file: str | None = None) ->
     malformed.
     """
     name = file or (task.dev_file if split == "dev" else "train.tsv")
-    return read_examples(found(data / "glue" / task.name / name), task)
+    return read_examples(find_file(data / "glue" / task.name / name), task)
 
 
 def read_examples(path: Path, task: Task) -> Examples:
@@ -101,48 +110,14 @@ def read_examples(path: Path, task: Task) -> Examples:
     return Examples(texts, [_label(path, line, row[-1], task) for line, row in rows])
 
 
-def found(path: Path) -> Path:
-    """`path`, or it with ``.gz`` after its name. Raises FileNotFoundError if there is neither."""
-    for candidate in (path, path.with_name(f"{path.name}.gz")):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"{path} is missing; expected it there, plain or as {path.name}.gz")
+def read_pairs(path: str | Path) -> SentencePairs:
+    """Pairs from a tab-separated file with the columns sentence, sentence2 and label.
 
-
-def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """The named columns of each row of a tab-separated file, with its line number.
-
-    Raises ValueError on a column that is missing or there twice, a row of another width, or an
-    empty cell.
+    Raises ValueError with file and line where the columns or the scores are not that.
     """
-    lines = read_utf8(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    header = lines[0].rstrip("\r").split("\t") if lines else []
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise ValueError(
-            f"{path}, line 1: no column {missing[0]!r} in {header}; expected {columns}"
-        )
-    twice = [name for name in columns if header.count(name) > 1]
-    if twice:
-        raise ValueError(f"{path}, line 1: column {twice[0]!r} twice in {header}; expected once")
-    places = [header.index(name) for name in columns]
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        cells = line.rstrip("\r").split("\t")
-        if len(cells) != len(header):
-            raise ValueError(
-                f"{path}, line {number}: {len(cells)} columns; expected {len(header)}: {header}"
-            )
-        row = [cells[place].strip() for place in places]
-        if not all(row):
-            empty = columns[row.index("")]
-            raise ValueError(f"{path}, line {number}: {empty} is empty; expected text")
-        rows.append((number, row))
-    if not rows:
-        raise ValueError(f"{path}: no rows; expected at least one")
-    return rows
+    examples = read_examples(Path(path), TASKS["stsb"])
+    first, second = zip(*examples.texts, strict=True)
+    return SentencePairs(first, second, examples.labels)
 
 
 def _label(path: Path, line: int, text: str, task: Task) -> int | float:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .glue import TASKS, read_examples
-from .utf8 import read_utf8
 
+def read_utf8(path: Path, option: str | None = None) -> str:
+    """The text of a file, plain or gzipped by its ``.gz``, without a byte order mark.
 
-@dataclass(frozen=True)
-class SentencePairs:
-    """Pairs of sentences and how alike people found them: STS-B's scores, 0 to 5."""
+    option: the command line's that names the file, for the errors.
 
-    first: Sequence[str]
-    second: Sequence[str]
-    scores: Sequence[float]
+    Raises OSError where it cannot be read; ValueError where it is not UTF-8 or not gzipped.
+    """
+    where = f"{option}: {path}" if option else f"{path}"
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, f"{where}: {error.strerror}") from error
+    try:
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{where}, line {line}: byte {raw[error.start]:#04x} at {error.start}; expected UTF-8 "
+            "text"
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{where}: {error}; expected UTF-8 text, gzipped") from error
 
 
 def read_lines(path: str | Path, option: str | None = None) -> list[str]:
@@ -38,14 +52,48 @@ def read_lines(path: str | Path, option: str | None = None) -> list[str]:
     return lines
 
 
-def read_pairs(path: str | Path) -> SentencePairs:
-    """Pairs from a tab-separated file with the columns sentence, sentence2 and label.
+def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """The named columns of each row of a tab-separated file, with its line number.
 
-    Raises ValueError with file and line where the columns or the scores are not that.
+    Raises ValueError on a column that is missing or there twice, a row of another width, or an
+    empty cell.
     """
-    examples = read_examples(Path(path), TASKS["stsb"])
-    first, second = zip(*examples.texts, strict=True)
-    return SentencePairs(first, second, examples.labels)
+    lines = read_utf8(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    header = lines[0].rstrip("\r").split("\t") if lines else []
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise ValueError(
+            f"{path}, line 1: no column {missing[0]!r} in {header}; expected {columns}"
+        )
+    twice = [name for name in columns if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}, line 1: column {twice[0]!r} twice in {header}; expected once")
+    places = [header.index(name) for name in columns]
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = line.rstrip("\r").split("\t")
+        if len(cells) != len(header):
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} columns; expected {len(header)}: {header}"
+            )
+        row = [cells[place].strip() for place in places]
+        if not all(row):
+            empty = columns[row.index("")]
+            raise ValueError(f"{path}, line {number}: {empty} is empty; expected text")
+        rows.append((number, row))
+    if not rows:
+        raise ValueError(f"{path}: no rows; expected at least one")
+    return rows
+
+
+def find_file(path: Path) -> Path:
+    """`path`, or it with ``.gz`` after its name. Raises FileNotFoundError if there is neither."""
+    for candidate in (path, path.with_name(f"{path.name}.gz")):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"{path} is missing; expected it there, plain or as {path.name}.gz")
 
 
 def python_prose() -> list[str]:

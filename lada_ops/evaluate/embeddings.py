@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.encoders import encoder_linears
 from ..compression.pretrained import compression_of
-from ..data.texts import SentencePairs
+from ..data.glue import SentencePairs
 
 BUCKETS = ((1, 16), (1, 128), (8, 128), (32, 128))  # batch x length
 

@@ -21,7 +21,7 @@ from ..data.glue import Examples, Task, find_task, read_split
 from ..data.metrics import scores
 from ..formats.counts import Counts
 from ..host.extras import require
-from ..latency.bench import Bench
+from ..latency.bench import ServedModels
 from ..modules.compressed_linear import CompressedLinear
 from .loyalty import label_loyalty, probability_loyalty
 from .robustness import read_attacked, robustness
@@ -66,7 +66,7 @@ def evaluate(
     check_same_words(AutoTokenizer.from_pretrained(teacher), tokenizer)
     for model in (dense, student):
         check_model(model, tokenizer, about)
-    bench = Bench.of_models(folder, dense, student)
+    bench = ServedModels.of_models(folder, dense, student)
     bench.check_sizes(sizes)
     linears = names_of_linears(dense, student)
     want = logits_of(dense, tokenizer, examples, about)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.glue import Examples, Task, found, read_table
+from ..data.glue import Examples, Task
+from ..data.texts import find_file, read_table
 
 _SETS = {  # file, columns of the original text, and the column that chooses rows, with its value
     "sst2": ("mr.tsv", ("orig_sentence",), ("orig_in_sst2_train", "0")),
@@ -33,7 +34,7 @@ def read_attacked(data: Path, task: Task) -> Attacked | None:
     if task.name not in _SETS:
         return None
     name, originals, (chooser, value) = _SETS[task.name]
-    path = found(data / "robust" / "textfooler" / name)
+    path = find_file(data / "robust" / "textfooler" / name)
     columns = (*task.columns, *originals, "label", chooser)
     rows = [(n, row) for n, row in read_table(path, columns) if row[-1] == value]
     if not rows:

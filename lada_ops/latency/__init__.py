@@ -4,7 +4,6 @@
 check every output before and after timing, and raise `WrongOutput` instead of reporting a time.
 """
 
-from ..host.files import write_json, write_whole
 from .candidate import TOLERANCES, Candidate, WrongOutput
 from .clock import Clock, CpuClock, CudaClock
 from .compare import compare
@@ -29,6 +28,4 @@ __all__ = [
     "compare_models",
     "compare_served",
     "copies_for",
-    "write_json",
-    "write_whole",
 ]

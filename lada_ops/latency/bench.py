@@ -27,7 +27,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Bench:
+class ServedModels:
     """Models to compare.
 
     references: by name, those that were optimized as they were before. missing: name -> why there
@@ -41,7 +41,7 @@ class Bench:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: str, against: str | None = None) -> Bench:
+    def of(cls, folder: str, against: str | None = None) -> ServedModels:
         """The compressed model in `folder`, as it is and as `optimize` makes it.
 
         against: the dense model; by default the compressed one, made dense again.
@@ -59,7 +59,7 @@ class Bench:
         return cls.of_models(folder, dense, model)
 
     @classmethod
-    def of_models(cls, folder: str, dense: PreTrainedModel, model: PreTrainedModel) -> Bench:
+    def of_models(cls, folder: str, dense: PreTrainedModel, model: PreTrainedModel) -> ServedModels:
         """`model`, loaded from `folder`, as it is and as `optimize` makes it, beside `dense`.
 
         Raises ValueError where `dense` is compressed too, or of another kind than `model`.

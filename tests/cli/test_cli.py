@@ -11,7 +11,7 @@ from lada_cli import app
 from lada_ops.compression.folder import load_model
 from lada_ops.engine.optimize import DTYPES, fast_dtypes
 from lada_ops.latency import WrongOutput
-from lada_ops.latency.bench import Bench
+from lada_ops.latency.bench import ServedModels
 from lada_ops.latency.cold import ColdStart
 from tests.tiny_model import write_tiny_model
 
@@ -111,7 +111,7 @@ def test_bench_times_both_and_draws(against, source, compressed, tmp_path):
 
 def test_bench_looks_for_matplotlib_before_it_times(compressed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(Bench, "of", None)
+    monkeypatch.setattr(ServedModels, "of", None)
     result = run("bench", compressed, "--plot", tmp_path / "p.png")
     assert result.exit_code == 1
     assert result.stderr == (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lada_ops.data.glue import TASKS, find_task, read_split
+from lada_ops.data.glue import TASKS, find_task, read_pairs, read_split
 from tests.data.files import write, write_data
 from tests.properties import FEW
 
@@ -83,6 +83,30 @@ def test_bytes_that_are_no_text(tmp_path):
     path.write_bytes(path.read_bytes() + b"\xff\xfe\t1\n")
     with pytest.raises(ValueError, match="expected UTF-8 text"):
         read_split(tmp_path, SST2, "dev")
+
+
+def test_pairs_keep_quotes_and_order(tmp_path):
+    (tmp_path / "t.tsv").write_text('sentence\tsentence2\tlabel\n"a\tb"\t2.5\nc\td\t0.0\n')
+    pairs = read_pairs(tmp_path / "t.tsv")
+    assert list(zip(pairs.first, pairs.second, pairs.scores, strict=True)) == [
+        ('"a', 'b"', 2.5),
+        ("c", "d", 0.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: no column 'sentence'"),
+        ("sentence\tlabel\na\t1\n", "line 1: no column 'sentence2'"),
+        ("sentence\tsentence2\tlabel\na\tb\n", "line 2: 2 columns; expected 3"),
+        ("sentence\tsentence2\tlabel\na\tb\tx\n", "line 2: label 'x'"),
+    ],
+)
+def test_pairs_of_another_form_are_refused(text, message, tmp_path):
+    (tmp_path / "t.tsv").write_text(text)
+    with pytest.raises(ValueError, match=rf"t\.tsv, {message}"):
+        read_pairs(tmp_path / "t.tsv")
 
 
 PIECES = ["a", "1", "0", "2", "\t", "\n", "\r", " ", '"', "\0", "\u2028", "\ufeff", "_", "-", "nan"]

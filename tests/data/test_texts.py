@@ -1,8 +1,28 @@
+import gzip
+
 import pytest
 from transformers import AutoTokenizer
 
-from lada_ops.data.texts import python_prose, read_lines, read_pairs, token_batches
+from lada_ops.data.texts import python_prose, read_lines, read_utf8, token_batches
 from tests.tiny_model import write_tiny_model
+
+
+def test_text_is_read_as_it_stands_without_its_mark(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfa\r\n\xc3\xbc\n")
+    assert read_utf8(tmp_path / "t.txt") == "a\r\nü\n"
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.txt.gz"])
+def test_bytes_that_are_no_text_are_named_by_line_and_place(name, tmp_path):
+    raw = b"a\nb\nc\xff\n"
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    with pytest.raises(ValueError, match=rf"--it: .*/{name}, line 3: byte 0xff at 5; expected UTF"):
+        read_utf8(tmp_path / name, "--it")
+
+
+def test_a_file_that_is_not_there_is_named_with_its_option(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--it: .*/none: No such file"):
+        read_utf8(tmp_path / "none", "--it")
 
 
 def test_lines_that_are_blank_are_left_out(tmp_path):
@@ -14,30 +34,6 @@ def test_file_without_text_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("\n\n")
     with pytest.raises(ValueError, match="no text"):
         read_lines(tmp_path / "t.txt")
-
-
-def test_pairs_keep_quotes_and_order(tmp_path):
-    (tmp_path / "t.tsv").write_text('sentence\tsentence2\tlabel\n"a\tb"\t2.5\nc\td\t0.0\n')
-    pairs = read_pairs(tmp_path / "t.tsv")
-    assert list(zip(pairs.first, pairs.second, pairs.scores, strict=True)) == [
-        ('"a', 'b"', 2.5),
-        ("c", "d", 0.0),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "line 1: no column 'sentence'"),
-        ("sentence\tlabel\na\t1\n", "line 1: no column 'sentence2'"),
-        ("sentence\tsentence2\tlabel\na\tb\n", "line 2: 2 columns; expected 3"),
-        ("sentence\tsentence2\tlabel\na\tb\tx\n", "line 2: label 'x'"),
-    ],
-)
-def test_pairs_of_another_form_are_refused(text, message, tmp_path):
-    (tmp_path / "t.tsv").write_text(text)
-    with pytest.raises(ValueError, match=rf"t\.tsv, {message}"):
-        read_pairs(tmp_path / "t.tsv")
 
 
 def test_python_prose_is_sentences_enough_to_calibrate_on():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_ops.compression import folder as folders
+from lada_ops.host import files
 from lada_ops.host.disk import exchange, flush, remove_dead
 from lada_ops.host.files import staged_folder
 
@@ -65,7 +65,7 @@ def test_a_whole_folder_lies_under_the_name_when_the_exchange_is_killed(
         kill()
 
     save(tmp_path / "out", "old")
-    monkeypatch.setattr(folders, "exchange", struck)
+    monkeypatch.setattr(files, "exchange", struck)
     killed(lambda: save(tmp_path / "out", "new"))
     assert names(tmp_path / "out") == [{"before": "old", "after": "new"}[when]]
 
@@ -106,7 +106,7 @@ def test_what_a_live_run_needs_is_kept(tmp_path):
 
 
 def test_the_only_copy_is_no_leftover(tmp_path, monkeypatch):
-    """Where names are not exchanged, a run killed between its renames has the old folder."""
+    """Without an exchange, a run killed between its two renames holds the only old folder."""
     rename = os.rename
 
     def struck(a, b):
@@ -116,7 +116,7 @@ def test_the_only_copy_is_no_leftover(tmp_path, monkeypatch):
 
     save(tmp_path / "out", "precious")
     with monkeypatch.context() as patched:
-        patched.setattr(folders, "exchange", lambda *_: False)
+        patched.setattr(files, "exchange", lambda *_: False)
         patched.setattr(os, "rename", struck)
         killed(lambda: save(tmp_path / "out", "new"))
     remove_dead(tmp_path / "out")

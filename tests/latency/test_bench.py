@@ -10,7 +10,7 @@ import lada_ops
 from lada_cli import tables
 from lada_ops.engine.optimize import DTYPES
 from lada_ops.latency import WrongOutput
-from lada_ops.latency.bench import NO_LIBRARY, SLOW, Bench
+from lada_ops.latency.bench import NO_LIBRARY, SLOW, ServedModels
 from tests.tiny_model import tiny_config
 
 SIZES = {"1x16": (1, 16), "2x8": (2, 8)}
@@ -18,13 +18,15 @@ SIZES = {"1x16": (1, 16), "2x8": (2, 8)}
 
 @pytest.fixture
 def bench():
-    """Of a dense model, a compressed one, and what is served in its place."""
+    """A dense model, a compressed one, and the compressed one as it is served."""
     torch.manual_seed(0)
     dense = BertModel(tiny_config()).eval()
     model = copy.deepcopy(dense)
     lada_ops.compress(model, lada_ops.plan(model, 2, "low_rank"))
     served = copy.deepcopy(model)
-    return Bench("x", dense, {"compressed": model, "optimized": served}, {"optimized": model})
+    return ServedModels(
+        "x", dense, {"compressed": model, "optimized": served}, {"optimized": model}
+    )
 
 
 def spoil(model):
@@ -45,7 +47,7 @@ def test_a_served_model_that_is_off_is_missing_and_the_others_are_timed(bench):
 @pytest.mark.parametrize("fast", [(), DTYPES[:1], DTYPES], ids=["none", "fp32", "all"])
 def test_a_dtype_that_is_not_served_here_is_missing_with_the_reason(fast, bench, monkeypatch):
     monkeypatch.setattr("lada_ops.latency.bench.fast_dtypes", lambda: fast)
-    made = Bench.of_models("x", bench.dense, bench.models["compressed"])
+    made = ServedModels.of_models("x", bench.dense, bench.models["compressed"])
     named = {f"optimized, {str(dtype).removeprefix('torch.')}": dtype for dtype in DTYPES}
     assert list(made.models) == ["compressed", *(n for n, dtype in named.items() if dtype in fast)]
     why = SLOW if fast else NO_LIBRARY
@@ -58,7 +60,7 @@ def test_a_model_that_cannot_be_optimized_is_missing_with_the_reason(bench, monk
 
     monkeypatch.setattr("lada_ops.latency.bench.fast_dtypes", lambda: DTYPES[:1])
     monkeypatch.setattr("lada_ops.latency.bench.optimize", refuse)
-    made = Bench.of_models("x", bench.dense, bench.models["compressed"])
+    made = ServedModels.of_models("x", bench.dense, bench.models["compressed"])
     found = made.shapes({"1x16": (1, 16)}, rounds=1)
     caption = str(tables.latency(found).caption)
     assert "missing: optimized, float32: optimize: no" in caption

@@ -1,13 +1,11 @@
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
 
-from lada_ops.host.files import write_json
 from lada_ops.latency import Quartiles, collect, compare
-from tests.latency.fakes import RIGHT, candidate
+from tests.latency.fakes import candidate
 
 
 def test_a_comparison_is_plain_json_with_units_in_its_keys():
@@ -58,37 +56,6 @@ def test_collect_refuses_nothing_and_mixed_environments():
     for comparisons in ([], found):
         with pytest.raises(ValueError, match="single environment"):
             collect(comparisons)
-
-
-def test_write_json_makes_folders_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "a" / "b.json"
-    write_json(path, {"x": 1})
-    assert json.loads(path.read_text()) == {"x": 1}
-    assert os.listdir(path.parent) == ["b.json"]
-
-
-def full_disk(*args):
-    raise OSError("no space left on device")
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
-    monkeypatch.setattr(f"lada_ops.latency.result.os.{step}", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_json(path, {"x": 2})
-    assert json.loads(path.read_text()) == {"x": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
-
-
-@pytest.mark.parametrize(("value", "error"), [(float("nan"), ValueError), (RIGHT, TypeError)])
-def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value, error):
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
-    with pytest.raises(error):
-        write_json(path, {"x": value})
-    assert json.loads(path.read_text()) == {"x": 1}
 
 
 def test_an_unknown_timing_names_the_known_ones():

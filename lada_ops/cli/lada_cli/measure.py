@@ -43,7 +43,7 @@ def bench(
         from lada_cli import tables
         from lada_ops.data.texts import read_lines
         from lada_ops.host.extras import require
-        from lada_ops.latency.bench import Bench
+        from lada_ops.latency.bench import ServedModels
         from lada_ops.latency.plots import plot_speedups
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}
@@ -58,7 +58,7 @@ def bench(
         if plot is not None:
             require("lada bench --plot", "bench", "matplotlib")
         lines = None if texts is None else read_lines(texts, "--texts")
-        made = Bench.of(folder, against)
+        made = ServedModels.of(folder, against)
         if lines is not None:
             results = made.traffic(lines, counts, requests, rounds, threads)
             results["cold_starts"] = made.cold_starts(threads)

@@ -106,7 +106,7 @@ def latency(results: Mapping[str, Any]) -> Table:
 
 
 def traffic(results: Mapping[str, Any]) -> Group:
-    """What `lada_ops.latency.bench.Bench.traffic` found, and its cold starts."""
+    """What `lada_ops.latency.bench.ServedModels.traffic` found, and its cold starts."""
     columns = ("texts", "model", "p50, ms", "p95", "p99", "texts/s", "times as fast as dense")
     table = _table("", columns)
     for found in results["traffic"]:

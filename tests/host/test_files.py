@@ -1,0 +1,40 @@
+import json
+import os
+
+import pytest
+import torch
+
+from lada_ops.host.files import write_json
+
+
+def test_write_json_makes_folders_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_json(path, {"x": 1})
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert os.listdir(path.parent) == ["b.json"]
+
+
+def full_disk(*args):
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    monkeypatch.setattr(f"lada_ops.host.files.os.{step}", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"x": 2})
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(float("nan"), ValueError), (torch.ones(1), TypeError)]
+)
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value, error):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(error):
+        write_json(path, {"x": value})
+    assert json.loads(path.read_text()) == {"x": 1}
