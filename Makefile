@@ -38,7 +38,6 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	$(BIN)/lada demo --data $(GLUE)/stsb
 	mkdir -p $(RESULTS)
 	cp demo/results.json $(RESULTS)/demo.json
-	cp demo/speedups.png $(RESULTS)/demo.png
 	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results
 	$(BIN)/python -m benchmarks.traffic --data $(GLUE)
 	$(BIN)/python -m benchmarks.accuracy.table --data $(GLUE)/.. --work build/compression

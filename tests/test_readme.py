@@ -1,25 +1,31 @@
-"""The README's figures and its code, held against the result files and the package."""
+"""The README and the page of results, held against the result files and the package."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from benchmarks.readme.__main__ import README, rendered
+from benchmarks.readme.__main__ import PAGE, README, page, rendered
 from tests.distill.models import tiny_classifier
 from tests.tiny_model import write_tiny_model
 
 TEXT = README.read_text()
 CODE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = README.parent
+PAGES = [README, PAGE]
 
 
-def test_results_are_those_of_the_committed_files():
+def test_the_table_is_that_of_the_committed_files():
     assert rendered(TEXT) == TEXT
 
 
-@pytest.mark.parametrize("image", re.findall(r"!\[.*?\]\((.*?)\)", TEXT))
-def test_pictures_are_there(image):
-    assert (Path(README).parent / image).is_file()
+def test_results_are_those_of_the_committed_files():
+    assert page() == PAGE.read_text()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(path):
+    links = re.findall(r"\]\(([^)]+)\)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_code_runs_as_it_stands(tmp_path, monkeypatch):
@@ -31,5 +37,5 @@ def test_code_runs_as_it_stands(tmp_path, monkeypatch):
     assert len(CODE) == 3
     for code in CODE:
         exec(compile(code, "README.md", "exec"), {})
-    for made in ("my-bert-5x", "my-classifier-5x"):
-        assert (tmp_path / made / "config.json").is_file()
+    for folder in ("my-bert-5x", "my-classifier-5x"):
+        assert (tmp_path / folder / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""The README's section on what compression costs in accuracy, from ``compression.json``."""
+"""Section on the accuracy that compression costs, from ``compression.json``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.readme.plots import ACCURACY, LEARNING
+from benchmarks.markdown import machine, read_result, source, speedup, table
 
-NAMES = {  # of the methods of the table, as readers know them
+ACCURACY, LEARNING = "compression.png", "learning.png"
+SERVED = "optimized, float32"
+NAMES = {  # method in the file -> its name in tables and pictures
     "svd": "SVD, trained",
     "pruning": "pruning, trained",
     "hybrid": "SVD + pruning, trained",
@@ -20,52 +22,58 @@ NAMES = {  # of the methods of the table, as readers know them
 }
 
 
-def compression_section(folder: Path, root: Path) -> str:
-    """A table for each task that was measured, and a picture."""
-    from benchmarks.markdown import machine, measured
-
-    found = measured(folder / "compression.json")
-    if found is None:
+def compression_section(folder: Path) -> str:
+    """A table for each task that was measured, and pictures."""
+    path = folder / "compression.json"
+    content = read_result(path)
+    if content is None:
         return ""
-    rows = found["rows"]
+    rows = content["rows"]
     tasks = dict.fromkeys(row["task"] for row in rows)
-    tables = "\n".join(_task([r for r in rows if r["task"] == task]) for task in tasks)
-    return f"""**What it costs in accuracy.** MiniLM fine-tuned on a task, and its students by \
-every method; rows that are not there are not measured yet. "Trained" is on the labels, \
-"distilled" on the teacher's answers, attention scores and hidden states alone, both for as many \
-epochs. Of the encoder's linears: non-zeros, which is what the ratio of SVD and pruning counts; \
-with a mask of a bit per element; and stored, which is what that of `lada-block` counts. Loyalty \
-is the share of answers that are the teacher's, right or wrong. The last columns: times as fast as \
-the teacher in eager mode, in float32, as `lada_ops.optimize` makes the model, on \
-{machine(found["environment"])}.
+    tables = "\n".join(_task_table([r for r in rows if r["task"] == task]) for task in tasks)
+    return f"""### Accuracy by method of compression
+
+MiniLM fine-tuned on a task, and its students by every method; rows that are not there are not \
+measured yet. "Trained" is on the labels, "distilled" on the teacher's logits, attention scores \
+and hidden states alone, both for as many epochs; "calibrated alone" is `lada_ops.compress`. Of \
+the encoder's linears: non-zeros, which is what the ratio of SVD and pruning counts; MB with a \
+mask of a bit per element; and stored MB, which is what the ratio of `lada-block` counts. Loyalty: \
+share of predictions equal to the teacher's, right or wrong. Changed texts: accuracy on texts \
+changed to fool another BERT. Speed in float32 on {machine(content["environment"])}. \
+{source("python -m benchmarks.accuracy.table --data DATA --work build/compression", path)}
 
 {tables}
-{_lada_beside_lada_block(rows)}![Accuracy by speed-up]({(folder / ACCURACY).relative_to(root)})
+{_lada_beside_lada_block(rows)}\
+Metric by speed-up, a line per method through its ratios:
 
-{_learning(folder, root)}"""
+![Metric by speed-up]({folder.name}/{ACCURACY})
+
+{_learning(folder)}"""
 
 
 def _lada_beside_lada_block(rows: Sequence[Mapping[str, Any]]) -> str:
-    """By how much `lada-block` is faster at the same ratio, over tasks, seeds and sizes."""
-    served = "optimized, float32"
-    kept = {(r["task"], r["seed"], r["ratio"], r["method"]): r["speedups"] for r in rows}
-    pairs: dict[float, list[tuple[float, float]]] = {}
-    for (*of, ratio, method), times in kept.items():
-        blocks = kept.get((*of, ratio, "lada-block"))
-        if method == "lada" and blocks is not None:
-            pairs.setdefault(ratio, []).extend(
-                (blocks[size][served] / t[served], blocks[size][served] / t["compressed"])
-                for size, t in times.items()
+    """Paragraph on the speed of `lada-block` over `lada` by ratio, over tasks, seeds and sizes."""
+    speedups = {(r["task"], r["seed"], r["ratio"], r["method"]): r["speedups"] for r in rows}
+    by_ratio: dict[float, list[tuple[float, float]]] = {}
+    for (task, seed, ratio, method), lada in speedups.items():
+        lada_block = speedups.get((task, seed, ratio, "lada-block"))
+        if method == "lada" and lada_block is not None:
+            by_ratio.setdefault(ratio, []).extend(
+                (
+                    lada_block[size][SERVED] / times[SERVED],
+                    lada_block[size][SERVED] / times["compressed"],
+                )
+                for size, times in lada.items()
             )
-    if not pairs:
+    if not by_ratio:
         return ""
-    found = [
-        f"at {ratio:g}x {_range([a for a, _ in both])} times in the same engine and "
-        f"{_range([b for _, b in both])} times as torch runs `lada`"
-        for ratio, both in sorted(pairs.items())
+    ranges = [
+        f"at {ratio:g}x {_range([in_engine for in_engine, _ in pairs])} times in the same engine "
+        f"and {_range([in_torch for _, in_torch in pairs])} times as torch runs `lada`"
+        for ratio, pairs in sorted(by_ratio.items())
     ]
-    return f"""`lada`'s zeros lie anywhere and are computed with, so beyond its rank they buy no \
-time. `lada-block` is faster: {"; ".join(found)}.
+    return f"""The zeros of `lada` lie anywhere and are computed with, so beyond its rank they buy \
+no time. `lada-block` is faster: {"; ".join(ranges)}.
 
 """
 
@@ -74,37 +82,35 @@ def _range(values: Sequence[float]) -> str:
     return f"{min(values):.1f} to {max(values):.1f}"
 
 
-def _learning(folder: Path, root: Path) -> str:
+def _learning(folder: Path) -> str:
     path = folder / LEARNING
     if not path.exists():
         return ""
-    return f"""How soon they learn it; until its pruning is done, a student has more weights than \
-in the end.
+    return f"""Metric by steps of training; until its pruning is done, a student has more weights \
+than in the end:
 
-![Metric by steps of training]({path.relative_to(root)})
+![Metric by steps of training]({folder.name}/{path.name})
 
 """
 
 
-def _task(rows: Sequence[Mapping[str, Any]]) -> str:
-    from benchmarks.markdown import speedup, table
-
+def _task_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The teacher and its students: a row per ratio and method, means over seeds."""
     teacher = rows[0]["models"][0]
     metric = next(iter(teacher["scores"]))
     attacked = "robustness" in teacher
-    labels = list(rows[0]["speedups"])
+    sizes = list(rows[0]["speedups"])
     header = [rows[0]["task"], metric, "loyalty", "non-zeros, M", "with mask, MB", "stored, MB"]
-    header = [*header, "changed texts", *labels] if attacked else [*header, *labels]
-    cells = [_cells("teacher", metric, [teacher], attacked) + ["1.00"] * len(labels)]
+    header = [*header, "changed texts", *sizes] if attacked else [*header, *sizes]
+    cells = [_cells("teacher", metric, [teacher], attacked) + ["1.00"] * len(sizes)]
     ratios = sorted({row["ratio"] for row in rows})
     for ratio, method in ((ratio, method) for ratio in ratios for method in NAMES):
-        same = [r for r in rows if (r["ratio"], r["method"]) == (ratio, method)]
-        if not same:
+        seeds = [r for r in rows if (r["ratio"], r["method"]) == (ratio, method)]
+        if not seeds:
             continue
         name = f"{NAMES[method]}, {ratio:g}x"
-        served = "optimized, float32"
-        times = [mean(r["speedups"][label][served] for r in same) for label in labels]
-        students = [r["models"][1] for r in same]
+        times = [mean(row["speedups"][size][SERVED] for row in seeds) for size in sizes]
+        students = [row["models"][1] for row in seeds]
         cells.append(_cells(name, metric, students, attacked) + [speedup(t) for t in times])
     return table(header, cells)
 
@@ -112,11 +118,11 @@ def _task(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cells(
     name: str, metric: str, models: Sequence[Mapping[str, Any]], attacked: bool
 ) -> list[str]:
-    """Means over seeds, the metric with its spread."""
+    """Table cells of one method: means over seeds, the metric with its standard deviation."""
     scores = [100 * model["scores"][metric] for model in models]
     spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
     linears = [model["linears"] for model in models]
-    found = [
+    cells = [
         name,
         f"{mean(scores):.1f}{spread}",
         f"{100 * mean(model['label_loyalty'] for model in models):.1f}",
@@ -125,5 +131,5 @@ def _cells(
         f"{mean(cost['stored_bytes'] for cost in linears) / 1e6:.1f}",
     ]
     if attacked:
-        found.append(f"{100 * mean(model['robustness']['after_attack'] for model in models):.1f}")
-    return found
+        cells.append(f"{100 * mean(model['robustness']['after_attack'] for model in models):.1f}")
+    return cells

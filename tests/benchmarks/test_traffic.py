@@ -4,7 +4,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.readme.__main__ import traffic_section
+from benchmarks.readme.speed import traffic_section
 from benchmarks.traffic import app, glue_texts
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.host.environment import device_slug

@@ -9,7 +9,7 @@ from tests.benchmarks.compression_rows import model, row
 def section(folder, rows):
     content = {"environment": environment(), "rows": rows}
     (folder / "compression.json").write_text(json.dumps(content))
-    return compression_section(folder, folder.parent)
+    return compression_section(folder)
 
 
 def cells(text):
@@ -18,7 +18,7 @@ def cells(text):
 
 
 def test_without_measurements_there_is_no_section(tmp_path):
-    assert compression_section(tmp_path, tmp_path) == ""
+    assert compression_section(tmp_path) == ""
 
 
 def test_every_method_has_a_name():
@@ -26,31 +26,31 @@ def test_every_method_has_a_name():
 
 
 def test_a_row_holds_what_was_measured(tmp_path):
-    found = cells(section(tmp_path, [row("lada-block", 5, 0.885, speedup=4.25)]))
-    assert found["sst2"] == [
+    table = cells(section(tmp_path, [row("lada-block", 5, 0.885, speedup=4.25)]))
+    assert table["sst2"] == [
         *("accuracy", "loyalty", "non-zeros, M", "with mask, MB", "stored, MB", "changed texts"),
         *("1x16", "1x128"),
     ]
-    assert found["teacher"][:2] == ["90.0", "95.0"]
+    assert table["teacher"][:2] == ["90.0", "95.0"]
     want = ["88.5", "95.0", "2.00", "8.0", "16.0", "60.0", "4.25", "4.25"]
-    assert found["`lada-block`, distilled, 5x"] == want
+    assert table["`lada-block`, distilled, 5x"] == want
 
 
 def test_seeds_are_a_mean_and_its_spread(tmp_path):
     rows = [row("lada", 5, score, seed) for seed, score in enumerate((0.80, 0.82, 0.84))]
-    found = cells(section(tmp_path, rows))
-    assert found["`lada`: SVD + pruning, distilled, 5x"][0] == "82.0 ± 2.0"
+    table = cells(section(tmp_path, rows))
+    assert table["`lada`: SVD + pruning, distilled, 5x"][0] == "82.0 ± 2.0"
 
 
 def test_a_model_slower_than_its_teacher_is_bold(tmp_path):
-    found = cells(section(tmp_path, [row("pruning", 5, 0.8, speedup=0.5)]))
-    assert found["pruning, trained, 5x"][-1] == "**0.50**"
+    table = cells(section(tmp_path, [row("pruning", 5, 0.8, speedup=0.5)]))
+    assert table["pruning, trained, 5x"][-1] == "**0.50**"
 
 
 def test_tasks_without_changed_texts_have_no_such_column(tmp_path):
     models = [model(0.9, 40, robust=False), model(0.8, 8, robust=False)]
-    found = cells(section(tmp_path, [row("svd", 5, 0.8, task="mrpc", models=models)]))
-    assert "changed texts" not in found["mrpc"]
+    table = cells(section(tmp_path, [row("svd", 5, 0.8, task="mrpc", models=models)]))
+    assert "changed texts" not in table["mrpc"]
 
 
 def test_ratios_are_in_order(tmp_path):

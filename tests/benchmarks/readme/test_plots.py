@@ -7,14 +7,18 @@ import torch
 from transformers import BertConfig
 
 from benchmarks.readme import plots
+from benchmarks.readme.compression import NAMES as METHODS
+from benchmarks.readme.headline import BARS, BUCKET
 from benchmarks.readme.plots import (
     LATENCY,
     RATIOS,
     encoder_work,
     plot_accuracy,
     plot_device,
+    plot_headline,
     plot_learning,
 )
+from lada_ops.host.environment import environment
 from lada_ops.machine_code.roofline import Ceilings
 from tests.benchmarks.compression_rows import row
 
@@ -39,8 +43,16 @@ def comparison(label, names=NAMES):
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    """The axes of the pictures of a device, by file name."""
+def figures(monkeypatch):
+    """Figures with their axes, in the order in which they are made."""
+    made, figure = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *sizes: made.append(figure(*sizes)) or made[-1])
+    return made
+
+
+@pytest.fixture
+def drawn(tmp_path, figures):
+    """Axes of the pictures of a device, by file name."""
     comparisons = [
         comparison("bert_base 1x16"),
         comparison("bert_base 8x128", NAMES[:-1]),
@@ -48,10 +60,6 @@ def drawn(tmp_path, monkeypatch):
     ]
     content = {"ceilings": TOP, "comparisons": comparisons}
     (tmp_path / "bert.json").write_text(json.dumps(content))
-    figures, real = [], plots._figure
-    monkeypatch.setattr(
-        plots, "_figure", lambda *sizes: figures.append(real(*sizes)) or figures[-1]
-    )
     plot_device(tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {LATENCY, RATIOS}
     return dict(zip((LATENCY, RATIOS), (panels for _, panels in figures), strict=True))
@@ -85,16 +93,11 @@ def test_work_of_one_layer_by_hand():
     assert work.bytes == 2 * (weights + 2 * 6 * 8)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Each figure that is made, and its axes."""
-    made, real = [], plots._figure
-    monkeypatch.setattr(plots, "_figure", lambda *sizes: made.append(real(*sizes)) or made[-1])
-    return made
-
-
-def lines_of(axes):
-    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+def methods_of(axes):
+    """Points of each method's line."""
+    labels = {name.replace("`", ""): method for method, name in METHODS.items()}
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    return {labels[label]: xy for label, xy in points.items() if label != "teacher"}
 
 
 def test_accuracy_is_a_line_for_each_method_through_means_over_seeds(tmp_path, figures):
@@ -106,7 +109,7 @@ def test_accuracy_is_a_line_for_each_method_through_means_over_seeds(tmp_path, f
     ]
     plot_accuracy(rows, "1x128", tmp_path / "a.png")
     (axes,) = figures[0][1]
-    lines = lines_of(axes)
+    lines = methods_of(axes)
     assert lines["lada"] == [[1.5, 88], [2.5, pytest.approx(82)]]
     assert lines["svd"] == [[4, 70]]
     assert (tmp_path / "a.png").is_file()
@@ -122,7 +125,7 @@ def test_learning_is_a_line_for_each_method_that_was_trained_at_the_ratio(tmp_pa
     ]
     plot_learning(rows, 5, tmp_path / "a.png")
     (axes,) = figures[0][1]
-    lines = lines_of(axes)
+    lines = methods_of(axes)
     assert lines["lada"] == [[10, 50], [20, 80]]
     assert lines["svd"] == [[10, 50], [20, 60]]
     assert "calibration" not in lines
@@ -132,3 +135,27 @@ def test_learning_is_a_line_for_each_method_that_was_trained_at_the_ratio(tmp_pa
 def test_learning_has_no_picture_where_nothing_was_trained(tmp_path):
     plot_learning([row("calibration", 5, 0.7, curve=[])], 5, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def test_the_headline_has_a_bar_for_each_model_and_its_score_beneath(tmp_path, figures):
+    demo = {
+        "model": "MiniLM",
+        "environment": environment(),
+        "models": [{"name": name, "spearman": 0.5} for name in BARS],
+        "comparisons": [comparison(label, list(BARS)) for label in ("9x9", BUCKET)],
+    }
+    plot_headline(demo, tmp_path / "a.png")
+    (axes,) = figures[0][1]
+    assert [bar.get_height() for bar in axes.patches] == [1, 2, 3, 4, 5]
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert labels == [f"{label}\n\nSpearman 0.500" for label in BARS.values()]
+
+
+def test_the_legend_names_the_lines_of_all_panels_and_covers_none(tmp_path, figures):
+    rows = [row("lada", 5, 0.8), row("svd", 5, 0.7, task="mrpc")]
+    plot_accuracy(rows, "1x128", tmp_path / "a.png")
+    ((figure, panels),) = figures
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 3  # lada, svd, teacher
+    left = legend.get_window_extent().x0
+    assert all(axes.get_window_extent().x1 < left for axes in panels)
