@@ -1,26 +1,19 @@
 import os
 import platform
+import runpy
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 NATIVE = Path("kernels/lada_kernels/cpu")
-AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
-INSTRUCTION_SETS = {  # as lada_kernels.cpu.native names them
-    "amx": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
-    "avx512bf16": AVX512_BF16,
-    "avx512": AVX512,
-    "avx2": ["-march=x86-64-v3"],
-    "portable": [],
-}
+INSTRUCTION_SETS = runpy.run_path(str(NATIVE / "instruction_sets.py"))["INSTRUCTION_SETS"]
 
 
-def native_library(instruction_set: str, flags: list[str]) -> Extension:
-    """A library with a plain C interface, loaded by ctypes; without a compiler there is none.
+def native_library(instruction_set: str, flags: tuple[str, ...]) -> Extension:
+    """Library with a plain C interface, loaded by ctypes; optional, since it needs a compiler.
 
-    It is not linked with OpenMP: torch brings its own, and there must be one pool of threads.
+    It is not linked against OpenMP: it finds torch's, so that there is one pool of threads.
     """
     return Extension(
         f"lada_kernels.cpu._{instruction_set}",
@@ -41,13 +34,13 @@ def native_libraries() -> list[Extension]:
     if not sys.platform.startswith("linux"):
         return []
     names = list(INSTRUCTION_SETS) if platform.machine() == "x86_64" else ["portable"]
-    return [native_library(name, INSTRUCTION_SETS[name]) for name in names]
+    return [native_library(name, INSTRUCTION_SETS[name].compiler_flags) for name in names]
 
 
 # `kernels/` is a source root, not a package: Hugging Face ships an import package named `kernels`
 # that transformers probes for, so ours must never be importable under that name. `lada_ops/cli/` is
-# another: what lies within lada_ops loads torch and transformers, which takes seconds, and
-# `lada --help` must not wait for that.
+# a source root, too: importing a module of lada_ops loads torch and transformers, which takes
+# seconds, and `lada --help` must not wait for that.
 setup(
     package_dir={
         "lada_cli": "lada_ops/cli/lada_cli",

@@ -173,11 +173,12 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
     The others run everywhere, but on instructions of their own on some CPUs alone.
     """
     from lada_kernels.cpu import native
+    from lada_kernels.cpu.instruction_sets import WITH_BF16
 
     best = native.best()
     if best is None:
         return ()
-    return DTYPES if best[0] in native.WITH_BF16 else DTYPES[:1]
+    return DTYPES if best[0] in WITH_BF16 else DTYPES[:1]
 
 
 def paths(model: nn.Module) -> dict[str, str]:

@@ -19,7 +19,8 @@ from .compressed_linear import CompressedLinear
 from .dense_weight import DenseWeight
 
 if TYPE_CHECKING:
-    from lada_kernels.cpu import packed as native
+    from lada_kernels.cpu.packed import PackedWeight
+    from lada_kernels.cpu.packing import Weight
 
 
 Source: TypeAlias = nn.Linear | CompressedLinear
@@ -42,7 +43,7 @@ class PackedLinear(nn.Module):
     x does not fit, see `inference_input`; on setting a weight or a bias.
     """
 
-    def __init__(self, source: Source, packed: native.PackedLinear, dense: bool = False) -> None:
+    def __init__(self, source: Source, packed: PackedWeight, dense: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = source.in_features, source.out_features
         self.activation = source.activation if isinstance(source, CompressedLinear) else "none"
@@ -190,18 +191,18 @@ def inference_input(name: str, x: Tensor, features: int) -> Tensor:
 
 def pack_linears(
     sources: Sequence[Source], dtype: torch.dtype, dense: bool = False
-) -> native.PackedLinear:
+) -> PackedWeight:
     """The weights of linears that share x, side by side; multiplied out if `dense`."""
-    from lada_kernels.cpu.packed import pack
+    from lada_kernels.cpu.packing import pack
 
     biases = [None if s.bias is None else s.bias.detach() for s in sources]
     return pack([weight_of(s, dense) for s in sources], biases, dtype)
 
 
 @torch.no_grad()
-def weight_of(source: Source, dense: bool = False) -> native.Weight:
+def weight_of(source: Source, dense: bool = False) -> Weight:
     """What a linear multiplies by, as the packing takes it."""
-    from lada_kernels.cpu.packed import Weight
+    from lada_kernels.cpu.packing import Weight
 
     size = source.out_features, source.in_features
     if isinstance(source, nn.Linear):

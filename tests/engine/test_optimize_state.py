@@ -67,10 +67,12 @@ def test_memory_is_that_of_the_weights_before(method):
 def test_queries_keys_and_values_share_their_weights(bert):
     attention = optimize(bert).encoder.layer[0].attention.self
     weights = {
-        part.packed.up.weights.ctypes.data
+        part.packed.sparse_u.values.ctypes.data
         for part in (attention.query, attention.key, attention.value)
     }
-    assert weights == {bert.encoder.forward.engine.encoder.layers[0].qkv.up.weights.ctypes.data}
+    assert weights == {
+        bert.encoder.forward.engine.encoder.layers[0].qkv.sparse_u.values.ctypes.data
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)

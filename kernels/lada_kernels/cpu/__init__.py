@@ -1,1 +1,1 @@
-"""Native kernels for the CPU, behind a plain C interface, and their loader."""
+"""Native kernels for the CPU behind a plain C interface, and their loader."""

@@ -1,4 +1,4 @@
-"""A whole BERT encoder in one native call."""
+"""Transformer encoder on packed weights, all layers in one native call."""
 
 from __future__ import annotations
 
@@ -11,67 +11,73 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import native
-from .packed import PackedLinear
+from . import abi, native
+from .packed import PackedWeight
 
-Norm = tuple[np.ndarray, np.ndarray, float]
-_FAR = 1 << 40  # farther than any two tokens are apart
+NormArrays = tuple[np.ndarray, np.ndarray, float]
+"""LayerNorm's weight and bias (features,), fp32 and contiguous, and eps."""
+_UNLIMITED = 1 << 40  # longer than any sequence
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """``x = LN(x + out(attention(qkv(x))))``, then ``x = LN(x + down(act(up(x))))``.
+    """Encoder layer; linears and norms are named as in BERT.
 
-    Where norms come first: ``x = x + out(attention(qkv(LN(x))))``, then
-    ``x = x + down(act(up(LN(x))))``.
+    Post-norm: ``x = LN(x + attention_output(attention(qkv(x))))``, then
+    ``x = LN(x + output(act(intermediate(x))))``.
+    Pre-norm, where output_norm is None: ``x = x + attention_output(attention(qkv(LN(x))))``, then
+    ``x = x + output(act(intermediate(LN(x))))``.
 
-    qkv holds the columns of queries, keys and values one behind the other. Norms: weight and bias
-    (features,), fp32 and contiguous, and eps. attention_norm: between attention and `up`.
-    output_norm: after `down`. input_norm: where norms come first, before attention; None is none.
-    gated: ``act(a) * b``, with a and b the halves of what `up` gives, in place of ``act(up(x))``.
-    angles: (positions, features / heads), cosines and then sines by which the halves of queries and
-    keys are turned (rotary positions), fp32 and contiguous; None turns nothing.
-    window: how far from a query the keys are that it sees; None is any.
+    qkv: columns of queries, then keys, then values.
+    attention_norm: the norm between attention and feed-forward, in either order.
+    input_norm: pre-norm only, the norm before attention; None normalises nothing.
+    gated: gated linear unit, ``act(a) * b`` with ``[a | b] = intermediate(x)`` in place of
+    ``act(intermediate(x))``.
+    cos_sin: rotary position embedding (RoPE), (positions, features / heads): cosines, then sines,
+    fp32 and contiguous; None for none.
+    window: largest distance between a query and a key that it attends to; None is unlimited.
     """
 
-    qkv: PackedLinear
-    out: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
-    attention_norm: Norm
-    output_norm: Norm | None
+    qkv: PackedWeight
+    attention_output: PackedWeight
+    intermediate: PackedWeight
+    output: PackedWeight
+    attention_norm: NormArrays
+    output_norm: NormArrays | None
     activation: str
-    input_norm: Norm | None = None
+    input_norm: NormArrays | None = None
     gated: bool = False
-    angles: np.ndarray | None = None
+    cos_sin: np.ndarray | None = None
     window: int | None = None
 
     @property
-    def norms_first(self) -> bool:
+    def pre_norm(self) -> bool:
+        """True if LayerNorm precedes attention and feed-forward."""
         return self.output_norm is None
 
-    def struct(self) -> native.Layer:
+    def struct(self) -> abi.Layer:
+        """Structure that points into the arrays, which must outlive it."""
         activation, gate = ("none", self.activation) if self.gated else (self.activation, "none")
-        return native.Layer(
+        return abi.Layer(
             self.qkv.struct(),
-            self.out.struct(),
-            self.up.struct(activation),
-            self.down.struct(),
-            native.norm_struct(self.input_norm),
-            native.norm_struct(self.attention_norm),
-            native.norm_struct(self.output_norm),
-            None if self.angles is None else self.angles.ctypes.data,
-            _FAR if self.window is None else self.window,
-            native.ACTIVATIONS[gate],
+            self.attention_output.struct(),
+            self.intermediate.struct(activation),
+            self.output.struct(),
+            abi.layer_norm(self.input_norm),
+            abi.layer_norm(self.attention_norm),
+            abi.layer_norm(self.output_norm),
+            None if self.cos_sin is None else self.cos_sin.ctypes.data,
+            _UNLIMITED if self.window is None else self.window,
+            abi.ACTIVATIONS[gate],
         )
 
 
 class PackedEncoder:
-    """Layers of one size and order of norms, with `heads` heads each; scale multiplies the scores.
+    """Encoder of layers that have the same size and order of norms.
 
-    bias: what is added to them then, by head and by how far a key is behind a query:
-    (heads, 2 * reach) fp32, contiguous, distance 0 at `reach`; None adds nothing. `reach_for` tells
-    what a sequence needs.
+    scale: factor of the attention scores, before position_bias is added.
+    position_bias: relative position bias (heads, 2 * reach), fp32 and contiguous: column
+    ``reach + key - query``; None for none. `reach_for` gives the reach that a length needs.
     """
 
     def __init__(
@@ -79,39 +85,39 @@ class PackedEncoder:
         layers: Sequence[PackedLayer],
         heads: int,
         scale: float,
-        bias: np.ndarray | None = None,
+        position_bias: np.ndarray | None = None,
     ) -> None:
         self.layers = tuple(layers)
-        self.heads, self.scale, self.bias = heads, scale, bias
+        self.heads, self.scale, self.position_bias = heads, scale, position_bias
         self._structs: Any = None
 
     @property
-    def longest(self) -> int | None:
-        """The longest sequence that bias and angles are there for; None is any."""
-        longest = [len(layer.angles) for layer in self.layers if layer.angles is not None]
-        if self.bias is not None:
-            longest.append(self.bias.shape[1] // 2 - reach_for(0))
-        return min(longest, default=None)
+    def max_length(self) -> int | None:
+        """Longest sequence that position_bias and cos_sin suffice for; None is unlimited."""
+        lengths = [len(layer.cos_sin) for layer in self.layers if layer.cos_sin is not None]
+        if self.position_bias is not None:
+            lengths.append(self.position_bias.shape[1] // 2 - reach_for(0))
+        return min(lengths, default=None)
 
     @property
-    def by_position(self) -> bool:
-        """Whether it makes a difference how far apart two tokens are."""
-        far = any(x.angles is not None or x.window is not None for x in self.layers)
-        return far or self.bias is not None
+    def position_dependent(self) -> bool:
+        """True if the output depends on the distances between tokens."""
+        distances = any(x.cos_sin is not None or x.window is not None for x in self.layers)
+        return distances or self.position_bias is not None
 
     @property
     def features(self) -> int:
-        return self.layers[0].out.out_features
+        return self.layers[0].attention_output.out_features
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.layers[0].out.dtype
+        """Dtype of the weights."""
+        return self.layers[0].attention_output.dtype
 
     @property
     def io_dtype(self) -> torch.dtype:
-        """Of x."""
-        return self.layers[0].out.io_dtype
+        """Dtype of x."""
+        return self.layers[0].attention_output.io_dtype
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_structs": None}  # a copy has arrays of its own
@@ -123,26 +129,25 @@ class PackedEncoder:
         layers: slice = slice(None),
         library: ctypes.CDLL | None = None,
     ) -> Tensor:
-        """x (tokens, features) becomes the output of the given layers, in place; returns it.
+        """Replace x (tokens, features) by the output of the given layers; return it.
 
         Operands are checked by the caller: on the CPU and contiguous, x of io_dtype, starts
-        (sequences + 1,) int64: sequence i has the rows from starts[i] to starts[i + 1], no more of
-        them than `longest`.
+        (sequences + 1,) int64. Sequence i is rows starts[i] to starts[i + 1], at most `max_length`.
 
-        Raises MemoryError where there is no memory for intermediate results.
+        Raises MemoryError where intermediate results do not fit into memory.
         """
         if self._structs is None:
-            self._structs = (native.Layer * len(self.layers))(*(x.struct() for x in self.layers))
+            self._structs = (abi.Layer * len(self.layers))(*(x.struct() for x in self.layers))
         begin, end, _ = layers.indices(len(self.layers))
         first = ctypes.pointer(self._structs[begin])
         bias, reach = (None, 0)
-        if self.bias is not None:
-            bias, reach = self.bias.ctypes.data, self.bias.shape[1] // 2
-        norms_first = self.layers[0].norms_first
-        sizes = end - begin, self.heads, norms_first, self.features, self.scale
-        encoder = native.Encoder(first, *sizes, bias, reach)
+        if self.position_bias is not None:
+            bias, reach = self.position_bias.ctypes.data, self.position_bias.shape[1] // 2
+        pre_norm = self.layers[0].pre_norm
+        sizes = end - begin, self.heads, pre_norm, self.features, self.scale
+        encoder = abi.Encoder(first, *sizes, bias, reach)
         failed = (library or native.library()).lada_encoder(
-            native.DTYPES[self.dtype],
+            abi.DTYPES[self.dtype],
             ctypes.byref(encoder),
             starts.data_ptr(),
             len(starts) - 1,
@@ -155,5 +160,5 @@ class PackedEncoder:
 
 
 def reach_for(length: int) -> int:
-    """How far a bias must reach either way for sequences of this length."""
-    return length + 32  # keys are taken by 32, which looks past the last ones
+    """Reach of a position_bias for this length: the last panel of keys is read whole."""
+    return length + abi.MAX_NR

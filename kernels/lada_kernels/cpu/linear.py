@@ -1,4 +1,4 @@
-"""``y = LN(act(x @ W.T + bias) + residual)`` by the native kernels."""
+"""Linear with epilogue on packed weights: ``y = LN(act(x W^T + bias) + residual)``."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import ctypes
 
 import torch
 
-from . import native
-from .packed import PackedLinear
+from . import abi, native
+from .packed import PackedWeight
 
 
 def packed_linear_fwd(
-    packed: PackedLinear,
+    packed: PackedWeight,
     x: torch.Tensor,
     residual: torch.Tensor | None = None,
     activation: str = "none",
     norm: tuple[torch.Tensor, torch.Tensor, float] | None = None,
     library: ctypes.CDLL | None = None,
 ) -> torch.Tensor:
-    """(M, out_features), contiguous, in x's dtype.
+    """y (M, out_features), contiguous, in x's dtype.
 
-    Operands are checked by the caller: on the CPU, x and residual of `packed.io_dtype`, each row
+    Operands are checked by the caller: x and residual on the CPU, of `packed.io_dtype`, each row
     contiguous.
 
     Args:
         x: (M, in_features), any row stride.
         residual: (M, out_features), any row stride, or None; added after the activation.
-        activation: a name known to `native.ACTIVATIONS`.
+        activation: a name in `abi.ACTIVATIONS`.
         norm: LayerNorm's weight (N,) and bias (N,), fp32, and eps, or None.
         library: one build of the kernels; the best for this machine if None.
 
-    Raises MemoryError where there is no memory for intermediate results.
+    Raises MemoryError where intermediate results do not fit into memory.
     """
     y = x.new_empty(len(x), packed.out_features)
     if y.numel() == 0:
         return y
     linear = packed.struct(activation)
     arrays = None if norm is None else (norm[0].numpy(), norm[1].numpy(), norm[2])
-    norm_struct = native.norm_struct(arrays)
+    layer_norm = abi.layer_norm(arrays)
     failed = (library or native.library()).lada_linear(
-        native.DTYPES[packed.dtype],
+        abi.DTYPES[packed.dtype],
         ctypes.byref(linear),
-        ctypes.byref(norm_struct),
+        ctypes.byref(layer_norm),
         x.data_ptr(),
         x.stride(0),
         len(x),

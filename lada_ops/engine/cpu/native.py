@@ -17,8 +17,8 @@ from ..watch import Watch
 from .choice import choose
 
 if TYPE_CHECKING:
-    from lada_kernels.cpu import packed
-    from lada_kernels.cpu.encoder import Norm, PackedEncoder, PackedLayer
+    from lada_kernels.cpu.encoder import NormArrays, PackedEncoder, PackedLayer
+    from lada_kernels.cpu.packed import PackedWeight
 
 
 class NativeEngine:
@@ -48,7 +48,7 @@ class NativeEngine:
         encoder = self.encoder
         x = inference_input("encoder", x, encoder.features)
         batch, length, features = x.shape
-        if encoder.longest is not None and length > encoder.longest:
+        if encoder.max_length is not None and length > encoder.max_length:
             raise NotForEngine  # positions beyond those of the model's config
         visible = None
         if attention_mask is not None:
@@ -58,7 +58,7 @@ class NativeEngine:
             starts = torch.arange(batch + 1, device="cpu") * length
             y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
             return y.to(x.dtype).view(batch, length, features)
-        if encoder.by_position and not in_one_piece(visible):
+        if encoder.position_dependent and not in_one_piece(visible):
             raise NotForEngine  # positions would move together
         index = visible.flatten().nonzero()[:, 0]
         starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
@@ -73,7 +73,7 @@ class PackedParts:
     modules: dict[str, PackedLinear] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def pack(self, sources: Mapping[str, Any], dtype: torch.dtype) -> packed.PackedLinear:
+    def pack(self, sources: Mapping[str, Any], dtype: torch.dtype) -> PackedWeight:
         """The weights of linears that share x, side by side."""
         linears = list(sources.values())
         dense, why = choose(linears, dtype)
@@ -93,7 +93,7 @@ def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine,
     types = found.attention_types()
     cpu = torch.device("cpu")
     attention = {  # which layers of a type share
-        name: {"angles": _copied(found.angles(name, positions, cpu)), "window": found.window(name)}
+        name: {"cos_sin": _copied(found.angles(name, positions, cpu)), "window": found.window(name)}
         for name in {*types}
     }
     layers = [
@@ -101,7 +101,7 @@ def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine,
         for layer, name, into in zip(found.layers, types, linears, strict=True)
     ]
     heads = found.config.num_attention_heads
-    scale = (layers[0].out.out_features / heads) ** -0.5
+    scale = (layers[0].attention_output.out_features / heads) ** -0.5
     bias = _bias_by_distance(found)
     return NativeEngine(PackedEncoder(layers, heads, scale, bias)), linears
 
@@ -140,10 +140,10 @@ def _packed_layer(
 ) -> PackedLayer:
     from lada_kernels.cpu.encoder import PackedLayer
 
-    def linear(*together: str) -> packed.PackedLinear:
+    def linear(*together: str) -> PackedWeight:
         return into.pack({name: layer.get_submodule(name) for name in together}, dtype)
 
-    def norm(name: str | None) -> Norm | None:
+    def norm(name: str | None) -> NormArrays | None:
         module: Any = nn.Identity() if name is None else layer.get_submodule(name)
         if isinstance(module, nn.Identity):
             return None

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lada_kernels.cpu import native
+from lada_kernels.cpu import abi, native
+from lada_kernels.cpu.instruction_sets import INSTRUCTION_SETS
 
 SANITIZED = os.environ.get("LADA_SANITIZED")  # a folder of builds by `make test-sanitized`
 
 
-@pytest.fixture(scope="session", params=native.INSTRUCTION_SETS)
+@pytest.fixture(scope="session", params=INSTRUCTION_SETS)
 def library(request) -> ctypes.CDLL:
     if not native.supported(request.param):
         pytest.skip(f"this CPU does not run {request.param}")
@@ -24,7 +25,7 @@ def library(request) -> ctypes.CDLL:
         return native.load(request.param)
 
 
-@pytest.fixture(params=native.DTYPES, ids=str)
+@pytest.fixture(params=abi.DTYPES, ids=str)
 def dtype(request) -> torch.dtype:
     return request.param
 

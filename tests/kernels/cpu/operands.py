@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lada_kernels.cpu.packed import Weight
+from lada_kernels.cpu.packing import Weight
 
 # Relative to outputs of unit size. fp32: sums in another order. bf16: roundings of x v^T and of the
 # output. int8: what a value between two whole numbers is rounded to may differ.

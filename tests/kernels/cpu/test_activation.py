@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 from tests.kernels.operands import ACTIVATIONS
 
 INF = float("inf")

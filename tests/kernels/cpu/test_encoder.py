@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer, reach_for
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 
 # by dtype: the least cosine of a token to fp64
 COSINE = {torch.float32: 1 - 1e-9, torch.bfloat16: 0.999, torch.int8: 0.99}
@@ -108,12 +108,12 @@ def test_a_bias_by_distance(lengths, threads, dtype, library):
     x, bias = torch.randn(sum(lengths), 64), 2 * torch.randn(2, 2 * reach_for(max(lengths)))
     encoder = packed(layers, 2, dtype, bias)
     y = run(encoder, x, lengths, library)
-    assert encoder.longest == max(lengths)
+    assert encoder.max_length == max(lengths)
     assert_near(y, oracle(layers, x, lengths, bias), dtype)
 
 
 def test_without_a_bias_any_length_will_do():
-    assert packed(bert_layers(), 2, torch.float32).longest is None
+    assert packed(bert_layers(), 2, torch.float32).max_length is None
 
 
 @pytest.mark.parametrize("heads", [1, 4, 8])
@@ -175,7 +175,7 @@ def test_copies_have_weights_of_their_own(copied, library):
     want = run(encoder, x, [12], library)
     other = copied(encoder)
     for layer in encoder.layers:
-        layer.up.up.weights.fill(0)
+        layer.intermediate.sparse_u.values.fill(0)
     torch.testing.assert_close(run(other, x, [12], library), want, rtol=0, atol=0)
 
 

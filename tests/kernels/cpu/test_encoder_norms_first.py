@@ -9,7 +9,7 @@ from transformers import ModernBertConfig
 from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 from tests.kernels.cpu.test_encoder import LENGTHS, assert_near, run
 
 POSITIONS = 130
@@ -64,7 +64,7 @@ def packed(layers, dtype):
             "gelu",
             input_norm=None if isinstance(layer.attn_norm, nn.Identity) else norm(layer.attn_norm),
             gated=True,
-            angles=angles_of(layer).numpy(),
+            cos_sin=angles_of(layer).numpy(),
             window=window_of(layer),
         )
         for layer in layers
@@ -138,5 +138,5 @@ def test_what_is_beyond_the_window_is_not_seen(dtype, library):
 
 def test_as_long_as_there_are_angles():
     encoder = packed(modern_layers(), torch.float32)
-    assert encoder.longest == POSITIONS
-    assert encoder.by_position
+    assert encoder.max_length == POSITIONS
+    assert encoder.position_dependent

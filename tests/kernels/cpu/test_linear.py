@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 from tests.kernels.cpu.operands import TOLERANCE, Made, assert_near, io_dtype, make
 from tests.kernels.operands import ACTIVATIONS
 

@@ -8,7 +8,7 @@ import torch
 
 from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 from tests.kernels.operands import assert_matches, dense_oracle, far_apart_rows, fenced
 
 NAN = float("nan")

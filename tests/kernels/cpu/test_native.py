@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from lada_kernels.cpu import native
+from lada_kernels.cpu.instruction_sets import INSTRUCTION_SETS
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 
 FORK = """
 import os, torch
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import Weight, pack
+from lada_kernels.cpu.packing import Weight, pack
 
 torch.set_num_threads(2)
 packed = pack([Weight(640, 64, sparse=torch.randn(640, 64))], [None], torch.bfloat16)
@@ -72,23 +73,23 @@ class TestBest:
 @pytest.mark.parametrize(
     ("flags", "best"),
     [
-        (native.INSTRUCTION_SETS["amx"], "amx"),
-        (native.INSTRUCTION_SETS["avx512bf16"], "avx512bf16"),
-        (native.INSTRUCTION_SETS["avx512"], "avx512"),
-        (native.INSTRUCTION_SETS["avx2"] | {"avx512f"}, "avx2"),
+        (INSTRUCTION_SETS["amx"].cpu_flags, "amx"),
+        (INSTRUCTION_SETS["avx512bf16"].cpu_flags, "avx512bf16"),
+        (INSTRUCTION_SETS["avx512"].cpu_flags, "avx512"),
+        (INSTRUCTION_SETS["avx2"].cpu_flags | {"avx512f"}, "avx2"),
         ({"sse2", "avx"}, "portable"),
         (set(), "portable"),
     ],
 )
 def test_a_cpu_runs_what_it_has_the_flags_of(flags, best, monkeypatch):
     monkeypatch.setattr(native, "_cpu_flags", lambda: flags)
-    monkeypatch.setattr(native, "_tiles_allowed", lambda: True)
-    assert next(name for name in native.INSTRUCTION_SETS if native.supported(name)) == best
+    monkeypatch.setattr(native, "_amx_permitted", lambda: True)
+    assert next(name for name in INSTRUCTION_SETS if native.supported(name)) == best
 
 
 def test_a_system_may_refuse_the_matrix_unit(monkeypatch):
-    monkeypatch.setattr(native, "_cpu_flags", lambda: native.INSTRUCTION_SETS["amx"])
-    monkeypatch.setattr(native, "_tiles_allowed", lambda: False)
+    monkeypatch.setattr(native, "_cpu_flags", lambda: INSTRUCTION_SETS["amx"].cpu_flags)
+    monkeypatch.setattr(native, "_amx_permitted", lambda: False)
     assert not native.supported("amx")
     assert native.supported("avx512bf16")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lada_kernels.cpu.linear import packed_linear_fwd
-from lada_kernels.cpu.packed import pack
+from lada_kernels.cpu.packing import pack
 from tests.kernels.cpu.operands import assert_near, io_dtype, make, quantized
 
 SIDES = [{"rank": 24}, {"block": (32, 16)}, {"rank": 10, "block": (32, 16)}, {}]
@@ -35,7 +35,7 @@ def test_a_part_alone(i, dtype, library):
     made, biases, packed = joint(dtype)
     x = torch.randn(19, 96).to(io_dtype(dtype))
     part = packed.part(i)
-    assert part.up.weights is packed.up.weights
+    assert part.sparse_u.values is packed.sparse_u.values
     assert_near(packed_linear_fwd(part, x, library=library), outputs(made, biases, x)[i], dtype)
 
 
@@ -60,8 +60,8 @@ def test_sparse_weights_take_the_memory_of_their_blocks():
     packed = pack(
         [make(768, 768, torch.float32, block=(32, 16), mask=mask).weight], [None], torch.float32
     )
-    assert packed.up.weights.nbytes == 4 * 768 * 5 * 16
-    assert packed.nbytes < 1.01 * packed.up.weights.nbytes
+    assert packed.sparse_u.values.nbytes == 4 * 768 * 5 * 16
+    assert packed.nbytes < 1.01 * packed.sparse_u.values.nbytes
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
