@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..data.dataset import check_model, tokenized
 from ..data.glue import Task, find_task, read_split
 from ..data.metrics import compute_metrics
 from ..data.texts import read_lines
-from ..host.files import check_target
+from ..host.files import check_target, read_json
 from .lada import LadaConfig
 from .lada_block import LadaBlockConfig
 from .losses import EMBEDDINGS, Losses, Pooling
@@ -153,7 +152,7 @@ def saved_pooling(folder: Path) -> Pooling:
     modules = folder / "modules.json"
     places = ["1_Pooling"]
     if modules.is_file():
-        listed = json.loads(modules.read_text(encoding="utf-8"))
+        listed = read_json(modules, list)
         places = [one["path"] for one in listed if one["type"].rpartition(".")[2] == "Pooling"]
     paths = [path for place in places if (path := folder / place / "config.json").is_file()]
     modes = [mode for path in paths for mode in _modes(path)] if paths else ["mean"]
@@ -168,7 +167,7 @@ def saved_pooling(folder: Path) -> Pooling:
 
 def _modes(path: Path) -> list[str]:
     """The modes in a pooling module's config, as releases from 6 on or those before wrote it."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path, dict)
     if "pooling_mode" in saved:
         mode = saved["pooling_mode"]
         return [mode] if isinstance(mode, str) else list(mode)

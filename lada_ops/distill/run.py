@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..compression.folder import load_whole
-from ..host.files import staged_folder, write_json
+from ..host.files import read_json, staged_folder, write_json
 from .pruner import PruningCallback
 from .recipe import Recipe
 from .trainer import DistillationTrainer, last_checkpoint
@@ -178,7 +178,7 @@ def _check_same_run(path: Path, description: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, description)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path, dict)
     other = {k: v for k, v in description.items() if found.get(k) != v}
     if other:
         name, value = next(iter(other.items()))

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Atomic writes of files and folders: whole or not at all; and JSON files, read with checks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,28 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .disk import exchange, flush, flush_names, remove, remove_dead, work_folder
+
+T = TypeVar("T", dict[str, Any], list[Any])
+
+
+def read_json(path: str | os.PathLike[str], expected: type[T]) -> T:
+    """Content of a JSON file that holds an `expected`: dict or list.
+
+    Raises ValueError, with the path, where it is no JSON, nested too deep, or another type; OSError
+    where it cannot be read.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON that can be read: {error}") from error
+    if not isinstance(content, expected):
+        raise ValueError(
+            f"{path} holds a JSON {type(content).__name__}; expected a JSON {expected.__name__}"
+        )
+    return content
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

@@ -54,22 +54,32 @@ def layer(weight_error, activation_error):
     }
 
 
+def report(layers, dense, compressed):
+    counts = ("stored_bytes", "masked_bytes", "parameters", "nonzeros", "flops_per_token")
+    return {
+        "layers": layers,
+        "dense": dict.fromkeys(counts, dense),
+        "compressed": dict.fromkeys(counts, compressed),
+        "model_bytes_dense": dense,
+        "model_bytes": compressed,
+    }
+
+
 @pytest.mark.parametrize(
     ("errors", "explained"),
     [((None, None), []), ((1.46, None), ["weight"]), ((1.46, 0.1), ["weight", "output"])],
     ids=["trained", "fitted to weights", "calibrated"],
 )
 def test_errors_that_are_shown_are_explained(errors, explained):
-    counts = ("stored_bytes", "masked_bytes", "parameters", "nonzeros", "flops_per_token")
-    sums = dict.fromkeys(counts, 1)
-    shown = {
-        "layers": {"a": layer(*errors)},
-        "dense": sums,
-        "compressed": sums,
-        "model_bytes_dense": 2,
-        "model_bytes": 1,
-    }
-    (table, _) = tables.report(shown).renderables
+    (table, _) = tables.report(report({"a": layer(*errors)}, 2, 1)).renderables
     assert isinstance(table, Table)
     caption = str(table.caption or "")
     assert [line.split(" err.: ")[0] for line in caption.splitlines()] == explained
+
+
+def test_nothing_left_has_no_ratio():
+    empty = layer(1.0, None) | {"compressed": {"stored_bytes": 0}}
+    layers, sums = tables.report(report({"a": empty}, 2, 0)).renderables
+    assert isinstance(layers, Table)
+    assert isinstance(sums, Table)
+    assert [list(table.columns[-1].cells) for table in (layers, sums)] == [[""], [""] * 6]

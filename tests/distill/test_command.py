@@ -65,6 +65,14 @@ def test_pooling_that_is_not_known_is_refused(modes, embedder, tmp_path):
         losses_of(settings(tmp_path), embedder)
 
 
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json"])
+def test_a_pooling_file_nested_too_deep_is_a_value_error_with_the_file(name, embedder, tmp_path):
+    write_pooling(tmp_path, cls_token=True)
+    (tmp_path / name).write_text("[" * 10**5)
+    with pytest.raises(ValueError, match=rf"{name}.*recursion"):
+        losses_of(settings(tmp_path), embedder)
+
+
 @pytest.mark.parametrize("mode", ["mean", "cls", ["cls"]])
 def test_texts_are_pooled_as_newer_folders_say(mode, embedder, tmp_path):
     write_modules(tmp_path, "2_Pooling", mode)

@@ -86,7 +86,7 @@ def test_a_run_cut_off_between_its_stages_goes_on(tmp_path):
 
 
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
-    for step, state in ((2, "{}"), (4, '{"epo'), (10, None)):
+    for step, state in ((2, "{}"), (4, '{"epo'), (6, "[" * 10**5), (10, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state is not None:
@@ -118,6 +118,12 @@ def test_another_run_in_the_folder_is_refused(change, name, tmp_path):
     with pytest.raises(ValueError, match=f"holds another run: its {name} is"):
         run(tmp_path, **change)
     assert (tmp_path / "run.json").read_text() == before
+
+
+def test_a_run_file_nested_too_deep_is_a_value_error_with_the_file(tmp_path):
+    (tmp_path / "run.json").write_text("[" * 10**5)
+    with pytest.raises(ValueError, match=r"run\.json.*recursion"):
+        run(tmp_path)
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from lada_ops.host.files import write_json
+from lada_ops.host.files import read_json, write_json
 
 
 def test_write_json_makes_folders_and_leaves_nothing_else(tmp_path):
@@ -38,3 +38,19 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value, error):
     with pytest.raises(error):
         write_json(path, {"x": value})
     assert json.loads(path.read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ("[" * 10**5, "recursion"),
+        ("[]", "a JSON list; expected a JSON dict"),
+        ("\xff", "utf-8"),
+    ],
+    ids=["empty", "deeply nested", "another type", "not UTF-8"],
+)
+def test_what_is_not_the_expected_json_is_a_value_error_with_the_file(text, reason, tmp_path):
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"a\.json.*{reason}"):
+        read_json(tmp_path / "a.json", dict)

@@ -29,7 +29,7 @@ def report(report: Mapping[str, Any]) -> Group:
             _format(layer["plan"]),
             _or_nothing(layer["weight_error"]),
             _or_nothing(layer["activation_error"]),
-            f"{layer['dense']['stored_bytes'] / layer['compressed']['stored_bytes']:.2f}",
+            _ratio(layer["dense"]["stored_bytes"], layer["compressed"]["stored_bytes"]),
         )
     explained = [
         text
@@ -43,29 +43,34 @@ def report(report: Mapping[str, Any]) -> Group:
     _explain(table, *explained)
     columns = ("encoder's linears", "dense", "compressed", "ratio")
     sums = _table("", columns, "in the dtype that was compressed")
-    for key, label, unit in (
-        ("stored_bytes", "stored, values and indices", 1e6),
-        ("masked_bytes", "non-zeros and a bitmask", 1e6),
-        ("parameters", "stored values", 1e6),
-        ("nonzeros", "non-zeros", 1e6),
-        ("flops_per_token", "FLOPs per token", 1e6),
+    for key, label in (
+        ("stored_bytes", "stored, values and indices"),
+        ("masked_bytes", "non-zeros and a bitmask"),
+        ("parameters", "stored values"),
+        ("nonzeros", "non-zeros"),
+        ("flops_per_token", "FLOPs per token"),
     ):
         dense, compressed = report["dense"][key], report["compressed"][key]
         suffix = "MB" if key.endswith("bytes") else "M"
         sums.add_row(
             label,
-            f"{dense / unit:.2f} {suffix}",
-            f"{compressed / unit:.2f} {suffix}",
-            f"{dense / compressed:.2f}",
+            f"{dense / 1e6:.2f} {suffix}",
+            f"{compressed / 1e6:.2f} {suffix}",
+            _ratio(dense, compressed),
         )
     whole = report["model_bytes_dense"], report["model_bytes"]
     sums.add_row(
         "the whole model, stored",
         f"{whole[0] / 1e6:.2f} MB",
         f"{whole[1] / 1e6:.2f} MB",
-        f"{whole[0] / whole[1]:.2f}",
+        _ratio(*whole),
     )
     return Group(table, sums)
+
+
+def _ratio(dense: float, compressed: float) -> str:
+    """Dense over compressed; empty where the compressed count is 0."""
+    return f"{dense / compressed:.2f}" if compressed else ""
 
 
 def _or_nothing(error: float | None) -> str:
