@@ -1,1 +1,1 @@
-"""Training a compressed student to answer as its teacher does, while it is pruned."""
+"""Knowledge distillation: a compressed student is pruned while it learns from its teacher."""

@@ -1,4 +1,4 @@
-"""What `lada distill` does: read, train, and write the student whole."""
+"""Work of `lada distill`: read the data, train the student, and save it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .run import distill
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `lada distill`, by their names there."""
+    """Options of `lada distill`, by the names of its parameters; None: by the teacher's type."""
 
     teacher: str
     folder: Path
@@ -67,9 +67,9 @@ class Settings:
 
 
 def run(settings: Settings) -> Mapping[str, Any] | None:
-    """Train and write the student; its `CompressionReport` as JSON, in the main process.
+    """Train and save the student; return its `CompressionReport` as JSON.
 
-    None where there is none, as of a model that is pruned alone, and in other processes.
+    None where the student is not compressed (pruning without SVD), and in all but the main process.
 
     Raises ValueError or OSError before training on settings, data or a teacher that do not fit.
     """
@@ -79,7 +79,7 @@ def run(settings: Settings) -> Mapping[str, Any] | None:
         raise ValueError("--data is missing; expected the folder with the task's files")
     tokenizer = AutoTokenizer.from_pretrained(settings.teacher)
     teacher = load_model(settings.teacher, "cpu")
-    settings = completed(settings, teacher)
+    settings = with_defaults(settings, teacher)
     args = training_arguments(settings)
     if args.should_save:
         check_target(settings.folder, settings.overwrite)
@@ -104,13 +104,15 @@ def run(settings: Settings) -> Mapping[str, Any] | None:
     if not args.should_save:
         return None
     save_model(student, settings.teacher, settings.folder, settings.overwrite)
-    found = compression_of(student)
-    return None if found is None else found[1].to_dict() | {"folder": str(settings.folder)}
+    compression = compression_of(student)
+    return (
+        None if compression is None else compression[1].to_dict() | {"folder": str(settings.folder)}
+    )
 
 
-def completed(settings: Settings, teacher: PreTrainedModel) -> Settings:
-    """The settings with what they leave to the kind of the teacher."""
-    embeds = _embeds(teacher)
+def with_defaults(settings: Settings, teacher: PreTrainedModel) -> Settings:
+    """Settings with learning rate and dropout filled in, by the type of the teacher."""
+    embeds = _is_embedder(teacher)
     rate, dropout = settings.learning_rate, settings.dropout
     return replace(
         settings,
@@ -120,40 +122,45 @@ def completed(settings: Settings, teacher: PreTrainedModel) -> Settings:
 
 
 def recipe_of(settings: Settings, teacher: PreTrainedModel) -> Recipe:
-    """The preset that the settings name, for a model with a head or without."""
-    made: LadaBlockConfig | LadaConfig
+    """Recipe of the preset that the settings name."""
+    recipe: LadaBlockConfig | LadaConfig
     order: Any = settings.order
     if settings.preset == "lada":
-        made = LadaConfig.of_ratio(teacher, settings.ratio, settings.embedding_keep)
+        recipe = LadaConfig.of_ratio(teacher, settings.ratio, settings.embedding_keep)
     else:
-        made = LadaBlockConfig(settings.ratio, settings.method, settings.block)
-    made = made if order is None else replace(made, order=order)
-    return replace(made, losses=losses_of(settings, teacher))
+        recipe = LadaBlockConfig(settings.ratio, settings.method, settings.block)
+    recipe = recipe if order is None else replace(recipe, order=order)
+    return replace(recipe, losses=losses_of(settings, teacher))
 
 
 def losses_of(settings: Settings, teacher: PreTrainedModel) -> Losses:
-    """The paper's for a classifier, without logits for other heads; an embedder's embeddings."""
-    if _embeds(teacher):
+    """Losses by the teacher's head: the paper's for a classifier, else without logits; `EMBEDDINGS`
+    for a teacher without a head.
+    """
+    if _is_embedder(teacher):
         pooling = settings.pooling or saved_pooling(local_folder(settings.teacher))
         return replace(EMBEDDINGS, pooling=pooling, labels=settings.labels)
     classifies = type(teacher).__name__.endswith("ForSequenceClassification")
     return Losses(logits=float(classifies), labels=settings.labels)
 
 
-def _embeds(teacher: PreTrainedModel) -> bool:
-    return teacher.base_model is teacher  # it has no head
+def _is_embedder(teacher: PreTrainedModel) -> bool:
+    return teacher.base_model is teacher  # a model without a head
 
 
 def saved_pooling(folder: Path) -> Pooling:
-    """How a folder of sentence-transformers makes one vector of a text; "mean" where none does.
+    """Pooling that a sentence-transformers model folder states; "mean" where it states none.
 
-    Raises ValueError where it does so by neither of what `Losses` knows.
+    Raises ValueError where it is none of those that `Losses` knows.
     """
     modules = folder / "modules.json"
     places = ["1_Pooling"]
     if modules.is_file():
-        listed = read_json(modules, list)
-        places = [one["path"] for one in listed if one["type"].rpartition(".")[2] == "Pooling"]
+        places = [
+            module["path"]
+            for module in read_json(modules, list)
+            if module["type"].rpartition(".")[2] == "Pooling"
+        ]
     paths = [path for place in places if (path := folder / place / "config.json").is_file()]
     modes = [mode for path in paths for mode in _modes(path)] if paths else ["mean"]
     known: tuple[Pooling, ...] = get_args(Pooling)
@@ -166,7 +173,7 @@ def saved_pooling(folder: Path) -> Pooling:
 
 
 def _modes(path: Path) -> list[str]:
-    """The modes in a pooling module's config, as releases from 6 on or those before wrote it."""
+    """Pooling modes in a module's config, as sentence-transformers 6 or earlier releases save it."""
     saved = read_json(path, dict)
     if "pooling_mode" in saved:
         mode = saved["pooling_mode"]
@@ -177,7 +184,7 @@ def _modes(path: Path) -> list[str]:
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:
-    """Hugging Face's arguments for `completed` settings; checkpoints go beside the folder."""
+    """Trainer arguments for settings `with_defaults`; checkpoints go to FOLDER.training."""
     assert settings.learning_rate is not None
     return TrainingArguments(
         f"{settings.folder}.training",

@@ -1,4 +1,4 @@
-"""`lada`: LadaBERT as its paper has it: SVD, and single weights of the factors pruned."""
+"""Preset `lada`: LadaBERT as in its paper, SVD with unstructured pruning of the factors."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 
 @dataclass(frozen=True)
 class LadaConfig:
-    """The faithful preset (Mao et al., COLING 2020), but for the biases, which it keeps.
+    """LadaBERT (Mao et al., COLING 2020), except that biases are not pruned.
 
-    rank: of the truncated SVD of every linear of the encoder; None for none, which leaves pruning
-    alone. encoder_keep: the share of non-zeros that is left in each factor, or in each linear.
-    embedding_keep: that in the word embeddings, from the first step; None leaves them alone.
-    layer_keep: for linears by name, in the place of encoder_keep.
+    rank: rank of the truncated SVD of every linear of the encoder; None: pruning without SVD.
+    encoder_keep: share of non-zeros left in each factor, or in each linear without SVD.
+    embedding_keep: share of non-zeros left in the word embeddings, from the first step on; None
+    leaves them dense. layer_keep: linear's name -> its own encoder_keep.
 
     order: "svd_first" factorises once, then prunes in `increments` steps through the first epoch.
-    "alternate" starts from the largest rank that is no larger than dense, and takes increments of
-    pruning and of SVD in turns, "greedy" whichever leaves the smaller loss; both end at as many
-    non-zeros as "svd_first".
+    "alternate" starts from the largest rank that needs no more weights than dense, and takes turns
+    between increments of pruning and of SVD; "greedy" takes the one that leaves the smaller loss.
+    Both end at as many non-zeros as "svd_first".
 
     Raises ValueError on a value out of range.
     """
@@ -68,12 +68,12 @@ class LadaConfig:
     def of_ratio(
         cls, model: PreTrainedModel, ratio: float, embedding_keep: float | None = 0.2
     ) -> LadaConfig:
-        """The recipe for `ratio`, dense weights over non-zeros, as the paper counts them.
+        """Recipe for a `ratio` of dense weights over non-zeros, counted as in the paper.
 
-        What is counted are the weights of the encoder's linears and, unless embedding_keep is None,
-        of the word embeddings. The rank is a third of the hidden width, as 256 is of BERT-base's.
+        The count covers the weights of the encoder's linears and, unless embedding_keep is None, of
+        the word embeddings. The rank is a third of the hidden size: 256 for BERT-base.
 
-        Raises ValueError where that rank cannot reach it, with the nearest ratio that it can.
+        Raises ValueError, with the nearest ratio in reach, where that rank cannot reach `ratio`.
         """
         rank = model.config.get_text_config().hidden_size // 3
         shapes = _shapes(model)
@@ -121,7 +121,7 @@ class LadaConfig:
         return {"preset": "lada"} | asdict(self)
 
     def nonzeros(self, model: nn.Module) -> int:
-        """What is left of the encoder's linears and the word embeddings, as the paper counts."""
+        """Non-zeros left in the encoder's linears and the word embeddings, as the paper counts."""
         shapes = _shapes(model)
         kept = sum(
             _weights({name: shape}, self.rank) * self.layer_keep.get(name, self.encoder_keep)
@@ -132,7 +132,7 @@ class LadaConfig:
         return round(kept)
 
     def _ranks(self, model: nn.Module) -> dict[str, int] | None:
-        """What each linear's factors start from."""
+        """Start rank of each linear; None without SVD."""
         if self.rank is None:
             return None
         ranks = {}
@@ -153,14 +153,14 @@ LADABERT = {
     7.5: LadaConfig(encoder_keep=0.233),
     10.0: LadaConfig(encoder_keep=0.147),
 }
-"""The paper's models of BERT-base by ratio: LadaBERT-1 to -4, of 44M, 22M, 15M and 11M."""
+"""The paper's models of BERT-base, by ratio: LadaBERT-1 to -4, 44M, 22M, 15M and 11M weights."""
 
 
 class LadaPruner(Pruner):
-    """Keeps the largest weights of every matrix, fewer with each increment of the first epoch.
+    """Magnitude pruner of every matrix, which keeps fewer weights with each increment.
 
-    No mask is kept: what is zero may grow again, and is cut anew after every step. An increment of
-    SVD factorises ``u v`` anew at a smaller rank; the slices beyond it are zero.
+    No mask is stored: weights are pruned anew after every step, so a pruned weight may grow back.
+    An increment of SVD factorises ``u v`` again at a smaller rank and zeroes the slices beyond it.
     """
 
     def __init__(self, config: LadaConfig, model: nn.Module, epochs: float, probe: Probe) -> None:
@@ -173,8 +173,8 @@ class LadaPruner(Pruner):
     def prune(self, step: int, steps: int) -> None:
         due = math.floor(self.config.increments * min(1.0, step / steps * self.epochs))
         while sum(self.increments.values()) < due:
-            self._take(self._next())
-        self._cut()
+            self._increment(self._next())
+        self._apply()
         if self.embedding is not None:
             keep_largest(self.embedding, self.config.embedding_keep or 1.0)
 
@@ -196,27 +196,27 @@ class LadaPruner(Pruner):
         return min(("prune", "factorise"), key=self._loss_after)
 
     @torch.no_grad()
-    def _loss_after(self, kind: str) -> float:
+    def _loss_after(self, step: str) -> float:
         parameters = [p for linear in self.linears.values() for p in linear.parameters()]
-        before, taken = [p.clone() for p in parameters], dict(self.increments)
-        self._take(kind)
-        self._cut()
+        values, increments = [p.clone() for p in parameters], dict(self.increments)
+        self._increment(step)
+        self._apply()
         loss = self.probe()
-        self.increments = taken
-        for parameter, value in zip(parameters, before, strict=True):
+        self.increments = increments
+        for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
         return loss
 
-    def _take(self, kind: str) -> None:
-        self.increments[kind] += 1
-        if kind == "factorise":
+    def _increment(self, step: str) -> None:
+        self.increments[step] += 1
+        if step == "factorise":
             for name, linear in self.linears.items():
                 assert isinstance(linear, LowRankLinear)
-                factorise_anew(linear, self._rank(name, linear))
+                refactorise(linear, self._rank(name, linear))
 
-    def _cut(self) -> None:
+    def _apply(self) -> None:
         for name, linear in self.linears.items():
-            keep = self._left(name, linear, "prune")
+            keep = self._share(name, linear, "prune")
             if not isinstance(linear, LowRankLinear):
                 keep_largest(linear.get_parameter("weight"), keep)
                 continue
@@ -228,21 +228,21 @@ class LadaPruner(Pruner):
             keep_largest(linear.v[:rank], keep)
 
     def _rank(self, name: str, linear: LowRankLinear) -> int:
-        return max(1, round(linear.rank * self._left(name, linear, "factorise")))
+        return max(1, round(linear.rank * self._share(name, linear, "factorise")))
 
-    def _left(self, name: str, linear: nn.Module, kind: str) -> float:
-        """The share that all increments of a kind leave."""
+    def _share(self, name: str, linear: nn.Module, step: str) -> float:
+        """Share of the weights (step "prune") or ranks ("factorise") kept after the increments."""
         end = self.config.layer_keep.get(name, self.config.encoder_keep)
         if self.config.order != "svd_first":
             assert isinstance(linear, LowRankLinear)
             assert self.config.rank is not None
             end *= self.config.rank / linear.rank
-        return geometric(end, self.increments[kind], self.config.increments)
+        return geometric(end, self.increments[step], self.config.increments)
 
 
 @torch.no_grad()
 def keep_largest(weight: Tensor, keep: float) -> None:
-    """Zero all but the share `keep` of a weight, the largest by magnitude, in place."""
+    """Zero the weight, in place, but for the share `keep` of largest magnitude."""
     dropped = weight.numel() - round(keep * weight.numel())
     if dropped:
         sizes = weight.abs()
@@ -251,15 +251,15 @@ def keep_largest(weight: Tensor, keep: float) -> None:
 
 
 @torch.no_grad()
-def factorise_anew(linear: LowRankLinear, rank: int) -> None:
-    """Give the first `rank` slices the truncated SVD of ``u v``, and the others zeros."""
+def refactorise(linear: LowRankLinear, rank: int) -> None:
+    """Replace ``u v`` by its truncated SVD: in the first `rank` slices, the others zero."""
     u, v = leading_factors((linear.u.double() @ linear.v.double()), rank)
     linear.u.zero_()[:, :rank] = u.to(linear.u.dtype)
     linear.v.zero_()[:rank] = v.to(linear.v.dtype)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(out, in) of the encoder's linears."""
+    """Shape (out, in) of each of the encoder's linears."""
     return {n: (m.out_features, m.in_features) for n, m in encoder_linears(model).items()}
 
 

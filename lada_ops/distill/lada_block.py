@@ -1,4 +1,4 @@
-"""`lada-block`: LadaBERT whose zeros are fast, rank slices and blocks in the place of weights."""
+"""Preset `lada-block`: LadaBERT with structured pruning, of rank slices and blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..architectures.encoders import encoder_linears
 from ..compression.budget import plan
 from ..compression.calibration import Batches, layer_statistics
 from ..compression.compress import compress
-from ..compression.plan import METHODS, Method
+from ..compression.plan import METHODS, CompressionPlan, Method
 from ..compression.pretrained import compression_of
 from ..compression.shrink import shrink
 from ..formats.bsr import INDEX_DTYPE
@@ -23,7 +23,7 @@ from .losses import Losses
 from .pruner import SCORES, Pruner, Score, UnitPruner
 from .recipe import Probe
 from .schedules import Span
-from .units import units_of
+from .units import unit_grids
 
 BlockOrder = Literal["factor_first", "prune_first"]
 BLOCK_ORDERS: tuple[BlockOrder, ...] = get_args(BlockOrder)
@@ -31,18 +31,18 @@ BLOCK_ORDERS: tuple[BlockOrder, ...] = get_args(BlockOrder)
 
 @dataclass(frozen=True)
 class LadaBlockConfig:
-    """The hardware preset: ``W = u v + S``, of which training drops what is worth least.
+    """LadaBERT for hardware: ``W = u v + S``; training drops ranks and blocks of least importance.
 
-    ratio: stored bytes of the encoder's linears, dense over compressed: values, indices, biases.
-    method: what the linears become. block: (out, in) of the blocks. rank_multiple: ranks stay
-    multiples of it.
+    ratio: stored bytes of the encoder's linears (values, indices, biases), dense over compressed.
+    method: format of the compressed linears. block: (out, in) of the blocks. rank_multiple: divisor
+    of every rank.
 
-    order: "factor_first" starts from a fit to what the layers see, at ``ratio ** head_start``, and
-    drops ranks and blocks while it trains. "prune_first" trains the dense model first, dropping
-    blocks down to that ratio, and factorises what is left of it: what first-order scores prune is
-    near to low rank (LPAF, Ren and Zhu, ACL 2023).
-    score: what a unit is worth, and span: when in a stage it is pruned; the rest recovers. Both as
-    in `UnitPruner`.
+    order: "factor_first" starts from the calibrated compression at ``ratio ** head_start``, and
+    drops ranks and blocks during training. "prune_first" trains the dense model first, drops blocks
+    down to that ratio, and factorises the remaining weight, which is close to low rank after
+    first-order pruning (LPAF, Ren and Zhu, ACL 2023).
+    score, span: importance score, and the part of a stage in which units are pruned; see
+    `UnitPruner`.
 
     Raises ValueError on a value out of range.
     """
@@ -82,24 +82,26 @@ class LadaBlockConfig:
 
     def build(self, stage: str, model: nn.Module, batches: Batches, quiet: bool) -> None:
         if stage == "train":
-            seen = layer_statistics(model, batches, quiet=quiet)
-            compress(model, self._plan(model, self._first_ratio, seen, quiet), seen, quiet=quiet)
+            statistics = layer_statistics(model, batches, quiet=quiet)
+            start = self._plan(model, self._first_ratio, statistics, quiet)
+            compress(model, start, statistics, quiet=quiet)
 
     def pruner(self, stage: str, model: nn.Module, epochs: float, probe: Probe) -> Pruner | None:
         if stage == "prune":
             linears = encoder_linears(model)
             dense = sum((_counts(m) for m in linears.values()), Counts()).stored_bytes
-            units = units_of(linears, self.block, self.rank_multiple)
+            grids = unit_grids(linears, self.block, self.rank_multiple)
             other = sum(_bytes_beside_blocks(m, self.block) for m in linears.values())
-            return UnitPruner(units, dense / self._first_ratio - other, self.span, self.score)
-        found = compression_of(model)
-        assert found is not None
-        modules = {name: model.get_submodule(name) for name in found[0].layers}
-        units = units_of(modules, self.block, self.rank_multiple)
+            return UnitPruner(grids, dense / self._first_ratio - other, self.span, self.score)
+        compression = compression_of(model)
+        assert compression is not None
+        layer_plans, report = compression[0].layers, compression[1]
+        modules = {name: model.get_submodule(name) for name in layer_plans}
+        grids = unit_grids(modules, self.block, self.rank_multiple)
         stored = sum((_counts(m) for m in modules.values()), Counts()).stored_bytes
-        other = stored - sum(int(of.present.sum()) * of.price for of in units)
-        target = found[1].dense.stored_bytes / self.ratio - other
-        return UnitPruner(units, target, self.span, self.score)
+        other = stored - sum(int(grid.present.sum()) * grid.unit_bytes for grid in grids)
+        target = report.dense.stored_bytes / self.ratio - other
+        return UnitPruner(grids, target, self.span, self.score)
 
     def finish(self, model: nn.Module) -> None:
         shrink(model)
@@ -111,14 +113,16 @@ class LadaBlockConfig:
     def _first_ratio(self) -> float:
         return self.ratio**self.head_start
 
-    def _plan(self, model: nn.Module, ratio: float, seen: Any = None, quiet: bool = True) -> Any:
+    def _plan(
+        self, model: nn.Module, ratio: float, statistics: Any = None, quiet: bool = True
+    ) -> CompressionPlan:
         return plan(
             model,
             ratio,
             self.method,
-            calibration=seen,
-            # what hardly moves the outputs may still move scores and states that are to be learnt
-            objective="auto" if seen is None else "activations",
+            calibration=statistics,
+            # an error that hardly moves the outputs may still move the scores and hidden states
+            objective="auto" if statistics is None else "activations",
             block=self.block,
             rank_multiple=self.rank_multiple,
             quiet=quiet,

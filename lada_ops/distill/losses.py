@@ -1,4 +1,4 @@
-"""What a student is asked to have in common with its teacher."""
+"""Distillation losses: terms between the outputs of a student and of its teacher."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ TERMS = ("attention", "hidden", "logits", "embedding", "pooled", "labels")
 
 
 class NotFinite(RuntimeError):
-    """A loss or a gradient became NaN or infinite; nothing was stepped with it, or saved."""
+    """NaN or infinity in a loss or a gradient, raised before an optimizer step or a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Weights of the terms of the loss, each 0 or more, not all 0. The paper's own are the default.
+    """Weights of the loss terms, each 0 or more, not all 0; the defaults are the paper's.
 
     attention: MSE of attention scores, summed over layers. hidden: MSE of hidden states, summed
-    over layers. logits: soft cross-entropy at `temperature`, scaled by its square; of a regression
-    the MSE. embedding: MSE of what the embeddings give. pooled: 1 less the cosine of whole texts,
-    each the mean of its last hidden states, or by `pooling` "cls" the first of them. labels: what
-    the task itself asks.
+    over layers. logits: soft cross-entropy at `temperature`, times its square; MSE for regression.
+    embedding: MSE of the embedding layer's outputs. pooled: 1 - cosine of text embeddings, pooled
+    from the last hidden states: their mean, or with `pooling` "cls" the first. labels: the task's
+    own loss.
 
-    Source: LadaBERT (Mao et al., COLING 2020), section 3.3, unweighted, as its code has it; for
-    pooled, Reimers and Gurevych (EMNLP 2020), whose MSE is twice this at length 1.
+    Source: LadaBERT (Mao et al., COLING 2020), section 3.3, unweighted as in its code; for pooled,
+    Reimers and Gurevych (EMNLP 2020), whose MSE is twice this for embeddings of length 1.
     """
 
     attention: float = 1.0
@@ -55,31 +55,31 @@ class Losses:
 
     @property
     def weights(self) -> dict[str, float]:
-        """By the name of the term."""
+        """Weight of each term, by its name."""
         return {name: getattr(self, name) for name in TERMS}
 
     @property
-    def of_hidden(self) -> bool:
-        """Whether any term needs hidden states."""
+    def needs_hidden(self) -> bool:
+        """True if a term needs hidden states."""
         return bool(self.hidden or self.embedding or self.pooled)
 
     @property
-    def of_teacher(self) -> bool:
-        """Whether any term needs the teacher."""
-        return self.of_hidden or bool(self.attention or self.logits)
+    def needs_teacher(self) -> bool:
+        """True if a term needs the teacher's outputs."""
+        return self.needs_hidden or bool(self.attention or self.logits)
 
 
 EMBEDDINGS = Losses(attention=0, hidden=0, logits=0, pooled=1)
-"""For a model without a head, which is there for its embeddings of texts."""
+"""Losses of a text embedder, which has no head: its pooled embeddings alone."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model gave for a batch.
+class Outputs:
+    """Outputs of a model for a batch.
 
-    loss: the task's own, None without labels. logits: None for a model without a head.
-    hidden: (batch, length, features) of the embeddings first, then of each layer. scores: (batch,
-    heads, length, length) per layer, before the mask and the softmax.
+    loss: the task's own, None without labels. logits: (batch, labels), None for a model without a
+    head. hidden: (batch, length, features), of the embedding layer, then of each layer. scores:
+    (batch, heads, length, length) of each layer, before the mask and the softmax.
     """
 
     loss: Tensor | None
@@ -89,48 +89,54 @@ class Answer:
 
 
 def terms(
-    losses: Losses, student: Answer, teacher: Answer | None, mask: Tensor, regression: bool = False
+    losses: Losses,
+    student: Outputs,
+    teacher: Outputs | None,
+    mask: Tensor,
+    regression: bool = False,
 ) -> dict[str, Tensor]:
-    """Each term that counts, not yet weighted, as a mean over the batch.
+    """Unweighted terms, means over the batch, by name; terms of weight 0 are left out.
 
-    mask (batch, length): 1 at tokens, 0 at padding, which counts in no term. A student of fewer
-    layers follows every k-th of the teacher's, the last by the last.
+    mask: (batch, length), 1 at tokens, 0 at padding, which is left out of every term. Layers are
+    paired as in `layer_pairs`.
 
-    Raises ValueError where the models' sizes do not fit, or labels or logits are asked for and
-    missing.
+    Raises ValueError where the models' sizes do not fit, or where labels or logits are missing.
     """
-    found: dict[str, Tensor] = {}
+    computed: dict[str, Tensor] = {}
     if losses.labels:
         if student.loss is None:
             raise ValueError("Losses: labels above 0 for data without labels; expected 0")
-        found["labels"] = student.loss
+        computed["labels"] = student.loss
     if teacher is None:
-        return found
+        return computed
     mask = mask.bool()
     if losses.logits:
         if student.logits is None or teacher.logits is None:
             raise ValueError("Losses: logits above 0 for a model without a head; expected 0")
-        found["logits"] = _logits(student.logits, teacher.logits, losses.temperature, regression)
+        computed["logits"] = _logits(student.logits, teacher.logits, losses.temperature, regression)
     if losses.embedding:
-        found["embedding"] = _hidden(student.hidden[0], teacher.hidden[0], mask)
+        computed["embedding"] = _hidden(student.hidden[0], teacher.hidden[0], mask)
     if losses.hidden:
-        pairs = followed(student.hidden[1:], teacher.hidden[1:])
-        found["hidden"] = torch.stack([_hidden(s, t, mask) for s, t in pairs]).sum()
+        pairs = layer_pairs(student.hidden[1:], teacher.hidden[1:])
+        computed["hidden"] = torch.stack([_hidden(s, t, mask) for s, t in pairs]).sum()
     if losses.pooled:
-        found["pooled"] = _pooled(student.hidden[-1], teacher.hidden[-1], mask, losses.pooling)
+        computed["pooled"] = _pooled(student.hidden[-1], teacher.hidden[-1], mask, losses.pooling)
     if losses.attention:
-        pairs = followed(student.scores, teacher.scores)
-        found["attention"] = torch.stack([_scores(s, t, mask) for s, t in pairs]).sum()
-    return found
+        pairs = layer_pairs(student.scores, teacher.scores)
+        computed["attention"] = torch.stack([_scores(s, t, mask) for s, t in pairs]).sum()
+    return computed
 
 
-def total(losses: Losses, found: Mapping[str, Tensor]) -> Tensor:
-    """The weighted sum of what `terms` found."""
-    return torch.stack([losses.weights[name] * term for name, term in found.items()]).sum()
+def total(losses: Losses, values: Mapping[str, Tensor]) -> Tensor:
+    """Weighted sum of the terms."""
+    return torch.stack([losses.weights[name] * term for name, term in values.items()]).sum()
 
 
-def followed(student: Sequence[Any], teacher: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Each of the student's layers with the one of the teacher's that it follows."""
+def layer_pairs(student: Sequence[Any], teacher: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Pairs of a student's layer and its teacher's: every k-th of the teacher's, up to its last.
+
+    Raises ValueError where the student's number of layers does not divide the teacher's.
+    """
     if not student or len(teacher) % len(student):
         raise ValueError(
             f"Losses: a student of {len(student)} layers and a teacher of {len(teacher)}; expected "
@@ -159,7 +165,7 @@ def _hidden(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 def _pooled(student: Tensor, teacher: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     _check_width("pooled", student, teacher)
-    s, t = (_text(hidden, mask, pooling) for hidden in (student, teacher))
+    s, t = (_embeddings(hidden, mask, pooling) for hidden in (student, teacher))
     return 1 - F.cosine_similarity(s, t, dim=-1).mean()
 
 
@@ -171,8 +177,8 @@ def _check_width(name: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _text(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """A vector per text, (batch, features), up to its length."""
+def _embeddings(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Text embeddings (batch, features), not normalized: the cosine does not see their length."""
     return hidden[:, 0] if pooling == "cls" else hidden.masked_fill(~mask[..., None], 0).sum(1)
 
 
@@ -182,6 +188,6 @@ def _scores(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
             f"Losses: {student.shape[1]} heads in the student, {teacher.shape[1]} in the teacher; "
             "expected as many, or attention 0"
         )
-    seen = mask[:, None, :, None] & mask[:, None, None, :]
-    squares = (student - teacher).float().square().masked_fill(~seen, 0)
-    return squares.sum() / (seen.sum() * student.shape[1])
+    pairs = mask[:, None, :, None] & mask[:, None, None, :]
+    squares = (student - teacher).float().square().masked_fill(~pairs, 0)
+    return squares.sum() / (pairs.sum() * student.shape[1])

@@ -1,4 +1,4 @@
-"""Pruning while training: what a pruner does at each step, and units dropped by their worth."""
+"""Pruning during training: the pruner interface, and structured pruning by importance scores."""
 
 from __future__ import annotations
 
@@ -12,79 +12,80 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from .schedules import Span, cubic
-from .units import Units, best
+from .units import UnitGrid, select_units
 
 Score = Literal["second_order", "movement"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
 class Pruner(ABC):
-    """What is done to a model's weights around every optimizer step."""
+    """Pruner of a model's weights, called around every optimizer step."""
 
-    def observe(self) -> None:  # noqa: B027  (most look at weights alone)
-        """Look at the gradients, before the optimizer's step."""
+    def observe(self) -> None:  # noqa: B027  (most pruners score weights alone)
+        """Accumulate scores from the gradients, before the optimizer's step."""
 
     @abstractmethod
     def prune(self, step: int, steps: int) -> None:
-        """Zero what `step` of `steps`, from 1, is to be without; after the optimizer's step."""
+        """Zero the weights due at `step` (from 1) of `steps`, after the optimizer's step."""
 
     @property
     @abstractmethod
     def done(self) -> bool:
-        """Whether the model is as small as it is to be."""
+        """True once the target size is reached."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run has to know, as JSON."""
+        """State that a resumed run needs, as JSON."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Go on from `state`."""
+        """Restore a saved `state`."""
 
 
 class UnitPruner(Pruner):
-    """Drops the units of least worth per byte, over all layers, until `target` bytes are left.
+    """Structured pruner: drops units of least importance per byte until `target` bytes are left.
 
-    The bytes left follow the cubic schedule within `span`. A unit w is worth, by "second_order",
-    the mean of ``<dL/dw, w>^2``, of which half is the loss expected without it under the empirical
-    Fisher (Optimal Brain Damage with units; the block saliency of oBERT, Kurtic et al., EMNLP
-    2022); or by "movement" the sum of ``-<dL/dw, w>`` (Lagunas et al., EMNLP 2021). What is
-    dropped stays so: no gradient reaches a rank slice of zeros.
+    Units of all layers compete; the bytes left follow the cubic schedule within `span`. Importance
+    of a unit w by `score`: "second_order" is the running mean of ``<dL/dw, w>^2``, twice the
+    increase of the loss without w under the empirical Fisher (Optimal Brain Damage on units; the
+    block saliency of oBERT, Kurtic et al., EMNLP 2022); "movement" is the sum of ``-<dL/dw, w>``
+    (Lagunas et al., EMNLP 2021). A dropped unit stays dropped: a rank slice of zeros gets no
+    gradient.
     """
 
-    decay = 0.95  # of the running mean: some 20 batches
+    decay = 0.95  # of the running mean: it spans about 20 batches
 
     def __init__(
-        self, units: Sequence[Units], target: float, span: Span, score: Score = "second_order"
+        self, grids: Sequence[UnitGrid], target: float, span: Span, score: Score = "second_order"
     ) -> None:
         if score not in SCORES:
             raise ValueError(f"UnitPruner: score {score!r}; expected one of {SCORES}")
-        self.units, self.target, self.span, self.score = list(units), target, span, score
-        self.start = sum(int(of.present.sum()) * of.price for of in self.units)
-        self.worth = [torch.zeros_like(of.present, dtype=torch.float32) for of in self.units]
-        self.kept = [of.present for of in self.units]
+        self.grids, self.target, self.span, self.score = list(grids), target, span, score
+        self.start = sum(int(grid.present.sum()) * grid.unit_bytes for grid in self.grids)
+        self.importance = [torch.zeros_like(g.present, dtype=torch.float32) for g in self.grids]
+        self.kept = [grid.present for grid in self.grids]
         self.progress = 0.0
 
     def observe(self) -> None:
-        slopes = [of.slopes() for of in self.units]
-        if not all(slope.isfinite().all() for slope in slopes):
-            return  # a step that a gradient scaler will skip
-        for worth, slope in zip(self.worth, slopes, strict=True):
+        gradients = [grid.gate_gradients() for grid in self.grids]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            return  # the gradient scaler will skip this step
+        for importance, gradient in zip(self.importance, gradients, strict=True):
             if self.score == "movement":
-                worth.sub_(slope)
+                importance.sub_(gradient)
             else:
-                worth.lerp_(slope.square(), 1 - self.decay)
+                importance.lerp_(gradient.square(), 1 - self.decay)
 
     def prune(self, step: int, steps: int) -> None:
         self.progress = self.span.progress(step, steps)
         if self.progress > 0:
             budget = cubic(self.start, self.target, self.progress)
             scores = [
-                worth.masked_fill(~kept, -torch.inf)
-                for worth, kept in zip(self.worth, self.kept, strict=True)
+                importance.masked_fill(~kept, -torch.inf)
+                for importance, kept in zip(self.importance, self.kept, strict=True)
             ]
-            self.kept = best(self.units, scores, budget)
-        for of, kept in zip(self.units, self.kept, strict=True):
-            of.zero(~kept)
+            self.kept = select_units(self.grids, scores, budget)
+        for grid, kept in zip(self.grids, self.kept, strict=True):
+            grid.zero(~kept)
 
     @property
     def done(self) -> bool:
@@ -93,23 +94,25 @@ class UnitPruner(Pruner):
     def state(self) -> dict[str, Any]:
         return {
             "progress": self.progress,
-            "worth": [worth.flatten().tolist() for worth in self.worth],
+            "worth": [importance.flatten().tolist() for importance in self.importance],
             "kept": [kept.flatten().int().tolist() for kept in self.kept],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.worth = [
-            _like(mine, new) for mine, new in zip(self.worth, state["worth"], strict=True)
-        ]
-        self.kept = [_like(mine, new) for mine, new in zip(self.kept, state["kept"], strict=True)]
+        self.importance = _loaded(self.importance, state["worth"])
+        self.kept = _loaded(self.kept, state["kept"])
 
 
-def _like(mine: Tensor, values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=mine.dtype, device=mine.device).view(mine.shape)
+def _loaded(tensors: Sequence[Tensor], saved: Sequence[Sequence[float]]) -> list[Tensor]:
+    """Saved values as tensors of the same dtype, device and shape as `tensors`."""
+    return [
+        torch.tensor(values, dtype=tensor.dtype, device=tensor.device).view(tensor.shape)
+        for tensor, values in zip(tensors, saved, strict=True)
+    ]
 
 
 class PruningCallback(TrainerCallback, ExportableState):
-    """Has a `Pruner` follow a Trainer's steps; its state is kept in every checkpoint."""
+    """Trainer callback that runs a `Pruner` at every step and saves its state in checkpoints."""
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner

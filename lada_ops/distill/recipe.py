@@ -1,4 +1,4 @@
-"""What the presets have in common: stages, each with a model to start from and a pruner."""
+"""Interface of the distillation presets: training stages, each with a start model and a pruner."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .losses import Losses
 from .pruner import Pruner
 
 Probe: TypeAlias = Callable[[], float]
-"""The loss of the student as it is now, on a few batches, for whoever has a choice to make."""
+"""Loss of the student in its present state, on a few batches."""
 
 
 class Recipe(Protocol):
-    """How a copy of the teacher becomes a student: built, trained while it is pruned, finished.
+    """Recipe that makes a student of a copy of the teacher: build, train with pruning, finish.
 
-    stages: names of the runs of training that follow one another. A run that was cut off goes on
-    from what `build` made, which is kept on disk: `pruner` must do with that.
+    stages: names of the training runs, in order. The model that `build` makes is saved; a run that
+    was interrupted resumes from it, so `pruner` may depend on that model alone.
     """
 
     @property
@@ -29,21 +29,21 @@ class Recipe(Protocol):
     def stages(self) -> tuple[str, ...]: ...
 
     def check(self, model: nn.Module) -> None:
-        """Raise ValueError, before anything is done, where the recipe does not fit the teacher."""
+        """Raise ValueError unless the recipe fits the teacher; called before any work."""
         ...
 
     def build(self, stage: str, model: nn.Module, batches: Batches, quiet: bool) -> None:
-        """Make of the model, in place, what the stage trains; batches are for calibration."""
+        """Turn the model, in place, into the start model of a stage; `batches` calibrate it."""
         ...
 
     def pruner(self, stage: str, model: nn.Module, epochs: float, probe: Probe) -> Pruner | None:
-        """What prunes in a stage of so many epochs, if anything."""
+        """Pruner of a stage of `epochs` epochs, or None."""
         ...
 
     def finish(self, model: nn.Module) -> None:
-        """Leave out what training has set to zero, in place."""
+        """Remove the ranks and blocks that training has set to zero, in place."""
         ...
 
     def to_dict(self) -> Mapping[str, Any]:
-        """All that makes two recipes different, as JSON."""
+        """Settings of the recipe as JSON: equal for equal recipes, and for no others."""
         ...

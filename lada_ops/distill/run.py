@@ -1,4 +1,4 @@
-"""`distill`: the whole run, stage by stage, which goes on from wherever it was cut off."""
+"""Distillation run: all stages of a recipe, resumed where an earlier run was interrupted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Collator: TypeAlias = Callable[[Any], Mapping[str, Any]]
 
 CALIBRATION_EXAMPLES = 2048
 PROBE_EXAMPLES = 128
-BATCH = 32  # of what is not trained on
+BATCH = 32  # examples a batch of calibration or probe; TrainingArguments has that of training
 
 
 def distill(
@@ -41,16 +41,16 @@ def distill(
     dropout: bool = True,
     quiet: bool = False,
 ) -> Model:
-    """The student that `recipe` makes of a copy of `teacher`, trained on `train`.
+    """Student that `recipe` makes of a copy of `teacher` and trains on `train`, in eval mode.
 
-    train, dev: examples, dicts of the model's inputs; collator makes a batch of them. args: of
-    Hugging Face's Trainer, and mean what they mean there; checkpoints go to its output_dir. The
-    same call again goes on from the last whole checkpoint in it, on the same trajectory, and
-    returns the student at once where all is done. callbacks: for the Trainer of each stage.
-    dropout: whether the student trains with what its config has of it.
+    train, dev: examples, dicts of the model's inputs, batched by `collator`. args: arguments of
+    Hugging Face's Trainer, with the meaning they have there; checkpoints go to output_dir. A second
+    call resumes from the last complete checkpoint, on the same trajectory, or returns the student
+    at once if training is done. callbacks: copied for the Trainer of each stage. dropout: True
+    trains with the dropout of the student's config, False without.
 
-    Where the best checkpoint is kept or an early stop asked for, only models that are pruned to the
-    end compete. Every process of a `torchrun` or `accelerate launch` makes the same call.
+    With load_best_model_at_end or early stopping, only fully pruned models compete for the best.
+    Every process of a `torchrun` or `accelerate launch` makes the same call.
 
     Raises ValueError where the recipe does not fit the teacher, or output_dir holds another run;
     NotFinite as `DistillationTrainer` does.
@@ -72,7 +72,7 @@ def distill(
                 )
                 _save(model, folder / "start")
         if not (folder / "trained").exists():
-            model = _in_training(type(teacher), folder / "start", teacher.dtype, args, dropout)
+            model = _to_train(type(teacher), folder / "start", teacher.dtype, args, dropout)
             trainer = _trainer(
                 *(teacher, model, recipe, stage, args, folder),
                 train_dataset=train,
@@ -91,16 +91,20 @@ def distill(
     return model.eval()
 
 
-def _in_training(
-    kind: type[Model], folder: Path, dtype: torch.dtype, args: TrainingArguments, dropout: bool
+def _to_train(
+    model_class: type[Model],
+    folder: Path,
+    dtype: torch.dtype,
+    args: TrainingArguments,
+    dropout: bool,
 ) -> Model:
     # on a CPU, sdpa's backward in bf16 takes several times as long as eager's
     attention = "eager" if args.device.type == "cpu" else None
-    model = load_whole(kind, folder, dtype=dtype, attn_implementation=attention)
+    model = load_whole(model_class, folder, dtype=dtype, attn_implementation=attention)
     for module in model.modules():
         if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
-    nn.Module.to(model, args.device)  # where the pruner's tensors have to be, too
+    nn.Module.to(model, args.device)  # before the pruner makes its tensors there
     return model
 
 
@@ -112,10 +116,10 @@ def _trainer(
     args: TrainingArguments,
     folder: Path,
     callbacks: list[TrainerCallback],
-    **of_trainer: Any,
+    **options: Any,
 ) -> DistillationTrainer:
     def probe() -> float:
-        batches = _batches(of_trainer["train_dataset"], of_trainer["data_collator"], PROBE_EXAMPLES)
+        batches = _batches(options["train_dataset"], options["data_collator"], PROBE_EXAMPLES)
         return trainer.loss_of(batches)
 
     pruner = recipe.pruner(stage, model, args.num_train_epochs, probe)
@@ -127,9 +131,9 @@ def _trainer(
         model,
         args,
         losses=recipe.losses,
-        teacher=teacher if recipe.losses.of_teacher else None,
+        teacher=teacher if recipe.losses.needs_teacher else None,
         callbacks=callbacks,
-        **of_trainer,
+        **options,
     )
     return trainer
 
@@ -137,7 +141,7 @@ def _trainer(
 def _batches(
     examples: Sequence[Mapping[str, Any]], collator: Collator, count: int = CALIBRATION_EXAMPLES
 ) -> list[Mapping[str, Any]]:
-    """Some `count` examples from all over the data, padded little."""
+    """Batches of at most `count` examples spread over the data, sorted by length to pad little."""
     step = max(1, len(examples) // count)
     chosen = [examples[i] for i in range(0, len(examples), step)][:count]
     chosen.sort(key=lambda example: len(example["input_ids"]))
@@ -154,7 +158,7 @@ def _save(model: PreTrainedModel, folder: Path, trainer: DistillationTrainer | N
 def _description(
     recipe: Recipe, teacher: nn.Module, args: TrainingArguments, examples: int, dropout: bool
 ) -> dict[str, Any]:
-    """All that the trajectory of a run depends on."""
+    """Settings that the trajectory of a run depends on, as JSON."""
     names = (
         *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "seed"),
         *("gradient_accumulation_steps", "world_size", "warmup_steps", "weight_decay"),
@@ -178,14 +182,13 @@ def _check_same_run(path: Path, description: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, description)
         return
-    found = read_json(path, dict)
-    other = {k: v for k, v in description.items() if found.get(k) != v}
-    if other:
-        name, value = next(iter(other.items()))
-        raise ValueError(
-            f"{path.parent} holds another run: its {name} is {found.get(name)}, this one's is "
-            f"{value}; expected the same, or another folder"
-        )
+    saved = read_json(path, dict)
+    for name, value in description.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{path.parent} holds another run: its {name} is {saved.get(name)}, this one's is "
+                f"{value}; expected the same, or another folder"
+            )
 
 
 def _digest(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""How much is kept at each step of a training run."""
+"""Pruning schedules: the share of weights kept at each step of a training run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a run in which pruning happens: shares of its steps, 0 <= begin < end <= 1.
+    """Part of a run in which pruning happens, as shares of its steps: 0 <= begin < end <= 1.
 
-    Before it nothing is pruned, after it no more is: what is left recovers.
+    Nothing is pruned before it; after it the remaining weights recover.
+
+    Raises ValueError unless begin and end are in that order.
     """
 
     begin: float
@@ -22,16 +24,16 @@ class Span:
             )
 
     def progress(self, step: int, steps: int) -> float:
-        """0 before the span to 1 after it, at `step` of `steps`."""
+        """Progress through the span at `step` of `steps`: 0 before it, 1 after it."""
         done = (step / steps - self.begin) / (self.end - self.begin)
         return min(max(done, 0.0), 1.0)
 
 
 def cubic(start: float, end: float, progress: float) -> float:
-    """From `start` to `end`, fast at first (Zhu and Gupta, 2017, equation 1)."""
+    """Cubic decay from `start` to `end`, fast at first (Zhu and Gupta, 2017, equation 1)."""
     return end + (start - end) * (1 - progress) ** 3
 
 
 def geometric(end: float, increment: int, increments: int) -> float:
-    """The share ``end^(increment / increments)`` that is kept, from 1 to `end` (LadaBERT)."""
+    """Share kept after `increment` of `increments`: ``end^(increment / increments)`` (LadaBERT)."""
     return end ** (increment / increments)

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with a teacher."""
+"""Hugging Face's Trainer with a distillation loss."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..host.files import read_json
-from .answers import ask
 from .losses import Losses, NotFinite, terms, total
+from .outputs import forward
 from .pruner import PruningCallback
 
 
 class DistillationTrainer(Trainer):
-    """A `transformers.Trainer` whose loss is that of `losses` between the model and a teacher.
+    """A `transformers.Trainer` whose loss is `losses` between the model and a teacher.
 
-    teacher: a model of the same tokenizer; it is put on the Trainer's device in eval mode,
-    and may be None where no term needs it. Everything else is Trainer's own:
-    checkpoints, resuming, accumulation, mixed precision, several processes, logs. The terms are
-    logged beside the loss, as means since the last log.
+    teacher: a model with the same tokenizer, moved to the Trainer's device and set to eval mode;
+    may be None where no term needs it. Checkpoints, resuming, accumulation, mixed precision,
+    several processes and logs are Trainer's own. Each log also holds the terms, as means since the
+    last log.
 
-    Raises NotFinite, before a step is taken or a checkpoint written, where the loss or a gradient
-    is NaN or infinite; the last checkpoint is then as it was.
+    Raises NotFinite where the loss or a gradient is NaN or infinite, before the optimizer step and
+    before a checkpoint is written, so the last checkpoint stays good.
     """
 
-    # the loss is a mean over a batch, so Trainer is to divide it by the steps that accumulate
+    # the loss is a mean over a batch: Trainer has to divide it by the accumulation steps
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -50,7 +50,7 @@ class DistillationTrainer(Trainer):
         teacher: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        if teacher is None and losses.of_teacher:
+        if teacher is None and losses.needs_teacher:
             raise ValueError("DistillationTrainer: teacher None for losses that need one")
         super().__init__(model, args, **kwargs)
         self.add_callback(_FiniteGradients(self))
@@ -69,29 +69,29 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        student = ask(model, inputs, self.losses)
-        taught = None
-        if self.teacher is not None and self.losses.of_teacher:
+        student = forward(model, inputs, self.losses)
+        teacher = None
+        if self.teacher is not None and self.losses.needs_teacher:
             with torch.no_grad():
-                taught = ask(self.teacher, inputs, self.losses)
+                teacher = forward(self.teacher, inputs, self.losses)
         regression = getattr(self.model, "num_labels", 0) == 1
-        found = terms(self.losses, student, taught, inputs["attention_mask"], regression)
-        loss = total(self.losses, found)
+        values = terms(self.losses, student, teacher, inputs["attention_mask"], regression)
+        loss = total(self.losses, values)
         if not loss.isfinite():
             raise NotFinite(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
-                f"{ {name: term.item() for name, term in found.items()} }; expected a finite one: "
+                f"{ {name: term.item() for name, term in values.items()} }; expected a finite one: "
                 "a lower learning rate, or a last checkpoint from before it went astray"
             )
         if model.training:
             self._count += 1
-            for name, term in found.items():
+            for name, term in values.items():
                 self._sums[name] += float(term.detach())
         return (loss, {"loss": loss, "logits": student.logits}) if return_outputs else loss
 
     @torch.no_grad()
     def loss_of(self, batches: Iterable[Mapping[str, Any]]) -> float:
-        """The mean loss of the model, without dropout, over batches."""
+        """Mean loss of the model over batches, without dropout."""
         model = self.model
         assert model is not None
         training = model.training
@@ -107,7 +107,7 @@ class DistillationTrainer(Trainer):
         return sum(losses) / len(losses)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # a model that is not pruned to the end yet is better, and larger: it must not win
+        # a model that is not yet fully pruned is better because it is larger: it must not win
         callbacks = self.callback_handler.callbacks
         if not all(c.pruner.done for c in callbacks if isinstance(c, PruningCallback)):
             return False
@@ -136,7 +136,7 @@ class _FiniteGradients(TrainerCallback):
     ) -> None:
         assert model is not None
         if self.trainer.accelerator.scaler is not None:
-            return  # it skips such steps, and lowers its scale
+            return  # the gradient scaler skips such steps itself, and lowers its scale
         norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
         if not math.isfinite(float(torch.stack(norms).sum())):
             raise NotFinite(
@@ -146,12 +146,12 @@ class _FiniteGradients(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end; None if there is none.
+    """Newest complete checkpoint in `folder`, or None.
 
-    A Trainer writes its state last: a checkpoint that was cut short has none, or half of one.
+    A Trainer writes its state last: an incomplete checkpoint has none, or one cut short.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in reversed(found):
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(checkpoints):
         try:
             read_json(path / TRAINER_STATE_NAME, dict)
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is kept or dropped as a whole: rank slices of ``u v``, and blocks; and which to keep."""
+"""Units of structured pruning, rank slices of ``u v`` and blocks, and the selection of units."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from ..modules.low_rank_linear import LowRankLinear
 from ..modules.sparse_low_rank_linear import SparseLowRankLinear
 
 
-class Units(ABC):
-    """The units of one linear, in a grid (rows, cells); some cells may hold none.
+class UnitGrid(ABC):
+    """Prunable units of one linear, in a grid (rows, columns) whose cells may be empty.
 
-    present: the grid of those there are. group: how many of a row stay or go together. least: how
-    many groups stay whatever they are worth. price: the stored bytes of a unit.
+    present: bool (rows, columns), the cells that hold a unit. group_size: units of a row that are
+    kept or dropped together. min_groups: groups that are kept whatever their scores. unit_bytes:
+    stored bytes of a unit.
     """
 
     present: Tensor
-    group: int
-    least: int
-    price: int
+    group_size: int
+    min_groups: int
+    unit_bytes: int
 
     @abstractmethod
-    def slopes(self) -> Tensor:
-        """``<dL/dw, w>`` (rows, cells) fp32 of each unit w: the loss's slope along a gate on it.
+    def gate_gradients(self) -> Tensor:
+        """Gradient ``<dL/dw, w>`` of the loss by a gate on each unit w: (rows, columns) fp32.
 
-        Raises ValueError where there is no gradient.
+        Raises ValueError where a weight has no gradient.
         """
 
     @abstractmethod
     def zero(self, units: Tensor) -> None:
-        """Set the chosen units (rows, cells) to zero."""
+        """Set the units of a bool mask (rows, columns) to zero."""
 
 
-class Slices(Units):
-    """The ranks of ``u v``: a column of u with its row of v. One row of the grid."""
+class RankSlices(UnitGrid):
+    """Rank slices of ``u v``: each a column of u with its row of v; a grid of one row."""
 
-    def __init__(self, module: LowRankLinear | SparseLowRankLinear, group: int) -> None:
+    def __init__(self, module: LowRankLinear | SparseLowRankLinear, group_size: int) -> None:
         self.u, self.v = module.u, module.v
-        if module.rank % group:
-            raise ValueError(f"Slices: rank {module.rank}; expected a multiple of {group}")
+        if module.rank % group_size:
+            raise ValueError(f"RankSlices: rank {module.rank}; expected a multiple of {group_size}")
         self.present = torch.ones(1, module.rank, dtype=torch.bool, device=self.u.device)
-        self.group, self.least = group, 1
-        self.price = (module.in_features + module.out_features) * self.u.element_size()
+        self.group_size, self.min_groups = group_size, 1
+        self.unit_bytes = (module.in_features + module.out_features) * self.u.element_size()
 
-    def slopes(self) -> Tensor:
+    def gate_gradients(self) -> Tensor:
         return (_gradient(self.u) * self.u.detach()).float().sum(0, keepdim=True)
 
     @torch.no_grad()
@@ -59,20 +60,20 @@ class Slices(Units):
         self.v[units[0]] = 0
 
 
-class StoredBlocks(Units):
-    """The blocks that a block-sparse weight stores, in the grid of all its blocks."""
+class StoredBlocks(UnitGrid):
+    """Stored blocks of a block-sparse weight, in the grid of all its blocks."""
 
-    def __init__(self, module: BsrLinear, least: int) -> None:
+    def __init__(self, module: BsrLinear, min_groups: int) -> None:
         self.values = module.values
         bsr = module.bsr
         self.rows = block_row_indices(module.crow_indices, bsr.nnz)
         self.cols = module.col_indices.long()
         self.present = torch.zeros(bsr.grid, dtype=torch.bool, device=self.values.device)
         self.present[self.rows, self.cols] = True
-        self.group, self.least = group_of(bsr.shape, bsr.block), least
-        self.price = _block_bytes(bsr.block, self.values)
+        self.group_size, self.min_groups = group_of(bsr.shape, bsr.block), min_groups
+        self.unit_bytes = _block_bytes(bsr.block, self.values)
 
-    def slopes(self) -> Tensor:
+    def gate_gradients(self) -> Tensor:
         products = (_gradient(self.values) * self.values.detach()).float().sum((1, 2))
         grid = products.new_zeros(self.present.shape)
         return grid.index_put((self.rows, self.cols), products)
@@ -82,8 +83,8 @@ class StoredBlocks(Units):
         self.values[units[self.rows, self.cols]] = 0
 
 
-class DenseBlocks(Units):
-    """The blocks of a dense weight."""
+class DenseBlocks(UnitGrid):
+    """Blocks of a dense weight."""
 
     def __init__(self, linear: nn.Linear, block: tuple[int, int]) -> None:
         self.weight, self.block = linear.weight, block
@@ -91,10 +92,10 @@ class DenseBlocks(Units):
         check_block("DenseBlocks", block, shape)
         grid = shape[0] // block[0], shape[1] // block[1]
         self.present = torch.ones(grid, dtype=torch.bool, device=self.weight.device)
-        self.group, self.least = group_of(shape, block), 1
-        self.price = _block_bytes(block, self.weight)
+        self.group_size, self.min_groups = group_of(shape, block), 1
+        self.unit_bytes = _block_bytes(block, self.weight)
 
-    def slopes(self) -> Tensor:
+    def gate_gradients(self) -> Tensor:
         products = (_gradient(self.weight) * self.weight.detach()).float()
         return split_blocks(products, self.block).sum((2, 3))
 
@@ -103,36 +104,41 @@ class DenseBlocks(Units):
         split_blocks(self.weight, self.block)[units] = 0
 
 
-def units_of(
-    modules: Mapping[str, nn.Module], block: tuple[int, int], multiple: int
-) -> list[Units]:
-    """The units of every module; `block` is for those that are dense, `multiple` for ranks."""
-    found: list[Units] = []
+def unit_grids(
+    modules: Mapping[str, nn.Module], block: tuple[int, int], rank_multiple: int
+) -> list[UnitGrid]:
+    """Unit grids of the modules, two for one in `sparse_low_rank`.
+
+    block: (out, in) of the blocks of dense linears. rank_multiple: group size of rank slices.
+    """
+    grids: list[UnitGrid] = []
     for module in modules.values():
         if isinstance(module, LowRankLinear | SparseLowRankLinear):
-            found.append(Slices(module, multiple))
+            grids.append(RankSlices(module, rank_multiple))
         if isinstance(module, BsrLinear):
-            found.append(StoredBlocks(module, least=0 if hasattr(module, "u") else 1))
+            grids.append(StoredBlocks(module, min_groups=0 if hasattr(module, "u") else 1))
         if isinstance(module, nn.Linear):
-            found.append(DenseBlocks(module, block))
-    return found
+            grids.append(DenseBlocks(module, block))
+    return grids
 
 
-def best(units: Sequence[Units], scores: Sequence[Tensor], budget: float) -> list[Tensor]:
-    """Which units to keep, as grids of bool: those of highest score per byte, within `budget`.
+def select_units(
+    grids: Sequence[UnitGrid], scores: Sequence[Tensor], budget: float
+) -> list[Tensor]:
+    """Masks (rows, columns) of the units to keep: the highest score per byte within `budget` bytes.
 
-    In whole groups: of each row the best units form the first group, the next best the second.
-    scores: (rows, cells) per `Units`, -inf where there is none. The `least` of each stay even over
-    the budget (bytes).
+    scores: (rows, columns) of each grid, -inf at empty cells. Units are kept in groups: the best of
+    a row form its first group, the next best its second. The best `min_groups` of each grid are
+    kept even beyond the budget.
     """
     values, prices, orders = [], [], []
-    for of, score in zip(units, scores, strict=True):
+    for grid, score in zip(grids, scores, strict=True):
         ordered, order = score.sort(dim=1, descending=True, stable=True)
-        sums = ordered.unflatten(1, (-1, of.group)).sum(2)
+        sums = ordered.unflatten(1, (-1, grid.group_size)).sum(2)
         orders.append(order)
-        price = torch.full_like(sums, of.group * of.price)
-        if of.least:
-            sums.flatten()[sums.flatten().topk(of.least).indices] = torch.inf
+        price = torch.full_like(sums, grid.group_size * grid.unit_bytes)
+        if grid.min_groups:
+            sums.flatten()[sums.flatten().topk(grid.min_groups).indices] = torch.inf
         values.append((sums / price).flatten())
         prices.append(price.flatten().double())
     value, price = torch.cat(values), torch.cat(prices)
@@ -141,8 +147,9 @@ def best(units: Sequence[Units], scores: Sequence[Tensor], budget: float) -> lis
     kept[ranking] = price[ranking].cumsum(0) <= budget
     kept = (kept | (value == torch.inf)) & (value > -torch.inf)
     masks = []
-    for of, order, chosen in zip(units, orders, kept.split([len(v) for v in values]), strict=True):
-        chosen = chosen.view(order.shape[0], -1).repeat_interleave(of.group, 1)
+    chosen_groups = kept.split([len(group_values) for group_values in values])
+    for grid, order, chosen in zip(grids, orders, chosen_groups, strict=True):
+        chosen = chosen.view(order.shape[0], -1).repeat_interleave(grid.group_size, 1)
         masks.append(torch.zeros_like(chosen).scatter(1, order, chosen))
     return masks
 

@@ -22,7 +22,7 @@ def tiny_classifier(**changes: Any) -> BertForSequenceClassification:
 
 
 def examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Texts of 4 to 12 random tokens; those with the token GOOD are of label 1."""
+    """Texts of 4 to 12 random tokens; label 1 if they hold the token GOOD, else 0."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for i in range(count):

@@ -1,4 +1,4 @@
-"""What `lada distill` asks of a student, by the kind of its teacher."""
+"""Losses and defaults of `lada distill`, by the type of the teacher."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, BertModel
 
-from lada_ops.distill.command import Settings, completed, losses_of
+from lada_ops.distill.command import Settings, losses_of, with_defaults
 from lada_ops.distill.losses import EMBEDDINGS, Losses
 from tests.distill.models import tiny_classifier
 from tests.tiny_model import tiny_config
@@ -26,7 +26,7 @@ def write_pooling(folder, **modes):
 
 
 def write_modules(folder, place, mode):
-    """As sentence-transformers 6.2 saves them."""
+    """Write the pooling module as sentence-transformers 6.2 saves it."""
     kind = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
     (folder / "modules.json").write_text(json.dumps([{"idx": 1, "path": place, "type": kind}]))
     (folder / place).mkdir()
@@ -100,10 +100,10 @@ def test_texts_are_pooled_as_the_folder_of_a_hub_name_says(embedder, tmp_path, m
 
 @pytest.mark.parametrize("rate", [None, 3e-5])
 @pytest.mark.parametrize("dropout", [None, True, False])
-def test_what_is_asked_for_goes_before_what_is_usual(rate, dropout, embedder):
-    asked = Settings(**dict.fromkeys(Settings.__dataclass_fields__))  # type: ignore[arg-type]
-    asked = replace(asked, learning_rate=rate, dropout=dropout)
+def test_given_options_override_the_defaults_by_teacher(rate, dropout, embedder):
+    given = Settings(**dict.fromkeys(Settings.__dataclass_fields__))  # type: ignore[arg-type]
+    given = replace(given, learning_rate=rate, dropout=dropout)
     for teacher, usual in ((tiny_classifier(), (2e-4, True)), (embedder, (1e-3, False))):
-        made = completed(asked, teacher)
+        made = with_defaults(given, teacher)
         assert made.learning_rate == (usual[0] if rate is None else rate)
         assert made.dropout == (usual[1] if dropout is None else dropout)

@@ -11,7 +11,7 @@ import lada_ops
 from lada_ops import LowRankLinear
 from lada_ops.architectures.encoders import encoder_linears
 from lada_ops.compression.pretrained import compression_of
-from lada_ops.distill.lada import LADABERT, LadaConfig, LadaPruner, factorise_anew, keep_largest
+from lada_ops.distill.lada import LADABERT, LadaConfig, LadaPruner, keep_largest, refactorise
 from lada_ops.distill.run import distill
 from tests.distill.models import arguments, collate, examples, tiny_classifier
 
@@ -126,7 +126,7 @@ def test_without_a_rank_single_weights_are_pruned():
 def test_factorised_anew_is_the_best_of_its_rank():
     linear = LowRankLinear(24, 16, 8)
     want = torch.linalg.svd((linear.u @ linear.v).detach())
-    factorise_anew(linear, 3)
+    refactorise(linear, 3)
     best = want.U[:, :3] * want.S[:3] @ want.Vh[:3]
     torch.testing.assert_close((linear.u @ linear.v).detach(), best)
     assert not linear.u[:, 3:].any()

@@ -7,13 +7,13 @@ from torch import nn
 from lada_ops import LowRankLinear, SparseLowRankLinear
 from lada_ops.distill.pruner import UnitPruner
 from lada_ops.distill.schedules import Span, cubic
-from lada_ops.distill.units import Slices, units_of
+from lada_ops.distill.units import RankSlices, UnitGrid, unit_grids
 
 SPAN = Span(0.0, 0.5)
 
 
 def pruner_of(module: nn.Module, target: float, **options) -> UnitPruner:
-    return UnitPruner(units_of({"": module}, (16, 16), 2), target, SPAN, **options)
+    return UnitPruner(unit_grids({"": module}, (16, 16), 2), target, SPAN, **options)
 
 
 def live(module: LowRankLinear) -> list[int]:
@@ -28,20 +28,21 @@ def step(pruner: UnitPruner, module: nn.Module, number: int, steps: int = 20) ->
     pruner.prune(number, steps)
 
 
-def stored(units) -> int:
-    return sum(int(of.present.sum()) * of.price for of in units)
+def stored(grids: list[UnitGrid]) -> int:
+    return sum(int(grid.present.sum()) * grid.unit_bytes for grid in grids)
 
 
 def test_the_bytes_left_follow_the_cubic_schedule():
     module = SparseLowRankLinear(64, 64, 16, (16, 16), 0.5)
     nn.init.normal_(module.values)
     pruner = pruner_of(module, target=3000)
-    start = stored(pruner.units)
+    start = stored(pruner.grids)
     for number in range(1, 21):
         step(pruner, module, number)
         budget = cubic(start, 3000, SPAN.progress(number, 20))
-        kept = sum(int(k.sum()) * of.price for k, of in zip(pruner.kept, pruner.units, strict=True))
-        largest = max(of.price * of.group for of in pruner.units)
+        pairs = zip(pruner.kept, pruner.grids, strict=True)
+        kept = sum(int(mask.sum()) * grid.unit_bytes for mask, grid in pairs)
+        largest = max(grid.unit_bytes * grid.group_size for grid in pruner.grids)
         assert budget - largest <= kept <= budget
         assert pruner.done == (number >= 10)
 
@@ -84,16 +85,16 @@ def test_movement_drops_what_the_loss_pushes_to_zero():
     assert live(module) == [1, 3, 5, 7]
 
 
-def test_second_order_is_a_running_mean_of_squared_slopes():
+def test_second_order_is_a_running_mean_of_squared_gate_gradients():
     module = LowRankLinear(64, 64, 8)
     pruner = pruner_of(module, target=512)
     want = torch.zeros(1, 8)
     for number in range(3):
         module.u.grad = torch.full_like(module.u, float(number + 1))
         pruner.observe()
-        slopes = (number + 1) * module.u.detach().sum(0, keepdim=True)
-        want = 0.95 * want + 0.05 * slopes.square()
-    torch.testing.assert_close(pruner.worth[0], want)
+        gradients = (number + 1) * module.u.detach().sum(0, keepdim=True)
+        want = 0.95 * want + 0.05 * gradients.square()
+    torch.testing.assert_close(pruner.importance[0], want)
 
 
 def test_gradients_that_overflowed_are_not_looked_at():
@@ -101,7 +102,7 @@ def test_gradients_that_overflowed_are_not_looked_at():
     pruner = pruner_of(module, target=512)
     module.u.grad = torch.full_like(module.u, float("inf"))
     pruner.observe()
-    assert not pruner.worth[0].any()
+    assert not pruner.importance[0].any()
 
 
 def test_a_state_through_json_goes_on_the_same():
@@ -121,4 +122,4 @@ def test_a_state_through_json_goes_on_the_same():
 
 def test_scores_have_names():
     with pytest.raises(ValueError, match="score 'size'; expected one of"):
-        UnitPruner([Slices(LowRankLinear(64, 64, 8), 8)], 512, SPAN, score="size")  # type: ignore[arg-type]
+        UnitPruner([RankSlices(LowRankLinear(64, 64, 8), 8)], 512, SPAN, score="size")  # type: ignore[arg-type]

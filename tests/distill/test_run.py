@@ -25,7 +25,7 @@ TRAIN = examples(64)
 
 
 class Cut(TrainerCallback):
-    """Ends the process, as far as the run can tell, after a number of steps."""
+    """Interrupt of the run after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -127,7 +127,7 @@ def test_a_run_file_nested_too_deep_is_a_value_error_with_the_file(tmp_path):
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
-    """Eight steps of two by four examples are eight of eight: no dropout, examples in order."""
+    """Two accumulated batches of four equal one of eight: no dropout, examples in order."""
 
     def trained(folder, **batches):
         torch.manual_seed(0)
@@ -149,24 +149,24 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
 
 
 class Watch(TrainerCallback):
-    """Keeps what the student that trains is like."""
+    """Record of the dropout rates and the attention of the model in training."""
 
     def __init__(self) -> None:
-        self.seen: list[Any] = []
+        self.recorded: list[Any] = []
 
     def __deepcopy__(self, memo):
         return self
 
     def on_train_begin(self, args, state, control, model: Any = None, **_):
-        self.seen += [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-        self.seen.append(model.config._attn_implementation)
+        self.recorded += [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        self.recorded.append(model.config._attn_implementation)
 
 
 @pytest.mark.parametrize("dropout", [True, False])
 def test_dropout_is_left_out_of_training_alone(dropout, tmp_path):
     watch = Watch()
     student = run(tmp_path, dropout=dropout, callbacks=[watch])
-    *shares, attention = watch.seen
+    *shares, attention = watch.recorded
     assert max(shares) == (0.1 if dropout else 0.0)
     assert student.config.hidden_dropout_prob == 0.1
     assert student.bert.embeddings.dropout.p == 0.1
@@ -259,7 +259,7 @@ def test_the_teacher_is_left_as_it_was(tmp_path):
     assert all(p.requires_grad for p in teacher.parameters())
 
 
-def test_a_teacher_is_needed_where_a_term_asks_it(tmp_path):
+def test_a_teacher_is_needed_where_a_term_does(tmp_path):
     with pytest.raises(ValueError, match="teacher None for losses that need one"):
         DistillationTrainer(tiny_classifier(), arguments(tmp_path), losses=Losses())
 

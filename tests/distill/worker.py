@@ -9,7 +9,7 @@ from tests.distill.models import arguments, collate, examples, tiny_classifier
 
 
 def student(folder: Path, batch: int):
-    """In order, without dropout, of texts of one length: the same however batches are split."""
+    """Train in order, without dropout, on texts of one length: batch sizes do not matter."""
     args = arguments(
         folder / "work",
         per_device_train_batch_size=batch,

@@ -11,8 +11,8 @@ from transformers import (
     MPNetModel,
 )
 
-from lada_ops.distill.answers import ask
 from lada_ops.distill.losses import Losses
+from lada_ops.distill.outputs import forward
 from tests.distill.models import collate, examples, tiny_classifier
 
 SMALL: dict[str, Any] = {
@@ -31,12 +31,12 @@ def test_scores_are_those_that_attention_is_made_of():
     model = tiny_classifier(attn_implementation="eager")
     inputs = batch()
     with torch.no_grad():
-        answer = ask(model, inputs, Losses())
+        outputs = forward(model, inputs, Losses())
         want = model(**inputs, output_attentions=True).attentions
-    seen = inputs["attention_mask"].bool()[:, None, None]
-    assert len(answer.scores) == 2
-    for scores, probabilities in zip(answer.scores, want, strict=True):
-        masked = scores.masked_fill(~seen, -torch.inf)
+    mask = inputs["attention_mask"].bool()[:, None, None]
+    assert len(outputs.scores) == 2
+    for scores, probabilities in zip(outputs.scores, want, strict=True):
+        masked = scores.masked_fill(~mask, -torch.inf)
         torch.testing.assert_close(masked.softmax(-1), probabilities, rtol=1e-5, atol=1e-6)
 
 
@@ -51,28 +51,28 @@ def test_scores_are_those_that_attention_is_made_of():
     ids=lambda model: type(model).__name__,
 )
 def test_other_encoders_have_scores_too(model):
-    answer = ask(model.eval(), {k: v for k, v in batch().items() if k != "labels"}, Losses())
+    outputs = forward(model.eval(), {k: v for k, v in batch().items() if k != "labels"}, Losses())
     length = batch()["input_ids"].shape[1]
-    assert [s.shape for s in answer.scores] == [(3, 2, length, length)] * 2
-    assert len(answer.hidden) == 3
-    assert answer.logits is None
+    assert [s.shape for s in outputs.scores] == [(3, 2, length, length)] * 2
+    assert len(outputs.hidden) == 3
+    assert outputs.logits is None
 
 
 def test_nothing_is_recorded_that_does_not_count():
     model = tiny_classifier()
-    answer = ask(model, batch(), Losses(attention=0, hidden=0))
-    assert (answer.hidden, answer.scores) == ((), [])
-    assert answer.loss is not None
+    outputs = forward(model, batch(), Losses(attention=0, hidden=0))
+    assert (outputs.hidden, outputs.scores) == ((), [])
+    assert outputs.loss is not None
 
 
 def test_hooks_are_gone_after_an_error():
     model = tiny_classifier()
     with pytest.raises(IndexError):
-        ask(model, batch() | {"input_ids": torch.full((3, 4), 10**6)}, Losses())
+        forward(model, batch() | {"input_ids": torch.full((3, 4), 10**6)}, Losses())
     assert not any(m._forward_hooks for m in model.modules() if isinstance(m, torch.nn.Linear))
 
 
 def test_layers_without_queries_of_their_own_are_refused():
     model = ModernBertModel(ModernBertConfig(**SMALL, intermediate_size=64, pad_token_id=0))
     with pytest.raises(ValueError, match="attention above 0 for a ModernBertModel"):
-        ask(model, batch(), Losses())
+        forward(model, batch(), Losses())
