@@ -173,7 +173,7 @@ def saved_pooling(folder: Path) -> Pooling:
 
 
 def _modes(path: Path) -> list[str]:
-    """Pooling modes in a module's config, as sentence-transformers 6 or earlier releases save it."""
+    """Pooling modes in a module's config, as sentence-transformers 6 or an older one saves it."""
     saved = read_json(path, dict)
     if "pooling_mode" in saved:
         mode = saved["pooling_mode"]
