@@ -60,11 +60,10 @@ def dense_and_compressed(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
     for method in METHODS:
         for ratio in MODEL_RATIOS:
             model = copy.deepcopy(dense)
-            plan = lada_ops.plan(model, ratio, method)
             if name in CONFIGS:
-                fill_with_noise(model, plan)
+                fill_with_noise(model, lada_ops.plan(model, ratio, method))
             else:
-                lada_ops.compress(model, plan)
+                lada_ops.compress(model, ratio, method)
             compressed[f"{method} {ratio:g}x"] = model
     return dense, compressed
 

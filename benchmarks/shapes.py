@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import lada_ops
 from lada_ops import Bsr, LowRank, SparseLowRank
 from lada_ops.approximation.blocks import prune_blocks
-from lada_ops.compression.compress import to_module
 from lada_ops.compression.plan import CompressionPlan, LayerPlan, Method
+from lada_ops.compression.replacement import to_module
 from lada_ops.formats.sparse_low_rank import Format
 from lada_ops.latency import Candidate
 

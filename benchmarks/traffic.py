@@ -68,7 +68,7 @@ def run(
     """The traffic and the cold starts; the compressed model is saved to `folder`."""
     dense = load_model(source)
     compressed = copy.deepcopy(dense)
-    lada_ops.compress(compressed, lada_ops.plan(compressed, RATIO), quiet=True)
+    lada_ops.compress(compressed, RATIO, quiet=True)
     save_model(compressed, source, folder)
     dtypes = fast_dtypes() if dense.device.type == "cpu" else (dense.dtype,)
     # name -> the model before it is optimized, its folder, and what it is to compute in

@@ -6,12 +6,13 @@ Importing this package also registers its checkpoints with transformers, so that
 
 from .compression.budget import plan
 from .compression.calibration import layer_statistics
-from .compression.compress import compress, restore
+from .compression.compress import compress
+from .compression.decompress import decompress
 from .compression.plan import CompressionPlan, LayerPlan
 from .compression.report import CompressionReport, LayerReport
 from .compression.shrink import shrink
 from .engine.capture import capture_graphs
-from .engine.optimize import optimize, paths
+from .engine.optimize import optimize, paths, restore
 from .formats.bsr import Bsr
 from .formats.counts import Counts
 from .formats.low_rank import LowRank
@@ -44,6 +45,7 @@ __all__ = [
     "block_sparse_linear",
     "capture_graphs",
     "compress",
+    "decompress",
     "keep_dense",
     "layer_statistics",
     "low_rank_ffn",

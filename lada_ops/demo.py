@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from .compression.budget import plan
 from .compression.calibration import layer_statistics
 from .compression.compress import compress
 from .compression.folder import load_model, save_model
@@ -104,7 +103,8 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
         got = embed(served[name], tokenizer, texts.held_out)
         rows[name] = quality(name, model, got, embeddings, texts.pairs)
 
-    seen, sequence = layer_statistics(dense, calibration, quiet=quiet), calibration[::SEQUENCE_STEP]
+    statistics = layer_statistics(dense, calibration, quiet=quiet)
+    sequence = calibration[::SEQUENCE_STEP]
     with staged_folder(out, overwrite) as stage:
         if dtypes:
             serve("dense, optimized", dense)
@@ -112,8 +112,8 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
             for method in METHODS:
                 name = _name(method, ratio)
                 model = copy.deepcopy(dense)
-                made = plan(model, ratio, method, calibration=seen)
-                compress(model, made, seen, batches=sequence, quiet=quiet)
+                given = {"calibration": statistics, "sequential": sequence}
+                compress(model, ratio, method, **given, quiet=quiet)
                 folder = stage / name.replace(" ", "_")
                 serve(name, _saved_and_loaded(model, source, folder, calibration[0]))
                 for dtype in dtypes[1:] if ratio == RATIOS[-1] else ():

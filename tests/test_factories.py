@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel
 
 import lada_ops
-from lada_ops import compress, layer_statistics, optimize, plan, restore, shrink
+from lada_ops import compress, decompress, layer_statistics, optimize, restore, shrink
 from lada_ops.compression.plan import METHODS, Method
 from tests.modules.module_suite import IN, OUT
 from tests.ops.operands import call, operands
@@ -108,10 +108,14 @@ def a_calibration(method: Method) -> Callable[[], Any]:
 
     def use():
         seen = layer_statistics(model, batches, quiet=True)
-        made = plan(
-            *(model, 1.5, method), block=(16, 16), rank_multiple=2, calibration=seen, quiet=True
+        report = compress(
+            *(model, 1.5, method),
+            calibration=seen,
+            sequential=batches,
+            block=(16, 16),
+            rank_multiple=2,
+            quiet=True,
         )
-        report = compress(model, made, seen, batches=batches, quiet=True)
         errors = [(layer.weight_error, layer.activation_error) for layer in report.layers.values()]
         return [vars(one) for one in seen.values()], model.state_dict(), errors
 
@@ -122,8 +126,7 @@ def a_model(method: Method, tmp_path: Path) -> Callable[[], Any]:
     model, inputs = tiny_bert(), batch()
 
     def use():
-        made = plan(model, 1.5, method, block=(16, 16), rank_multiple=2, quiet=True)
-        compress(model, made, quiet=True)
+        compress(model, 1.5, method, block=(16, 16), rank_multiple=2, quiet=True)
         model.save_pretrained(tmp_path)
         with torch.no_grad():
             said = [model(**inputs)[0]]
@@ -131,7 +134,7 @@ def a_model(method: Method, tmp_path: Path) -> Callable[[], Any]:
                 if hasattr(module, "values"):
                     module.values[:1] = 0
         smaller = len(shrink(model))
-        restore(model)
+        decompress(model)
         return said, smaller, model.state_dict()
 
     return use
@@ -150,8 +153,7 @@ def an_optimized_model(method: Method | None, dtype: torch.dtype) -> Callable[[]
     model, inputs = tiny_bert(), batch()
     given = inputs, batch(1, 4), {"input_ids": batch(2, 5)["input_ids"]}
     if method is not None:
-        made = plan(model, 2, method, block=(16, 16), rank_multiple=2, quiet=True)
-        compress(model, made, quiet=True)
+        compress(model, 2, method, block=(16, 16), rank_multiple=2, quiet=True)
 
     def use():
         optimize(model, dtype)

@@ -37,7 +37,7 @@ ARROWS = {  # room of lada_ops -> rooms it may import besides itself
     "modules": "approximation formats ops host",
     "architectures": "modules",
     "engine": "architectures formats host modules ops",
-    "compression": "approximation architectures engine formats host modules",
+    "compression": "approximation architectures data engine formats host modules",
     "latency": "architectures compression engine host modules",
     "tune": "approximation engine formats host latency machine_code modules ops",
     "distill": "approximation architectures compression data engine formats host latency modules",

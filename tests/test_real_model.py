@@ -38,7 +38,10 @@ def compressed(dense, tokenizer):
     for method in METHODS:
         model = copy.deepcopy(dense)
         plan = lada_ops.plan(model, 2.5, method)
-        models[method] = model, lada_ops.compress(model, plan, batches, quiet=True)
+        report = lada_ops.compress(
+            model, plan=plan, calibration=batches, sequential=False, quiet=True
+        )
+        models[method] = model, report
     return models
 
 
@@ -57,7 +60,7 @@ def test_embeddings_stay_near_the_dense_ones(method, compressed, dense, tokenize
 
 def test_calibration_is_worth_it(compressed, dense, tokenizer):
     plain = copy.deepcopy(dense)
-    lada_ops.compress(plain, lada_ops.plan(plain, 2.5), quiet=True)
+    lada_ops.compress(plain, 2.5, quiet=True)
     want = embed(dense, tokenizer, HELD_OUT)
     cosine = {
         name: (embed(model, tokenizer, HELD_OUT) * want).sum(1).mean()

@@ -46,8 +46,8 @@ def test_statistics_are_those_of_the_transformer_within(embedder, batches, named
 def test_compressed_in_sequence_as_the_transformer_within(embedder, batches):
     whole = copy.deepcopy(embedder)
     alone = copy.deepcopy(embedder[0].model)
-    compress(whole, make_plan(whole), batches=batches, quiet=True)
-    compress(alone, make_plan(alone), batches=inner(batches), quiet=True)
+    compress(whole, plan=make_plan(whole), calibration=batches, quiet=True)
+    compress(alone, plan=make_plan(alone), calibration=inner(batches), quiet=True)
     torch.testing.assert_close(whole[0].model.state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lada_ops.architectures.encoders import encoder_linears
-from lada_ops.compression.calibration import Batches
+from lada_ops.compression.batches import Batches
 from lada_ops.distill.lada import LadaConfig
 from lada_ops.distill.lada_block import LadaBlockConfig
 from lada_ops.distill.losses import Losses

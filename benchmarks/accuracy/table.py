@@ -115,9 +115,7 @@ class Row:
         if recipe is None:
             student = teacher
             batches = [self.collate(self.train[i : i + BATCH]) for i in range(0, 2048, BATCH)]
-            seen = lada_ops.layer_statistics(student, batches)
-            plan = lada_ops.plan(student, ratio, "low_rank", calibration=seen)
-            lada_ops.compress(student, plan, seen, batches=batches)
+            lada_ops.compress(student, ratio, calibration=batches)
         else:
             args = self._arguments(self.work / f"{name}.training", RATE, seed)
             student = distill(

@@ -73,7 +73,7 @@ class Weights:
         path = self._path(contestant, f"expected {shape[0]}x{shape[1]}.npy")
         if not path.exists():
             model: Any = torch.load(self.file(contestant), weights_only=False)
-            lada_ops.restore(model)
+            lada_ops.decompress(model)
             ids = torch.from_numpy(np.load(self.inputs(shape)))
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
             np.save(path, output.numpy())
@@ -103,7 +103,7 @@ class Weights:
         except ValueError as error:  # a small model cannot reach every ratio
             raise NotMeasured(str(error)) from error
         if self.model not in CONFIGS:
-            lada_ops.compress(model, plan)
+            lada_ops.compress(model, plan=plan)
             return model
         torch.manual_seed(0)
         fill_with_noise(model, plan)

@@ -1,13 +1,71 @@
-"""A model run on calibration batches: what a batch may be, and which of its tokens count."""
+"""Calibration batches: made of texts, run through a model, and stripped of their padding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.texts import token_batches
+from .pretrained import pretrained_models
+
+Batches: TypeAlias = Iterable[Mapping[str, Any]]
+NO_BATCH = "no batches; expected at least one, in no iterator that was read to its end before"
+LENGTH = 128
+"""Tokens of a calibration text; longer ones are truncated."""
+
+
+def listed_batches(
+    argument: str,
+    batches: Batches | Iterable[str],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Sequence[Mapping[str, Any]]:
+    """List of the batches, those of the texts where texts are given.
+
+    tokenizer: by default the one in the folder or hub repository that the model was loaded from.
+
+    Raises TypeError on what is neither, ValueError on none at all, or without a tokenizer.
+    """
+    if isinstance(batches, str) or not hasattr(batches, "__iter__"):
+        raise TypeError(
+            f"{argument} is {type(batches).__name__}; expected a list of batches, each a dict of "
+            "the model's inputs, a list of texts, or, of calibration, what "
+            "lada_ops.layer_statistics returns"
+        )
+    items: list[Any] = list(batches)
+    if not items:
+        raise ValueError(f"{argument}: {NO_BATCH}")
+    if not all(isinstance(item, str) for item in items):
+        return items  # `model_inputs` refuses any that is no batch
+    found = pretrained_models(model).values()
+    length = min([LENGTH, *map(longest, found)])
+    return token_batches(tokenizer or _tokenizer(argument, found), items, max_length=length)
+
+
+def _tokenizer(argument: str, models: Iterable[PreTrainedModel]) -> PreTrainedTokenizerBase:
+    name = next((model.name_or_path for model in models if model.name_or_path), None)
+    try:
+        if name is not None:
+            return AutoTokenizer.from_pretrained(name)
+        reason = "the model was loaded from no folder"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise ValueError(
+        f"{argument}: texts without a tokenizer ({reason}); expected tokenizer=, or batches"
+    )
+
+
+def longest(model: PreTrainedModel) -> int:
+    """Tokens of the longest text that the model has positions for."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or 2**31
+    # roberta and its kin count positions from the one after the padding
+    return positions - 2 if "roberta" in config.model_type else positions
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from ..formats.bsr import INDEX_DTYPE
 from ..formats.checks import check_finite
 from ..formats.grid import check_block, group_of
 from ..modules.checks import check_module
-from .calibration import Batches, LayerStatistics, Statistics, statistics_of
+from .batches import Batches
+from .calibration import LayerStatistics, Statistics, statistics_of
 from .fit import ErrorNorm
 from .plan import METHODS, CompressionPlan, LayerPlan, Method, Objective, check_objective, is_size
 

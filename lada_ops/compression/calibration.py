@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from ..architectures.encoders import encoder_linears
 from ..host.progress import progress_bar
 from ..modules.checks import check_module
-from .batches import call_model, differentiable, eval_mode, model_inputs, real_tokens, token_mask
+from .batches import (
+    NO_BATCH,
+    Batches,
+    call_model,
+    differentiable,
+    eval_mode,
+    model_inputs,
+    real_tokens,
+    token_mask,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +55,6 @@ class LayerStatistics:
 # not the whole mean: rounding must not leave less than nothing of inputs that are all alike
 MEAN_SHARE = 1 - 1e-6
 
-NO_BATCH = "no batches; expected at least one, in no iterator that was read to its end before"
-
-Batches: TypeAlias = Iterable[Mapping[str, Any]]
 Statistics: TypeAlias = Mapping[str, LayerStatistics]
 
 

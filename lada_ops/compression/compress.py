@@ -1,81 +1,134 @@
-"""Compress a model in place by a plan, and bring dense linears back."""
+"""`compress`: statistics, plan, fit and replacement of a model's linears, in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from ..engine.optimize import undo
-from ..engine.record import optimized_part
-from ..formats.bsr import Bsr
+from ..approximation.blocks import Selection
 from ..formats.checks import check_finite
 from ..formats.counts import Counts
-from ..formats.low_rank import LowRank
 from ..formats.sparse_low_rank import Format
 from ..host.progress import progress_bar
-from ..modules.block_sparse_linear import BlockSparseLinear
 from ..modules.checks import check_module
 from ..modules.compressed_linear import CompressedLinear
-from ..modules.low_rank_linear import LowRankLinear
-from ..modules.sparse_low_rank_linear import SparseLowRankLinear
-from .calibration import NO_BATCH, Batches, Statistics, statistics_of
+from . import budget
+from .batches import Batches, listed_batches
+from .calibration import Statistics, statistics_of
 from .fit import ErrorNorm, fit
-from .plan import CompressionPlan, LayerPlan
-from .pretrained import compression_of, forget_compression, record_compression
+from .plan import CompressionPlan, LayerPlan, Method, Objective
+from .pretrained import compression_of, record_compression
+from .replacement import model_bytes, replaced_modules, to_module
 from .report import CompressionReport, LayerReport
 from .sequential import Drift, fit_in_sequence
 
 
 def compress(
     model: nn.Module,
-    plan: CompressionPlan,
-    calibration: Batches | Statistics | None = None,
+    ratio: float | None = None,
+    method: Method | None = None,
     *,
-    batches: Batches | None = None,
+    plan: CompressionPlan | None = None,
+    calibration: Batches | Iterable[str] | Statistics | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    sequential: bool | Batches | Iterable[str] | None = None,
+    block: tuple[int, int] | None = None,
+    rank_multiple: int | None = None,
+    low_rank_share: float | None = None,
+    objective: Objective | None = None,
+    selection: Selection | None = None,
+    layers: str | None = None,
     quiet: bool = False,
 ) -> CompressionReport:
-    """Replace the planned linears by compressed modules, in place, all or nothing.
+    """Replace linears of a model by compressed modules, in place, all or nothing.
 
-    calibration: batches, each a dict of the model's inputs as a tokenizer returns it, or what
-    `layer_statistics` made of them; some 10,000 tokens of the model's own kind of text do. With it
-    the compressed weights are fitted to what the layers see, and to what their errors do to the
-    model's outputs, and biases make up for what the weights lose in the mean, which keeps far more
-    accuracy than fitting the weights alone.
-    batches: those that calibration was made of, or a part of them. With them the linears are
-    compressed in the order in which they run, each fitted to what the compressed ones before it
-    make of the batches, which keeps more accuracy still and takes minutes (see `fit_in_sequence`).
+    ratio, method, block, rank_multiple, low_rank_share, objective, selection, layers: of
+    `lada_ops.plan`, with its defaults (5.0, "low_rank", ...).
+    plan: a plan in the place of all these.
+    calibration: text like the model's own, some 10,000 tokens of it: batches, each a dict of the
+    model's inputs as a tokenizer returns it; or a list of texts; or `layer_statistics` of batches.
+    The weights are then fitted to their inputs and to what their errors do to the model's outputs,
+    and biases make up for lost means, which keeps far more accuracy than fitting weights alone.
+    tokenizer: for texts; by default the one in the folder or hub repository that the model is from.
+    sequential: each linear is fitted on the activations of the already compressed ones (see
+    `fit_in_sequence`), which keeps more accuracy still and takes minutes. By default with the
+    batches of `calibration`, where it has any; or with other batches, such as a part of those that
+    given statistics are of; or, if False, not at all.
     Plan and report are recorded in ``model.config``, so that `save_pretrained` keeps them; build
     another model from a copy of the config, or it shares them.
 
-    Raises ValueError or TypeError, the model unchanged, where the plan is for another model, a
-    weight or the calibration holds NaN, or calibration is missing or superfluous for the plan.
+    Raises ValueError or TypeError, the model unchanged, as `lada_ops.plan` does; where the plan is
+    for another model or given with what it replaces, calibration is neither of the three, a weight
+    or the calibration holds NaN, or calibration is missing or superfluous for the objective.
     """
     check_module("compress", model, values=True)
     compression_of(model)  # raises if another method quantized the model
-    linears = _planned_linears(model, plan)
-    if batches is not None:
-        batches = list(batches)
-        if not batches:
-            raise ValueError(f"compress: {NO_BATCH}")
-        calibration = batches if calibration is None else calibration
-    if calibration is None and plan.objective not in ("auto", "weights"):
+    options = {
+        "ratio": ratio,
+        "method": method,
+        "block": block,
+        "rank_multiple": rank_multiple,
+        "low_rank_share": low_rank_share,
+        "objective": objective,
+        "selection": selection,
+        "layers": layers,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if plan is not None and given:
         raise ValueError(
-            f"compress: calibration None for a plan with objective {plan.objective!r}; expected "
+            f"compress: {', '.join(given)} given with a plan; expected either, since the plan says "
+            "what each linear becomes"
+        )
+    # without statistics, which take long, just for the errors in what was given
+    planned = budget.plan(model, **given) if plan is None else plan
+    linears = _planned_linears(model, planned)
+    batches = None
+    if calibration is not None and not isinstance(calibration, Mapping):
+        calibration = batches = listed_batches("calibration", calibration, model, tokenizer)
+    _check_objective(planned.objective, calibration is not None)
+    if sequential is False:
+        batches = None
+    elif sequential is not None and sequential is not True:
+        batches = listed_batches("sequential", sequential, model, tokenizer)
+    if (batches is None and sequential is True) or (calibration is None and batches is not None):
+        raise ValueError(
+            "compress: sequential without batches of calibration; expected them as calibration, or "
+            "as sequential where calibration is statistics"
+        )
+    statistics = statistics_of(model, linears, calibration, quiet)
+    if plan is None and statistics:
+        planned = budget.plan(model, calibration=statistics, **given)
+    return _replace_linears(model, planned, linears, statistics, batches, quiet)
+
+
+def _check_objective(objective: Objective, calibrated: bool) -> None:
+    if not calibrated and objective not in ("auto", "weights"):
+        raise ValueError(
+            f"compress: calibration None for a plan with objective {objective!r}; expected "
             "batches of the model's inputs, or a plan with objective 'weights' or 'auto'"
         )
-    if calibration is not None and plan.objective == "weights":
+    if calibrated and objective == "weights":
         raise ValueError(
             "compress: calibration given for a plan with objective 'weights'; expected None, or a "
             "plan with another objective"
         )
-    statistics = statistics_of(model, linears, calibration, quiet)
+
+
+def _replace_linears(
+    model: nn.Module,
+    plan: CompressionPlan,
+    linears: Mapping[str, nn.Linear],
+    statistics: Statistics,
+    batches: Batches | None,
+    quiet: bool,
+) -> CompressionReport:
+    """Fit every planned linear, in sequence where there are batches, and replace them all."""
     objective = plan.objective
     if objective == "auto":
-        objective = "weights" if calibration is None else "outputs"
-
+        objective = "outputs" if statistics else "weights"
     bytes_dense = model_bytes(model)
     modules: dict[str, CompressedLinear] = {}
     layers: dict[str, LayerReport] = {}
@@ -110,81 +163,11 @@ def compress(
     return report
 
 
-def restore(model: nn.Module) -> list[str]:
-    """Undo `optimize`; on a model that was not optimized, `compress`. In place.
-
-    The first gives the model as it was, its weights rounded where it was packed in less than fp32.
-    The second puts an `nn.Linear` in the place of every compressed module, its weight the
-    compressed one multiplied out: what compression took away stays away.
-    Returns the names of the modules changed.
-
-    Raises ValueError, the model unchanged, on a module with an activation: no linear has one; and
-    on a part of a model that was optimized as a whole.
-    """
-    check_module("restore", model)
-    undone = undo(model)
-    if undone is not None:
-        return undone
-    part = optimized_part(model)
-    if part is not None:
-        raise ValueError(
-            f"restore: {part or 'the model'} was optimized with a larger model; expected that one"
-        )
-    linears: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, CompressedLinear):
-            continue
-        if module.activation != "none":
-            raise ValueError(
-                f"restore: {name} has activation {module.activation!r}; expected 'none', since an "
-                "nn.Linear has none"
-            )
-        linears[name] = module.to_linear()
-    with replaced_modules(model, linears):
-        forget_compression(model)
-    return list(linears)
-
-
-def to_module(weight: Format, like: nn.Linear | CompressedLinear) -> CompressedLinear:
-    """The module for `weight` that takes the place of `like`: its bias, mode and grad flags."""
-    activation = getattr(like, "activation", "none")
-    if isinstance(weight, LowRank):
-        module = LowRankLinear.from_format(weight, like.bias, activation)
-    elif isinstance(weight, Bsr):
-        module = BlockSparseLinear.from_format(weight, like.bias, activation)
-    else:
-        module = SparseLowRankLinear.from_format(weight, like.bias, activation)
-    trained = any(p.requires_grad for name, p in like.named_parameters() if name != "bias")
-    module.train(like.training).requires_grad_(trained)
-    if module.bias is not None and like.bias is not None:
-        module.bias.requires_grad_(like.bias.requires_grad)
-    if isinstance(like, CompressedLinear):
-        module.keep_dense = like.keep_dense
-    return module
-
-
 @torch.no_grad()
 def _shift_bias(module: CompressedLinear, linear: nn.Linear, drift: Drift) -> None:
     if module.bias is not None:
         weight = module.format.to(torch.float64).to_dense()
         module.bias.copy_(drift.shifted(linear.bias, linear.weight, weight))
-
-
-@contextmanager
-def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Set every named submodule; if that or the body fails, all are put back."""
-    new = {id(model.get_submodule(name)): module for name, module in modules.items()}
-    # a module may go by several names, and is replaced under each
-    everywhere = model.named_modules(remove_duplicate=False)
-    before = {name: module for name, module in everywhere if id(module) in new}
-    try:
-        for name, module in before.items():
-            model.set_submodule(name, new[id(module)])
-        yield
-    except BaseException:
-        for name, module in before.items():
-            model.set_submodule(name, module)
-        raise
 
 
 def _planned_linears(model: nn.Module, plan: CompressionPlan) -> dict[str, nn.Linear]:
@@ -238,9 +221,3 @@ def _layer_report(
 
 def _relative(squared_error: Tensor, squared_norm: Tensor) -> float:
     return float((squared_error.clamp(min=0) / squared_norm.clamp(min=1e-300)).sqrt())
-
-
-def model_bytes(model: nn.Module) -> int:
-    """The bytes of all tensors of a model, each once."""
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -115,14 +115,6 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def longest(model: PreTrainedModel) -> int:
-    """The longest text, in tokens, that the model has positions for."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or 2**31
-    # roberta and its kin count positions from the one after the padding
-    return positions - 2 if "roberta" in config.model_type else positions
-
-
 def save_model(
     model: PreTrainedModel, source: str, folder: str | Path, overwrite: bool = False
 ) -> None:

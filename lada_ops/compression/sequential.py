@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..approximation.svd import damped
-from .batches import call_model, eval_mode, model_inputs, real_tokens, token_mask
-from .calibration import MEAN_SHARE, Batches, LayerStatistics, centred
+from .batches import Batches, call_model, eval_mode, model_inputs, real_tokens, token_mask
+from .calibration import MEAN_SHARE, LayerStatistics, centred
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from ..formats.low_rank import LowRank
 from ..formats.sparse_low_rank import Format, SparseLowRank
 from ..modules.checks import check_module
 from ..modules.compressed_linear import CompressedLinear
-from .compress import model_bytes, replaced_modules, to_module
 from .plan import LayerPlan, Method
 from .pretrained import compression_of, name_in, pretrained_models, record_compression
+from .replacement import model_bytes, replaced_modules, to_module
 
 _METHODS: dict[type, Method] = {
     LowRank: "low_rank",

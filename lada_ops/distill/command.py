@@ -17,8 +17,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..compression.batches import longest
 from ..compression.copying import kept_files, local_folder
-from ..compression.folder import load_model, longest, save_model
+from ..compression.folder import load_model, save_model
 from ..compression.plan import Method
 from ..compression.pretrained import compression_of
 from ..data.dataset import check_model, tokenized

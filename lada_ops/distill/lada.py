@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..approximation.svd import leading_factors
 from ..architectures.encoders import encoder_linears
-from ..compression.calibration import Batches
+from ..compression.batches import Batches
 from ..compression.compress import compress
 from ..compression.plan import CompressionPlan, LayerPlan
 from ..compression.shrink import shrink
@@ -109,7 +109,7 @@ class LadaConfig:
         ranks, shapes = self._ranks(model), _shapes(model)
         if ranks is not None:
             layers = {n: LayerPlan("low_rank", c, r, ranks[n]) for n, (r, c) in shapes.items()}
-            compress(model, CompressionPlan(layers, "weights"), quiet=quiet)
+            compress(model, plan=CompressionPlan(layers, "weights"), quiet=quiet)
 
     def pruner(self, stage: str, model: nn.Module, epochs: float, probe: Probe) -> Pruner:
         return LadaPruner(self, model, epochs, probe)

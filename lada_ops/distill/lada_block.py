@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ..architectures.encoders import encoder_linears
+from ..compression.batches import Batches
 from ..compression.budget import plan
-from ..compression.calibration import Batches, layer_statistics
 from ..compression.compress import compress
-from ..compression.plan import METHODS, CompressionPlan, Method
+from ..compression.plan import METHODS, Method
 from ..compression.pretrained import compression_of
 from ..compression.shrink import shrink
 from ..formats.bsr import INDEX_DTYPE
@@ -74,7 +74,7 @@ class LadaBlockConfig:
 
     def check(self, model: nn.Module) -> None:
         for ratio in (self.ratio, self._first_ratio):
-            self._plan(model, ratio)
+            plan(model, ratio, self.method, block=self.block, rank_multiple=self.rank_multiple)
         if self.order == "prune_first":
             for name, linear in encoder_linears(model).items():
                 shape = linear.out_features, linear.in_features
@@ -82,9 +82,18 @@ class LadaBlockConfig:
 
     def build(self, stage: str, model: nn.Module, batches: Batches, quiet: bool) -> None:
         if stage == "train":
-            statistics = layer_statistics(model, batches, quiet=quiet)
-            start = self._plan(model, self._first_ratio, statistics, quiet)
-            compress(model, start, statistics, quiet=quiet)
+            compress(
+                model,
+                self._first_ratio,
+                self.method,
+                calibration=batches,
+                sequential=False,
+                # an error that hardly moves the outputs may still move the scores and hidden states
+                objective="activations",
+                block=self.block,
+                rank_multiple=self.rank_multiple,
+                quiet=quiet,
+            )
 
     def pruner(self, stage: str, model: nn.Module, epochs: float, probe: Probe) -> Pruner | None:
         if stage == "prune":
@@ -112,21 +121,6 @@ class LadaBlockConfig:
     @property
     def _first_ratio(self) -> float:
         return self.ratio**self.head_start
-
-    def _plan(
-        self, model: nn.Module, ratio: float, statistics: Any = None, quiet: bool = True
-    ) -> CompressionPlan:
-        return plan(
-            model,
-            ratio,
-            self.method,
-            calibration=statistics,
-            # an error that hardly moves the outputs may still move the scores and hidden states
-            objective="auto" if statistics is None else "activations",
-            block=self.block,
-            rank_multiple=self.rank_multiple,
-            quiet=quiet,
-        )
 
 
 def _counts(module: nn.Module) -> Counts:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 
-from ..compression.calibration import Batches
+from ..compression.batches import Batches
 from .losses import Losses
 from .pruner import Pruner
 

@@ -194,14 +194,22 @@ def paths(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def undo(model: nn.Module) -> list[str] | None:
-    """Undo `optimize` on `model` and what is in it; the names of the modules changed.
+def restore(model: nn.Module) -> list[str]:
+    """Undo `optimize` on `model` and its submodules, in place; nothing where none was optimized.
 
-    None where nothing in it was optimized.
+    Weights that were packed in less than fp32 come back rounded to it. Compressed linears stay
+    compressed: `lada_ops.decompress` makes them dense.
+    Returns the names of the modules changed.
+
+    Raises ValueError, the model unchanged, on a part of a model that was optimized as a whole.
     """
+    check_module("restore", model)
     records = {name: r for name, m in model.named_modules() if (r := record_of(m)) is not None}
-    if not records:
-        return None
+    part = optimized_part(model)
+    if not records and part is not None:
+        raise ValueError(
+            f"restore: {part or 'the model'} was optimized with a larger model; expected that one"
+        )
     return [
         _join(prefix, name)
         for prefix, record in records.items()

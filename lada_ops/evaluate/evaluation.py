@@ -14,8 +14,9 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.encoders import ENCODER_LINEARS
-from ..compression.compress import model_bytes
-from ..compression.folder import load_model, longest
+from ..compression.batches import longest
+from ..compression.folder import load_model
+from ..compression.replacement import model_bytes
 from ..data.dataset import check_model, tokenized
 from ..data.glue import Examples, Task, find_task, read_split
 from ..data.metrics import scores

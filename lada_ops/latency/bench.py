@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ..compression.compress import restore
-from ..compression.folder import load_model, longest
+from ..compression.batches import longest
+from ..compression.decompress import decompress
+from ..compression.folder import load_model
 from ..compression.pretrained import compression_of
 from ..engine.optimize import DTYPES, fast_dtypes, optimize
 from . import Comparison, collect, compare_served
@@ -53,7 +54,7 @@ class ServedModels:
             raise ValueError(f"{folder} is a dense model; expected one that lada compressed")
         if against is None:
             dense = copy.deepcopy(model)
-            restore(dense)
+            decompress(dense)
         else:
             dense = load_model(against)
         return cls.of_models(folder, dense, model)

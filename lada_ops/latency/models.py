@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compression.compress import restore
-from ..engine.optimize import undo
+from ..compression.decompress import decompress
+from ..engine.optimize import restore
 from ..host.progress import progress_bar
 from ..modules.packed_linear import PackedLinear
 from .candidate import TOLERANCES, Candidate, WrongOutput, row_norms
@@ -39,11 +39,11 @@ def compare_models(
     """Time `compressed` models against `dense`, the baseline, one comparison per batch.
 
     Each model must give, at all positions its attention_mask keeps, what its own fp32 copy with
-    every linear restored to dense gives: compression may change what a model says, the way it is
+    every linear dense again gives: compression may change what a model says, the way it is
     run may not.
 
     compressed: name -> model; any may be changed already by other means, as long as
-        `lada_ops.restore` finds its compressed linears.
+        `lada_ops.decompress` finds its compressed linears.
     batches: label (such as ``"8x128"``) -> the inputs, on the models' device.
     references: name -> the model as it was before `lada_ops.optimize`, which must give what the
         optimized one does; for each that was optimized.
@@ -141,8 +141,8 @@ def _references(
     with progress_bar(quiet) as progress:
         for name, model in progress.track(models.items(), description="references"):
             reference = copy.deepcopy(model)
-            undo(reference)
             restore(reference)
+            decompress(reference)
             reference.float()
             for label, inputs in batches.items():
                 output = reference(**{key: _to_fp32(value) for key, value in inputs.items()})

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lada_ops import compress, optimize, plan
+from lada_ops import compress, optimize
 from lada_ops.architectures.encoders import encoder_linears
 from lada_ops.engine.optimize import fast_dtypes
 from tests.tiny_encoders import ARCHITECTURES, batch, tiny_bert, with_head
@@ -141,7 +141,7 @@ def test_unmerged_adapters_are_refused(layers):
 
 def test_a_compressed_model_is_named_as_such():
     model = tiny_bert()
-    compress(model, plan(model, 2, rank_multiple=2), quiet=True)
+    compress(model, 2, rank_multiple=2, quiet=True)
     with pytest.raises(ValueError, match="BertModel is compressed already: .*query is a LowRank"):
         encoder_linears(model)
 
@@ -156,5 +156,5 @@ def test_an_optimized_model_is_named_as_such():
 
 def test_what_is_left_dense_is_found_beside_what_is_compressed():
     model = tiny_bert()
-    compress(model, plan(model, 2, rank_multiple=2, layers="query"), quiet=True)
+    compress(model, 2, rank_multiple=2, layers="query", quiet=True)
     assert len(encoder_linears(model)) == 10

@@ -34,7 +34,7 @@ def dense():
 def compressed(dense, method):
     model = copy.deepcopy(dense)
     plan = lada_ops.plan(model, 2, method, block=(16, 16), rank_multiple=2)
-    lada_ops.compress(model, plan, quiet=True)
+    lada_ops.compress(model, plan=plan, quiet=True)
     return model
 
 

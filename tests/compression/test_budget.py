@@ -128,7 +128,7 @@ class TestPlan:
         model = tiny_bert(hidden_size=64, intermediate_size=128)
         made = plan(model, 3, method, block=(16, 16), rank_multiple=1)
         want = sum(planned_bytes(model.get_submodule(n), x) for n, x in made.layers.items())
-        report = compress(model, made, quiet=True)
+        report = compress(model, plan=made, quiet=True)
         assert report.compressed.stored_bytes == want
         assert report.ratio >= 3
 
@@ -287,7 +287,7 @@ class TestPlanWithCalibration:
             for linear in encoder_linears(model).values():
                 linear.weight *= 1e-30
         made = plan(model, 3, method, calibration=self.BATCHES, selection=selection, **SMALL)
-        report = compress(model, made, self.BATCHES, quiet=True)
+        report = compress(model, plan=made, calibration=self.BATCHES, sequential=False, quiet=True)
         assert all(0 < (layer.activation_error or 0) < 1 for layer in report.layers.values())
 
     @pytest.mark.parametrize("method", METHODS)
@@ -300,5 +300,5 @@ class TestPlanWithCalibration:
 
 def total_error(made, batches):
     """The summed squares of the relative output errors."""
-    report = compress(tiny_bert(), made, batches, quiet=True)
+    report = compress(tiny_bert(), plan=made, calibration=batches, sequential=False, quiet=True)
     return sum((layer.activation_error or 0) ** 2 for layer in report.layers.values())

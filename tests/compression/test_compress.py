@@ -12,8 +12,8 @@ from lada_ops import (
     LowRankLinear,
     SparseLowRankLinear,
     compress,
+    decompress,
     plan,
-    restore,
 )
 from lada_ops.architectures.encoders import encoder_linears
 from lada_ops.compression import compress as swap
@@ -32,6 +32,11 @@ CALIBRATION = [batch(), batch(seed=1)]
 
 def make_plan(model, method: Any = "low_rank", ratio=1.7, **kwargs):
     return plan(model, ratio, method, rank_multiple=1, block=(8, 4), **kwargs)
+
+
+def calibrated(model, made):
+    """The report of a compression that is not sequential: all linears at once."""
+    return compress(model, plan=made, calibration=CALIBRATION, sequential=False, quiet=True)
 
 
 @torch.no_grad()
@@ -94,20 +99,20 @@ class TestCompress:
     def test_linears_become_modules_of_the_format(self, method):
         model = tiny_bert()
         names = set(encoder_linears(model))
-        compress(model, make_plan(model, method), quiet=True)
+        compress(model, plan=make_plan(model, method), quiet=True)
         assert {n for n, m in model.named_modules() if type(m) is MODULES[method]} == names
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_lossless_plan_keeps_the_outputs(self, name):
         model = with_head(name)
         want = outputs(model)
-        compress(model, lossless(model), quiet=True)
+        compress(model, plan=lossless(model), quiet=True)
         torch.testing.assert_close(outputs(model), want, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("method", METHODS)
     def test_outputs_are_those_of_the_reported_error(self, method):
         model, dense = tiny_bert(), tiny_bert()
-        report = compress(model, make_plan(model, method), CALIBRATION, quiet=True)
+        report = calibrated(model, make_plan(model, method))
         for name, layer in report.layers.items():
             weight = dense.get_submodule(name).weight.detach()
             rest = weight - model.get_submodule(name).format.to_dense()
@@ -117,7 +122,7 @@ class TestCompress:
     @pytest.mark.parametrize("method", METHODS)
     def test_activation_error_is_that_of_the_calibration_tokens(self, method):
         model, dense = tiny_bert(), tiny_bert()
-        report = compress(model, make_plan(model, method), CALIBRATION, quiet=True)
+        report = calibrated(model, make_plan(model, method))
         x, linear = tokens_at(dense, QUERY), dense.get_submodule(QUERY)
         with torch.no_grad():
             rest = linear(x) - model.get_submodule(QUERY)(x)
@@ -128,7 +133,7 @@ class TestCompress:
     def test_calibration_lowers_the_activation_error(self, method):
         """Measured with the same tokens, for weights fitted with them and without."""
         first, second = tiny_bert(), tiny_bert()
-        fitted = compress(first, make_plan(first, method), CALIBRATION, quiet=True)
+        fitted = calibrated(first, make_plan(first, method))
         seen = lada_ops.layer_statistics(second, CALIBRATION, quiet=True)
         for name, layer in fitted.layers.items():
             linear = second.get_submodule(name)
@@ -142,38 +147,38 @@ class TestCompress:
 
     def test_report_without_calibration(self):
         model = tiny_bert()
-        layer = compress(model, make_plan(model), quiet=True).layers[QUERY]
+        layer = compress(model, plan=make_plan(model), quiet=True).layers[QUERY]
         assert (layer.objective, layer.activation_error) == ("weights", None)
 
     def test_report_counts_the_model(self):
         model = tiny_bert()
         dense = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        report = compress(model, make_plan(model), quiet=True)
+        report = compress(model, plan=make_plan(model), quiet=True)
         now = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         assert (report.model_bytes_dense, report.model_bytes) == (dense, now)
         assert dense - now == report.dense.stored_bytes - report.compressed.stored_bytes
 
     def test_report_counts_what_the_modules_count(self):
         model = tiny_bert()
-        report = compress(model, make_plan(model, "sparse_low_rank"), quiet=True)
+        report = compress(model, plan=make_plan(model, "sparse_low_rank"), quiet=True)
         for name, layer in report.layers.items():
             assert layer.compressed == model.get_submodule(name).counts()
 
     def test_compressing_twice_gives_the_same(self):
         first, second = tiny_bert(), tiny_bert()
         for model in (first, second):
-            compress(model, make_plan(model, "sparse_low_rank"), CALIBRATION, quiet=True)
+            calibrated(model, make_plan(model, "sparse_low_rank"))
         assert torch.equal(outputs(first), outputs(second))
 
     def test_bias_is_kept_to_the_bit(self):
         model, dense = tiny_bert(), tiny_bert()
-        compress(model, make_plan(model), quiet=True)
+        compress(model, plan=make_plan(model), quiet=True)
         assert torch.equal(model.get_submodule(QUERY).bias, dense.get_submodule(QUERY).bias)
 
     def test_other_modules_are_the_same_objects(self):
         model = tiny_bert()
         before = dict(model.named_modules())
-        compress(model, make_plan(model), quiet=True)
+        compress(model, plan=make_plan(model), quiet=True)
         after = dict(model.named_modules())
         changed = {name for name in before if after.get(name) is not before[name]}
         assert changed == set(encoder_linears(tiny_bert()))
@@ -182,62 +187,64 @@ class TestCompress:
     @pytest.mark.parametrize("method", METHODS)
     def test_dtype_is_kept(self, method, dtype):
         model = tiny_bert().to(dtype)
-        compress(model, make_plan(model, method), CALIBRATION, quiet=True)
+        calibrated(model, make_plan(model, method))
         assert {p.dtype for p in model.parameters()} == {dtype}
         assert outputs(model).isfinite().all()
 
     @pytest.mark.parametrize("training", [True, False])
     def test_mode_is_kept(self, training):
         model = tiny_bert().train(training)
-        compress(model, make_plan(model), CALIBRATION, quiet=True)
+        calibrated(model, make_plan(model))
         assert {m.training for m in model.modules()} == {training}
 
     @pytest.mark.parametrize("frozen", ["weight", "bias"])
     def test_frozen_stays_frozen(self, frozen):
         model = tiny_bert()
         getattr(model.get_submodule(QUERY), frozen).requires_grad_(False)
-        compress(model, make_plan(model, "sparse_low_rank"), quiet=True)
+        compress(model, plan=make_plan(model, "sparse_low_rank"), quiet=True)
         flags = {n: p.requires_grad for n, p in model.get_submodule(QUERY).named_parameters()}
         assert flags == {n: (n == "bias") == (frozen == "weight") for n in flags}
 
     def test_training_reaches_every_compressed_parameter(self):
         model = tiny_bert()
-        compress(model, make_plan(model, "sparse_low_rank"), quiet=True)
+        compress(model, plan=make_plan(model, "sparse_low_rank"), quiet=True)
         model(**batch()).last_hidden_state.square().sum().backward()
         modules = [m for m in model.modules() if isinstance(m, CompressedLinear)]
         assert all(p.grad is not None for m in modules for p in m.parameters())
 
     def test_shared_layers_are_compressed_once(self):
         model = with_head("albert")
-        report = compress(model, make_plan(model), quiet=True)
+        report = compress(model, plan=make_plan(model), quiet=True)
         assert len(report.layers) == 6
         assert outputs(model).isfinite().all()
 
     def test_zero_weights(self):
         model = tiny_bert()
         nn.init.zeros_(model.get_submodule(QUERY).weight)
-        report = compress(model, make_plan(model, "sparse_low_rank"), CALIBRATION, quiet=True)
+        report = calibrated(model, make_plan(model, "sparse_low_rank"))
         assert report.layers[QUERY].weight_error == 0
         assert outputs(model).isfinite().all()
 
     def test_model_without_config(self):
         model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
-        report = compress(model, make_plan(model, ratio=1.5, layers=""), quiet=True)
+        report = compress(model, plan=make_plan(model, ratio=1.5, layers=""), quiet=True)
         assert list(report.layers) == ["0", "2"]
         assert model(torch.ones(1, 16)).shape == (1, 8)
 
     def test_config_holds_plan_and_report(self):
         model = tiny_bert()
         made = make_plan(model)
-        report = compress(model, made, quiet=True)
+        report = compress(model, plan=made, quiet=True)
         config = model.config.quantization_config.to_dict()
         assert CompressionPlan.from_dict(config["plan"]) == made
         assert lada_ops.CompressionReport.from_dict(config["report"]) == report
 
     def test_second_compression_of_other_layers_is_merged(self):
         model = tiny_bert()
-        first = compress(model, make_plan(model, layers=r"layer\.0\."), quiet=True)
-        second = compress(model, make_plan(model, "block_sparse", layers=r"layer\.1\."), quiet=True)
+        first = compress(model, plan=make_plan(model, layers=r"layer\.0\."), quiet=True)
+        second = compress(
+            model, plan=make_plan(model, "block_sparse", layers=r"layer\.1\."), quiet=True
+        )
         config = model.config.quantization_config.to_dict()
         assert set(config["plan"]["layers"]) == {*first.layers, *second.layers}
         assert set(config["report"]["layers"]) == {*first.layers, *second.layers}
@@ -246,7 +253,7 @@ class TestCompress:
 
     def test_quiet_prints_nothing(self, capfd):
         model = tiny_bert()
-        compress(model, make_plan(model), CALIBRATION, quiet=True)
+        calibrated(model, make_plan(model))
         assert capfd.readouterr() == ("", "")
 
 
@@ -254,68 +261,9 @@ class TestSharedModules:
     def test_linear_of_two_names_is_replaced_under_both(self):
         model: Any = nn.Module()
         model.a = model.b = nn.Linear(64, 64)
-        compress(model, plan(model, 2, layers=""), quiet=True)
+        compress(model, 2, layers="", quiet=True)
         assert isinstance(model.a, LowRankLinear)
         assert model.b is model.a
-        restore(model)
+        decompress(model)
         assert type(model.a) is nn.Linear
         assert model.b is model.a
-
-
-class TestRestore:
-    def test_refuses_a_module_with_an_activation(self):
-        model = nn.Sequential(LowRankLinear(8, 8, 2), LowRankLinear(8, 8, 2, activation="gelu"))
-        before = list(model)
-        with pytest.raises(ValueError, match="1 has activation 'gelu'"):
-            restore(model)
-        assert list(model) == before
-
-    @pytest.mark.parametrize("method", METHODS)
-    def test_outputs_stay(self, method):
-        model = tiny_bert()
-        compress(model, make_plan(model, method), quiet=True)
-        want = outputs(model)
-        restore(model)
-        torch.testing.assert_close(outputs(model), want, rtol=1e-5, atol=1e-5)
-
-    def test_nothing_compressed_is_left(self):
-        model = tiny_bert()
-        names = list(encoder_linears(model))
-        compress(model, make_plan(model), quiet=True)
-        assert restore(model) == names
-        assert list(encoder_linears(model)) == names
-        assert model.state_dict().keys() == tiny_bert().state_dict().keys()
-
-    def test_config_is_that_of_a_dense_model(self):
-        model = tiny_bert()
-        before = model.config.to_dict()
-        compress(model, make_plan(model), quiet=True)
-        restore(model)
-        assert model.config.to_dict() == before
-
-    def test_restored_model_can_be_compressed_again(self):
-        model = tiny_bert()
-        compress(model, make_plan(model), quiet=True)
-        restore(model)
-        assert len(compress(model, make_plan(model, "block_sparse"), quiet=True).layers) == 12
-
-    def test_dense_model_stays(self):
-        model = tiny_bert()
-        before = Snapshot(model)
-        assert restore(model) == []
-        before.assert_unchanged(model)
-
-    def test_frozen_stays_frozen(self):
-        model = tiny_bert().requires_grad_(False)
-        compress(model, make_plan(model), quiet=True)
-        restore(model)
-        assert not any(p.requires_grad for p in model.parameters())
-
-    def test_model_stays_compressed_if_it_fails(self, monkeypatch):
-        model = tiny_bert()
-        compress(model, make_plan(model), quiet=True)
-        before = Snapshot(model)
-        monkeypatch.setattr(swap, "forget_compression", fail_on_call(None, 1, OSError("stop")))
-        with pytest.raises(OSError, match="stop"):
-            restore(model)
-        before.assert_unchanged(model)

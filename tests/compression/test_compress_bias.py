@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from lada_ops import compress
 from lada_ops.approximation.svd import damped
 from lada_ops.compression.plan import METHODS
-from tests.compression.test_compress import CALIBRATION, QUERY, make_plan, tokens_at
+from tests.compression.test_compress import QUERY, calibrated, make_plan, tokens_at
 from tests.tiny_encoders import tiny_bert, with_head
 
 
@@ -15,7 +14,7 @@ from tests.tiny_encoders import tiny_bert, with_head
 def test_outputs_are_right_in_the_mean(method, objective):
     model, dense = tiny_bert().double(), tiny_bert().double()
     linear = dense.get_submodule(QUERY)
-    compress(model, make_plan(model, method, objective=objective), CALIBRATION, quiet=True)
+    calibrated(model, make_plan(model, method, objective=objective))
     x = tokens_at(dense, QUERY)
     with torch.no_grad():
         rest = linear(x) - model.get_submodule(QUERY)(x)
@@ -26,7 +25,7 @@ def test_outputs_are_right_in_the_mean(method, objective):
 def test_weight_and_bias_are_fitted_together():
     """No weight of that rank does better with any bias (Eckart-Young, inputs centred)."""
     model, dense = tiny_bert().double(), tiny_bert().double()
-    report = compress(model, make_plan(model, objective="activations"), CALIBRATION, quiet=True)
+    report = calibrated(model, make_plan(model, objective="activations"))
     for name, layer in report.layers.items():
         x, weight = tokens_at(dense, name), dense.get_submodule(name).weight.detach()
         centred = (x - x.mean(0)) / len(x) ** 0.5
@@ -41,7 +40,7 @@ def test_weight_and_bias_are_fitted_together():
 
 def test_without_a_bias_there_is_nothing_to_shift():
     model, dense = with_head("modernbert"), with_head("modernbert")
-    report = compress(model, make_plan(model, objective="activations"), CALIBRATION, quiet=True)
+    report = calibrated(model, make_plan(model, objective="activations"))
     name = next(iter(report.layers))
     assert model.get_submodule(name).bias is None
     x, weight = tokens_at(dense, name), dense.get_submodule(name).weight.detach()

@@ -7,7 +7,14 @@ from torch import nn
 from lada_ops import CompressionPlan, LayerPlan, compress, optimize, plan, restore
 from lada_ops.compression import compress as swap
 from lada_ops.engine.optimize import fast_dtypes
-from tests.compression.test_compress import CALIBRATION, QUERY, Snapshot, fail_on_call, make_plan
+from tests.compression.test_compress import (
+    CALIBRATION,
+    QUERY,
+    Snapshot,
+    calibrated,
+    fail_on_call,
+    make_plan,
+)
 from tests.tiny_encoders import batch, tiny_bert
 
 
@@ -19,7 +26,7 @@ def test_failure_while_fitting(monkeypatch, stage, number, error):
     before = Snapshot(model)
     monkeypatch.setattr(swap, stage, fail_on_call(getattr(swap, stage), number, error))
     with pytest.raises(type(error), match="stop"):
-        compress(model, make_plan(model), CALIBRATION, quiet=True)
+        calibrated(model, make_plan(model))
     before.assert_unchanged(model)
 
 
@@ -31,7 +38,7 @@ def test_failure_while_replacing(monkeypatch, number, error):
     failing = fail_on_call(model.set_submodule, number, error)
     monkeypatch.setattr(model, "set_submodule", failing)
     with pytest.raises(type(error), match="stop"):
-        compress(model, make_plan(model), quiet=True)
+        compress(model, plan=make_plan(model), quiet=True)
     before.assert_unchanged(model)
 
 
@@ -41,7 +48,7 @@ def test_failure_while_recording(monkeypatch, error):
     before = Snapshot(model)
     monkeypatch.setattr(swap, "record_compression", fail_on_call(None, 1, error))
     with pytest.raises(type(error), match="stop"):
-        compress(model, make_plan(model), quiet=True)
+        compress(model, plan=make_plan(model), quiet=True)
     before.assert_unchanged(model)
 
 
@@ -51,17 +58,23 @@ def test_failure_while_reporting(monkeypatch):
     failing = fail_on_call(swap.model_bytes, 2, RuntimeError("stop"))
     monkeypatch.setattr(swap, "model_bytes", failing)
     with pytest.raises(RuntimeError, match="stop"):
-        compress(model, make_plan(model), quiet=True)
+        compress(model, plan=make_plan(model), quiet=True)
     before.assert_unchanged(model)
 
 
 def test_failure_leaves_an_earlier_compression():
     model = tiny_bert()
-    compress(model, make_plan(model, layers=r"layer\.0\."), quiet=True)
+    compress(model, plan=make_plan(model, layers=r"layer\.0\."), quiet=True)
     before = Snapshot(model)
     nan = {"inputs_embeds": torch.full((3, 9, 32), float("nan"))}
     with pytest.raises(ValueError, match="NaN"):
-        compress(model, make_plan(model, layers=r"layer\.1\."), [nan], quiet=True)
+        compress(
+            model,
+            plan=make_plan(model, layers=r"layer\.1\."),
+            calibration=[nan],
+            sequential=False,
+            quiet=True,
+        )
     before.assert_unchanged(model)
 
 
@@ -75,25 +88,36 @@ def interrupted():
     [
         (interrupted, KeyboardInterrupt),
         (list, ValueError),
-        (lambda: ["text"], TypeError),
+        (lambda: ["text"], ValueError),
+        (lambda: [batch(), "text"], TypeError),
         (lambda: [batch() | {"attention_mask": torch.zeros(3, 9)}], ValueError),
         (lambda: 3, TypeError),
         (lambda: [{"no_such_input": 1}], (TypeError, ValueError)),
     ],
-    ids=["interrupt", "empty", "text", "all masked", "no iterable", "other inputs"],
+    ids=[
+        "interrupt",
+        "empty",
+        "text",
+        "mixed",
+        "all masked",
+        "no iterable",
+        "other inputs",
+    ],
 )
 def test_failure_while_calibrating(calibration, error):
     model = tiny_bert().train()
     before = Snapshot(model)
     with pytest.raises(error):
-        compress(model, make_plan(model), calibration(), quiet=True)
+        compress(
+            model, plan=make_plan(model), calibration=calibration(), sequential=False, quiet=True
+        )
     before.assert_unchanged(model)
 
 
 def refuses(model, made, error, message, calibration=None):
     before = Snapshot(model)
     with pytest.raises(error, match=message):
-        compress(model, made, calibration, quiet=True)
+        compress(model, plan=made, calibration=calibration, sequential=False, quiet=True)
     before.assert_unchanged(model)
 
 
@@ -137,13 +161,13 @@ def test_refuses_a_plan_for_what_is_no_linear():
 def test_refuses_a_layer_that_is_compressed_already():
     model = tiny_bert()
     made = make_plan(model)
-    compress(model, made, quiet=True)
+    compress(model, plan=made, quiet=True)
     refuses(model, made, ValueError, "LowRankLinear named .*; expected an nn.Linear")
 
 
 def test_nothing_is_left_to_plan_in_a_compressed_model():
     model = tiny_bert()
-    compress(model, make_plan(model), quiet=True)
+    compress(model, plan=make_plan(model), quiet=True)
     with pytest.raises(ValueError, match="compressed already"):
         plan(model)
 
@@ -157,7 +181,7 @@ def test_refuses_weights_that_are_not_finite(value):
     with pytest.raises(
         ValueError, match="encoder.layer.1.output.dense: the weight holds NaN or inf"
     ):
-        compress(model, made, quiet=True)
+        compress(model, plan=made, quiet=True)
     assert type(model.get_submodule(QUERY)) is nn.Linear
     assert not hasattr(model.config, "quantization_config")
 
@@ -182,14 +206,14 @@ def test_refuses_a_model_that_another_method_quantized():
     made = make_plan(model)
     model.config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(ValueError, match="BertModel is quantized by 'gptq'; expected a dense"):
-        compress(model, made, quiet=True)
+        compress(model, plan=made, quiet=True)
 
 
 def test_restore_refuses_a_part_of_an_optimized_model():
     if not fast_dtypes():
         pytest.skip("no native library was built")
     model = tiny_bert()
-    compress(model, make_plan(model), quiet=True)
+    compress(model, plan=make_plan(model), quiet=True)
     optimize(model)
     with pytest.raises(ValueError, match=r"restore: .* was optimized with a larger model"):
         restore(model.encoder)

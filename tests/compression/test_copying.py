@@ -31,7 +31,7 @@ def write(path: Path, content: str = "1") -> Path:
 
 def saved(source: Path | str, out: Path, overwrite: bool = False) -> Path:
     model = load_model(str(source), "cpu")
-    lada_ops.compress(model, lada_ops.plan(model, 4), quiet=True)
+    lada_ops.compress(model, 4, quiet=True)
     save_model(model, str(source), out, overwrite)
     return out
 

@@ -118,7 +118,7 @@ def test_check_target_refuses_a_file_even_to_overwrite(tmp_path):
 
 def test_saved_model_takes_the_place_of_its_source(source, tmp_path):
     model = load_model(str(source))
-    lada_ops.compress(model, lada_ops.plan(model, 4), quiet=True)
+    lada_ops.compress(model, 4, quiet=True)
     save_model(model, str(source), tmp_path / "out")
     files = snapshot(tmp_path / "out")
     assert files.keys() == snapshot(source).keys()
@@ -167,7 +167,7 @@ def test_truncated_weights_are_named(source):
 
 def test_compressed_model_loads_equal_to_the_bit(source, tmp_path):
     model = load_model(str(source), "cpu")
-    lada_ops.compress(model, lada_ops.plan(model, 4, "sparse_low_rank"), quiet=True)
+    lada_ops.compress(model, 4, "sparse_low_rank", quiet=True)
     save_model(model, str(source), tmp_path / "out")
     ids = torch.arange(20).view(2, 10)
     with torch.inference_mode():

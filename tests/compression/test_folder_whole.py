@@ -159,7 +159,7 @@ class TestCommands:
     @pytest.fixture
     def compressed(self, tmp_path):
         model = with_head("bert")
-        lada_ops.compress(model, lada_ops.plan(model, 2), quiet=True)
+        lada_ops.compress(model, 2, quiet=True)
         model.save_pretrained(tmp_path / "small")
         edit_tensors(tmp_path / "small", lambda t: t.pop("bert.embeddings.LayerNorm.bias"))
         return tmp_path / "small"
@@ -177,7 +177,7 @@ class TestCommands:
     )  # fmt: skip
     def test_refuses_a_folder_without_a_layer_norm(self, command, dense, compressed, tmp_path):
         model = with_head("bert")
-        lada_ops.compress(model, lada_ops.plan(model, 2), quiet=True)
+        lada_ops.compress(model, 2, quiet=True)
         model.save_pretrained(tmp_path / "whole")
         paths = {name: tmp_path / name for name in ("dense", "small", "whole", "out")}
         result = CliRunner().invoke(app, command.format(**paths).split())
@@ -192,7 +192,7 @@ class TestCompressed:
     @pytest.fixture
     def folder(self, tmp_path):
         model = with_head("bert")
-        lada_ops.compress(model, lada_ops.plan(model, 2), quiet=True)
+        lada_ops.compress(model, 2, quiet=True)
         model.save_pretrained(tmp_path)
         return tmp_path
 
@@ -215,7 +215,7 @@ class TestCompressed:
     def test_a_masked_language_model_gives_its_encoder(self, tmp_path):
         torch.manual_seed(0)
         model = BertForMaskedLM(tiny_bert().config).eval()
-        lada_ops.compress(model, lada_ops.plan(model, 2), quiet=True)
+        lada_ops.compress(model, 2, quiet=True)
         model.save_pretrained(tmp_path)
         model.bert.pooler = None
         loaded = AutoModel.from_pretrained(tmp_path)

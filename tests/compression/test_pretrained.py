@@ -16,7 +16,7 @@ from transformers import (
     BertModel,
 )
 
-from lada_ops import CompressionPlan, CompressionReport, compress, restore
+from lada_ops import CompressionPlan, CompressionReport, compress, decompress
 from lada_ops.architectures.encoders import encoder_linears
 from lada_ops.compression.plan import METHODS
 from lada_ops.compression.pretrained import LadaQuantizationConfig, compression_of
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 def saved(folder, model, method="low_rank", **kwargs):
     """The compressed model, and its folder."""
-    compress(model, make_plan(model, method, **kwargs), quiet=True)
+    compress(model, plan=make_plan(model, method, **kwargs), quiet=True)
     model.save_pretrained(folder)
     return model
 
@@ -75,7 +75,7 @@ class TestRoundTrip:
     def test_plan_and_report_come_back(self, tmp_path):
         model = tiny_bert()
         made = make_plan(model, "sparse_low_rank")
-        report = compress(model, made, [batch()], quiet=True)
+        report = compress(model, plan=made, calibration=[batch()], sequential=False, quiet=True)
         model.save_pretrained(tmp_path)
         assert compression_of(load(tmp_path)) == (made, report)
 
@@ -106,7 +106,7 @@ class TestRoundTrip:
 
     def test_sharded(self, tmp_path):
         model = tiny_bert()
-        compress(model, make_plan(model, "sparse_low_rank"), quiet=True)
+        compress(model, plan=make_plan(model, "sparse_low_rank"), quiet=True)
         model.save_pretrained(tmp_path, max_shard_size="20KB")
         assert len(list(tmp_path.glob("*.safetensors"))) > 2
         assert_equal(load(tmp_path), model)
@@ -118,7 +118,7 @@ class TestRoundTrip:
 
     def test_layers_compressed_in_two_steps(self, tmp_path):
         model = tiny_bert()
-        compress(model, make_plan(model, layers=r"layer\.0\."), quiet=True)
+        compress(model, plan=make_plan(model, layers=r"layer\.0\."), quiet=True)
         saved(tmp_path, model, "block_sparse", layers=r"layer\.1\.")
         assert_equal(load(tmp_path), model)
 
@@ -137,7 +137,7 @@ class TestRoundTrip:
         saved(tmp_path / "a", tiny_bert())
         model = load(tmp_path / "a")
         want = outputs(model)
-        restore(model)
+        decompress(model)
         model.save_pretrained(tmp_path / "b")
         assert "quantization_config" not in json.loads((tmp_path / "b/config.json").read_text())
         again = load(tmp_path / "b")
@@ -146,7 +146,7 @@ class TestRoundTrip:
 
     def test_deepcopy_can_be_saved(self, tmp_path):
         model = tiny_bert()
-        compress(model, make_plan(model, "sparse_low_rank"), quiet=True)
+        compress(model, plan=make_plan(model, "sparse_low_rank"), quiet=True)
         copy.deepcopy(model).save_pretrained(tmp_path)
         assert_equal(load(tmp_path), model)
 
@@ -194,7 +194,7 @@ class TestHeads:
 
     def test_base_compressed_inside_its_head(self, tmp_path):
         model = with_head("bert")
-        compress(model.bert, make_plan(model.bert), quiet=True)
+        compress(model.bert, plan=make_plan(model.bert), quiet=True)
         model.save_pretrained(tmp_path)
         assert_equal(load(tmp_path, type(model)), model)
 
@@ -230,13 +230,13 @@ class TestWrappers:
     def test_model_in_a_container(self, tmp_path):
         model = tiny_bert()
         whole = nn.Sequential(nn.Sequential(model))
-        compress(whole, make_plan(whole), quiet=True)
+        compress(whole, plan=make_plan(whole), quiet=True)
         model.save_pretrained(tmp_path)
         assert_equal(load(tmp_path), model)
 
     def test_two_models_each_have_their_own_plan(self):
         whole = nn.ModuleDict({"one": tiny_bert(), "two": tiny_bert()})
-        compress(whole, make_plan(whole, layers=r"one\..*query|two\..*key"), quiet=True)
+        compress(whole, plan=make_plan(whole, layers=r"one\..*query|two\..*key"), quiet=True)
         for name, kind in (("one", "query"), ("two", "key")):
             made, _ = compression_of(whole[name]) or (CompressionPlan(), None)
             assert [n.rsplit(".", 1)[1] for n in made.layers] == [kind] * 2
@@ -244,21 +244,21 @@ class TestWrappers:
     def test_compiled_model(self, tmp_path):
         model = tiny_bert()
         compiled: Any = torch.compile(model)
-        compress(compiled, make_plan(compiled), quiet=True)
+        compress(compiled, plan=make_plan(compiled), quiet=True)
         compiled.save_pretrained(tmp_path)
         assert_equal(load(tmp_path), model)
 
     def test_restored_in_its_container(self):
         whole = nn.Sequential(tiny_bert())
-        compress(whole, make_plan(whole), quiet=True)
-        restore(whole)
+        compress(whole, plan=make_plan(whole), quiet=True)
+        decompress(whole)
         assert compression_of(whole[0]) is None
 
     def test_sentence_transformer(self, tmp_path):
         sentence = pytest.importorskip("sentence_transformers")
         write_tiny_model(tmp_path / "dense")
         model = sentence.SentenceTransformer(str(tmp_path / "dense"), device="cpu")
-        compress(model, make_plan(model), quiet=True)
+        compress(model, plan=make_plan(model), quiet=True)
         model.save(str(tmp_path / "small"))
         again = sentence.SentenceTransformer(str(tmp_path / "small"), device="cpu")
         assert_equal(again, model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lada_ops import compress, plan
+from lada_ops import compress
 from lada_ops.modules.block_sparse_linear import BsrLinear
 from tests.compression.test_pretrained import load, saved
 from tests.modules.module_suite import is_panel_major
@@ -30,7 +30,7 @@ def test_values_are_panel_major(tmp_path, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_block_rows_are_in_the_order_of_their_load(tmp_path, method):
     model = tiny_bert(hidden_size=64, intermediate_size=128)
-    compress(model, plan(model, 2, method, rank_multiple=1, block=(16, 16)), quiet=True)
+    compress(model, 2, method, rank_multiple=1, block=(16, 16), quiet=True)
     model.save_pretrained(tmp_path)
     modules = [m for m in load(tmp_path).modules() if isinstance(m, BsrLinear)]
     assert len(modules) == 12

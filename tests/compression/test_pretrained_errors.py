@@ -20,7 +20,7 @@ MISMATCH = rf"ignore_mismatched_sizes|{QUERY}\.\w+ is .*plan expects"
 def folder(tmp_path):
     """A compressed model on disk."""
     model = tiny_bert()
-    compress(model, make_plan(model, "sparse_low_rank", ratio=1.2), quiet=True)
+    compress(model, plan=make_plan(model, "sparse_low_rank", ratio=1.2), quiet=True)
     model.save_pretrained(tmp_path)
     return tmp_path
 

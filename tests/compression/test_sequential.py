@@ -38,7 +38,7 @@ def drifted(tokens=60, features=12):
 def in_sequence(model, method="low_rank", **kwargs):
     """The report of a model compressed with the calibration batches, layer after layer."""
     made = make_plan(model, method, **kwargs)
-    return compress(model, made, batches=CALIBRATION, quiet=True)
+    return compress(model, plan=made, calibration=CALIBRATION, quiet=True)
 
 
 def both(model, dense, name):
@@ -140,7 +140,7 @@ def test_architectures(name):
 def test_lossless_plan_keeps_the_outputs(name):
     model = with_head(name)
     want = outputs(model)
-    compress(model, lossless(model), batches=CALIBRATION, quiet=True)
+    compress(model, plan=lossless(model), calibration=CALIBRATION, quiet=True)
     torch.testing.assert_close(outputs(model), want, rtol=1e-3, atol=1e-4)
 
 
@@ -148,10 +148,10 @@ def test_lossless_plan_keeps_the_outputs(name):
 def test_the_model_s_own_error_is_lower(method):
     dense = tiny_bert(num_hidden_layers=4)
     errors = []
-    for batches in (None, CALIBRATION):
+    for sequential in (False, True):
         model = copy.deepcopy(dense)
         made = make_plan(model, method, ratio=2.5)
-        compress(model, made, CALIBRATION, batches=batches, quiet=True)
+        compress(model, plan=made, calibration=CALIBRATION, sequential=sequential, quiet=True)
         now, before = both(model, dense, "encoder.layer.3.output.dense")
         errors.append(float(torch.linalg.norm(now - before)))
     assert errors[1] < errors[0]
@@ -161,7 +161,13 @@ def test_statistics_may_be_given_too():
     first, second = tiny_bert(), tiny_bert()
     in_sequence(first)
     seen = layer_statistics(second, CALIBRATION, quiet=True)
-    compress(second, make_plan(second), seen, batches=(b for b in CALIBRATION), quiet=True)
+    compress(
+        second,
+        plan=make_plan(second),
+        calibration=seen,
+        sequential=(b for b in CALIBRATION),
+        quiet=True,
+    )
     assert torch.equal(outputs(first), outputs(second))
 
 
@@ -187,7 +193,7 @@ def test_a_model_that_fails_is_left_as_it_was():
     made = make_plan(model)
     batches: list[Any] = [*CALIBRATION, "text"]
     with pytest.raises(TypeError, match="batch 2 is str; expected a dict"):
-        compress(model, made, CALIBRATION, batches=batches, quiet=True)
+        compress(model, plan=made, calibration=CALIBRATION, sequential=batches, quiet=True)
     before.assert_unchanged(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -196,12 +202,12 @@ def test_refuses_batches_for_weights_alone():
     model = tiny_bert()
     made = make_plan(model, objective="weights")
     with pytest.raises(ValueError, match="calibration given for a plan with objective 'weights'"):
-        compress(model, made, batches=CALIBRATION, quiet=True)
+        compress(model, plan=made, calibration=CALIBRATION, quiet=True)
 
 
 def test_refuses_batches_without_one():
     model = tiny_bert()
     seen = layer_statistics(model, CALIBRATION, quiet=True)
-    with pytest.raises(ValueError, match="compress: no batches; expected at least one"):
-        compress(model, make_plan(model), seen, batches=[], quiet=True)
+    with pytest.raises(ValueError, match="sequential: no batches; expected at least one"):
+        compress(model, plan=make_plan(model), calibration=seen, sequential=[], quiet=True)
     assert type(model.get_submodule(QUERY)) is nn.Linear

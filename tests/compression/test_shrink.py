@@ -16,7 +16,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
 def compressed(method: Any = "sparse_low_rank") -> Any:
     model = tiny_classifier(hidden_size=128, intermediate_size=256)
     made = lada_ops.plan(model, 2, method, block=(32, 16))
-    lada_ops.compress(model, made, quiet=True)
+    lada_ops.compress(model, plan=made, quiet=True)
     return model
 
 
@@ -132,8 +132,8 @@ def test_a_plan_of_a_module_is_of_its_sizes(module):
 
 def test_a_base_that_was_compressed_inside_its_head_shrinks_with_it(tmp_path):
     model = compressed("low_rank").float()
-    lada_ops.restore(model)
-    lada_ops.compress(model.bert, lada_ops.plan(model.bert, 2, "low_rank"), quiet=True)
+    lada_ops.decompress(model)
+    lada_ops.compress(model.bert, 2, "low_rank", quiet=True)
     query = model.get_submodule(QUERY)
     with torch.no_grad():
         query.u[:, 1:] = 0

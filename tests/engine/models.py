@@ -31,7 +31,7 @@ def dense(name: str) -> Any:
 
 def compress(model: Any, method: Method = "low_rank", layers: str | None = None) -> Any:
     plan = lada_ops.plan(model, 2, method, block=(16, 16), rank_multiple=2, layers=layers)
-    lada_ops.compress(model, plan, quiet=True)
+    lada_ops.compress(model, plan=plan, quiet=True)
     return model
 
 

@@ -225,7 +225,7 @@ class TestPaths:
     def test_tells_what_was_measured(self, monkeypatch):
         monkeypatch.setattr(choice, "_measured_ratio", lambda sources, dtype: 0.8)
         model = tiny_bert()
-        lada_ops.compress(model, lada_ops.plan(model, 1.1, rank_multiple=1), quiet=True)
+        lada_ops.compress(model, 1.1, rank_multiple=1, quiet=True)
         assert set(paths(optimize(model)).values()) == {
             "native encoder, float32: multiplied out, measured 1.25 times as fast as compressed"
         }

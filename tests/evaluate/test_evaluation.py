@@ -38,7 +38,7 @@ def tokenizer(folder):
 def compressed(layers=None):
     model = tiny_classifier()
     plan = lada_ops.plan(model, 2, "low_rank", layers=layers)
-    lada_ops.compress(model, plan, quiet=True)
+    lada_ops.compress(model, plan=plan, quiet=True)
     return model
 
 
@@ -128,7 +128,7 @@ def test_regression_has_scores_and_no_loyalty(tmp_path):
     folders = [write_tiny_model(tmp_path / name) for name in ("teacher", "student")]
     teacher = tiny_classifier(num_labels=1)
     teacher.save_pretrained(folders[0])
-    lada_ops.compress(teacher, lada_ops.plan(teacher, 2, "low_rank"), quiet=True)
+    lada_ops.compress(teacher, 2, "low_rank", quiet=True)
     teacher.save_pretrained(folders[1])
     data = write_data(tmp_path / "data")
     found = evaluate(str(folders[1]), str(folders[0]), data, "stsb", sizes=SIZES, rounds=1)

@@ -22,7 +22,7 @@ def bench():
     torch.manual_seed(0)
     dense = BertModel(tiny_config()).eval()
     model = copy.deepcopy(dense)
-    lada_ops.compress(model, lada_ops.plan(model, 2, "low_rank"))
+    lada_ops.compress(model, 2, "low_rank")
     served = copy.deepcopy(model)
     return ServedModels(
         "x", dense, {"compressed": model, "optimized": served}, {"optimized": model}

@@ -34,7 +34,7 @@ def compressed(dense):
     for method in ("low_rank", "block_sparse", "sparse_low_rank"):
         models[method] = copy.deepcopy(dense)
         plan = lada_ops.plan(dense, ratio=2.5, method=method)
-        lada_ops.compress(models[method], plan, quiet=True)
+        lada_ops.compress(models[method], plan=plan, quiet=True)
     return models
 
 

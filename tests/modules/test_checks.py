@@ -2,15 +2,16 @@ import pytest
 import torch
 
 import lada_ops
-from lada_ops import capture_graphs, compress, layer_statistics, plan, restore, shrink
+from lada_ops import capture_graphs, compress, decompress, layer_statistics, plan, restore, shrink
 from tests.compression.test_compress import make_plan
 from tests.tiny_encoders import batch, tiny_bert
 
 CALLS = {
     "plan": lambda model: plan(model, calibration=[batch()]),
     "layer_statistics": lambda model: layer_statistics(model, [batch()], quiet=True),
-    "compress": lambda model: compress(model, make_plan(tiny_bert()), quiet=True),
+    "compress": lambda model: compress(model, plan=make_plan(tiny_bert()), quiet=True),
     "shrink": shrink,
+    "decompress": decompress,
     "restore": restore,
     "capture_graphs": lambda model: capture_graphs(model, [(1, 1)]),
 }

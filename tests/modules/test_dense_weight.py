@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear, compress, plan
+from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear, compress
 from tests.tiny_encoders import batch, tiny_bert
 
 BLOCKS: dict[str, Any] = {"block": (8, 8), "density": 0.5}
@@ -86,7 +86,7 @@ def test_transformer_encoder_runs_on_it(method):
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     x = torch.randn(2, 5, 32)
     small: Any = {"block": (8, 8), "rank_multiple": 2, "layers": r"linear[12]$"}
-    compress(model, plan(model, 2, method, **small), quiet=True)
+    compress(model, 2, method, **small, quiet=True)
     with torch.no_grad():
         fast = model(x)
     torch.testing.assert_close(fast, model(x))  # with gradients it calls the modules
@@ -96,14 +96,14 @@ def test_t5_reads_its_dtype():
     config = T5Config(vocab_size=50, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
     model = T5EncoderModel(config).eval()
     ids = torch.arange(8).view(2, 4)
-    compress(model, plan(model, 1.2, rank_multiple=1, layers=r"\.w[io]$"), quiet=True)
+    compress(model, 1.2, rank_multiple=1, layers=r"\.w[io]$", quiet=True)
     assert model(ids)[0].isfinite().all()
 
 
 def test_peft_merges_its_adapters():
     peft = pytest.importorskip("peft")
     model, inputs = tiny_bert(), batch()
-    compress(model, plan(model, 2, rank_multiple=2), quiet=True)
+    compress(model, 2, rank_multiple=2, quiet=True)
     names = ["intermediate.dense.u", "intermediate.dense.v"]
     config = peft.LoraConfig(r=2, target_modules=[], target_parameters=names)
     adapted = peft.get_peft_model(model, config).eval()

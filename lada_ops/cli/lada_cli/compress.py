@@ -39,15 +39,12 @@ def compress(
     Load the result with `import lada_ops` and `AutoModel.from_pretrained(DIR)`.
     """
     with errors():
-        from transformers import AutoTokenizer
-
+        import lada_ops
         from lada_cli import tables
-        from lada_ops import layer_statistics, plan
-        from lada_ops.compression import compress as swap
         from lada_ops.compression.copying import kept_files
-        from lada_ops.compression.folder import load_model, longest, save_model
+        from lada_ops.compression.folder import load_model, save_model
         from lada_ops.compression.pretrained import compression_of
-        from lada_ops.data.texts import read_lines, token_batches
+        from lada_ops.data.texts import read_lines
         from lada_ops.host.files import check_target
 
         check_target(folder, overwrite)  # before the work, not after
@@ -58,15 +55,14 @@ def compress(
             raise ValueError(
                 f"{model} is compressed already; expected the dense model it came from"
             )
-        seen = batches = None
-        if lines is not None:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            length = min(128, longest(dense))
-            batches = token_batches(tokenizer, lines, max_length=length)
-            seen = layer_statistics(dense, batches, layers)
-        shape = pair("--block", block)
-        made = plan(dense, ratio, method, block=shape, calibration=seen, layers=layers)
-        report = swap.compress(dense, made, seen, batches=batches)
+        report = lada_ops.compress(
+            dense,
+            ratio,
+            method,
+            calibration=lines,
+            block=pair("--block", block),
+            layers=layers,
+        )
         save_model(dense, model, folder, overwrite)
         show(report.to_dict() | {"folder": str(folder)}, as_json, tables.report)
         next_one = command("lada", "bench", folder, "--against", model)
