@@ -34,7 +34,7 @@ lint: $(SET_UP)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-results: $(SET_UP)  ## measure all that the README shows, on this machine; needs GLUE=path/to/glue
+results: $(SET_UP)  ## measure what the README and the page of results show; needs GLUE=path/to/glue
 	$(BIN)/lada demo --data $(GLUE)/stsb
 	mkdir -p $(RESULTS)
 	cp demo/results.json $(RESULTS)/demo.json
@@ -44,7 +44,7 @@ results: $(SET_UP)  ## measure all that the README shows, on this machine; needs
 	$(BIN)/python -m benchmarks.accuracy.embedders --data $(GLUE)/.. --work build/embedder
 	$(MAKE) readme
 
-readme: $(SET_UP)  ## draw the pictures, and write the README's tables, from the committed results
+readme: $(SET_UP)  ## write both pages and their pictures from the committed results
 	$(BIN)/python -m benchmarks.readme.plots
 	$(BIN)/python -m benchmarks.readme
 

@@ -11,7 +11,7 @@ from tests.tiny_model import write_tiny_model
 TEXT = README.read_text()
 CODE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 ROOT = README.parent
-PAGES = [README, PAGE]
+PAGES = [README, PAGE, ROOT / "benchmarks" / "README.md"]
 
 
 def test_the_table_is_that_of_the_committed_files():
@@ -24,8 +24,12 @@ def test_results_are_those_of_the_committed_files():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files(path):
-    links = re.findall(r"\]\(([^)]+)\)", path.read_text())
+    links = re.findall(r"\]\((?!https://)([^)]+)\)", path.read_text())
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_is_one_page():
+    assert len(TEXT.splitlines()) <= 160
 
 
 def test_code_runs_as_it_stands(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ Written by `python -m benchmarks.readme` from the result files beside it: do not
 measure: [benchmarks/README.md](../README.md).
 
 Speed is given as times as fast as the dense model in eager mode, by batch x length. Models are \
-timed side by side in one process, in rounds of changing order: a figure is the median of the \
+timed side by side in one run, in rounds of changing order: a figure is the median of the \
 ratios within a round. A model whose output is wrong gets no time. On a CPU, compressed models run \
 as `lada_ops.optimize` makes them. **Bold: slower.** Linears and whole: stored MB of the encoder's \
 linears and of the model. Cosine: sentence embeddings to those of the dense model, mean.
