@@ -156,7 +156,7 @@ def test_every_stem_has_its_names(stem):
 
 def test_every_op_is_a_stem_but_what_follows_a_product():
     ops = {path.stem for path in files("lada_ops/ops")}
-    assert ops == {*STEMS, "__init__", "add_norm", "epilogue", "reference"}
+    assert ops == {*STEMS, "__init__", "add_norm", "epilogue", "reference", "tracing"}
 
 
 def test_public_names_are_there():

@@ -1,1 +1,1 @@
-"""`torch.nn` modules that hold a compressed weight, one file each."""
+"""`torch.nn` modules with a compressed weight, one file each."""

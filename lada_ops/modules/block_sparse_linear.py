@@ -1,4 +1,4 @@
-"""`BlockSparseLinear`: a linear whose weight is block sparse (BSR)."""
+"""`BlockSparseLinear`: linear with a block-sparse weight (BSR)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .compressed_linear import CompressedLinear
 class BsrLinear(CompressedLinear):
     """Base of the linears with a block-sparse part: its tensors, and their check on loading.
 
-    order: (block rows,) int32 for the kernels, the block rows by descending load, or None where
-    they do not hold whole packs; it follows from crow_indices, and no state dict has it.
+    order: (block rows,) int32, block rows by descending load, for the kernels; None unless every
+    block row holds whole packs. It is derived from crow_indices, and in no state dict.
 
-    values lie as the kernels read them, column-major within each block (`panel_major`). FSDP2
-    shards contiguous parameters alone: before `fully_shard`, set ``values.data`` to
-    ``values.data.contiguous()``. The same is computed then, with a copy at each call.
+    values are column-major within each block (`panel_major`), as the kernels read them. FSDP2
+    shards contiguous parameters only: before `fully_shard`, set ``values.data`` to
+    ``values.data.contiguous()``. The result is then the same, with a copy at each call.
     """
 
     crow_indices: Tensor
@@ -50,7 +50,7 @@ class BsrLinear(CompressedLinear):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Zeros for a bias, and blocks spread evenly over the grid, in whole groups if they can."""
+        """Set the bias to 0; spread blocks evenly over the grid, if possible in whole groups."""
         super().reset_parameters()
         nnz, rows = self.col_indices.numel(), self.crow_indices.numel() - 1
         cols = self.in_features // self.block[1]
@@ -72,25 +72,25 @@ class BsrLinear(CompressedLinear):
 
     @property
     def bsr(self) -> Bsr:
-        """The block-sparse part, shared with the module; its indices are checked when read."""
+        """Block-sparse part, sharing the module's tensors; its indices are checked when read."""
         shape = self.out_features, self.in_features
         return Bsr(self.crow_indices, self.col_indices, self.values.detach(), shape)
 
     def update_order(self) -> None:
-        """Bring `order` up to date; to be called whenever the indices were set by hand.
+        """Update `order`, after the indices were set by hand.
 
-        Raises ValueError or TypeError unless they fit the weight, as `Bsr` wants them.
+        Raises ValueError or TypeError as `Bsr`, unless they fit the weight.
         """
         bsr = self.bsr
         self.order = bsr.order if bsr.whole_packs else None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # an index out of range would read foreign memory on a GPU: refuse before anything changes
+        # an index out of range would read foreign memory on a GPU: refuse it before any change
         own = {n: getattr(self, n) for n in ("crow_indices", "col_indices", "values")}
         given = {n: state_dict[prefix + n] for n in own if prefix + n in state_dict}
         whole = own | given
         bsr = None
-        # what is misshapen is for the base class to report
+        # the base class reports tensors of another shape
         if given and all(whole[n].shape == own[n].shape for n in own):
             if len({t.is_meta for t in whole.values()}) == 1:
                 bsr = Bsr(**whole, shape=(self.out_features, self.in_features))
@@ -110,7 +110,7 @@ class BsrLinear(CompressedLinear):
     def density(self) -> float:
         return self.values.numel() / (self.out_features * self.in_features)
 
-    def _multiplied_out(self) -> Tensor:
+    def _compute_dense(self) -> Tensor:
         return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.in_features)
 
     def _format_repr(self) -> str:
@@ -152,7 +152,7 @@ class BlockSparseLinear(BsrLinear):
     def from_format(
         cls, weight: Bsr, bias: Tensor | None = None, activation: str = "none"
     ) -> BlockSparseLinear:
-        """A module that holds copies of the given blocks, `Bsr.padded`, and bias."""
+        """Module with copies of the given blocks, `Bsr.padded`, and bias."""
         out_features, in_features = weight.shape
         module = cls(
             in_features,
@@ -175,7 +175,7 @@ class BlockSparseLinear(BsrLinear):
         density: float,
         activation: str = "none",
     ) -> BlockSparseLinear:
-        """The blocks of `linear` of largest Frobenius norm, in its dtype and on its device."""
+        """Module with the blocks of `linear` of largest Frobenius norm, in its dtype and device."""
         bsr = prune_blocks(linear.weight, block, density)
         return cls.from_format(bsr, linear.bias, activation)
 
@@ -185,7 +185,7 @@ class BlockSparseLinear(BsrLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""
-        check_x("BlockSparseLinear", x, self.in_features)  # the op cannot know it
+        check_x("BlockSparseLinear", x, self.in_features)  # the op takes the width from x
         return block_sparse_linear(
             x,
             self.crow_indices,

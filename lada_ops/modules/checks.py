@@ -1,4 +1,4 @@
-"""Checks of a model, at the door of every call that is given one."""
+"""Checks of models given to public functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 def check_module(owner: str, model: Any, values: bool = False) -> None:
     """Raise TypeError unless `model` is an nn.Module.
 
-    With `values`, raise ValueError too if a parameter is on torch's meta device, so without any.
+    With `values`, raise ValueError too if a parameter is on the meta device, so without values.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{owner}: model is {type(model).__name__}; expected a torch.nn.Module")

@@ -1,4 +1,4 @@
-"""What the compressed linears share: a bias, an epilogue, and the way back to `nn.Linear`."""
+"""Base of the compressed linears: bias, epilogue, conversion to `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .dense_weight import DenseWeight, not_written
 
 
 def copied(factor: Tensor) -> nn.Parameter:
-    """A copy that lies row by row, as in a file: loaded, the module computes the same bits."""
+    """Contiguous copy, laid out as one loaded from a file, so that both compute the same bits."""
     return nn.Parameter(factor.detach().clone(memory_format=torch.contiguous_format))
 
 
 class CompressedLinear(nn.Module):
-    """Base of the modules that stand in for `nn.Linear`: ``act(x W^T + bias) + residual``.
+    """Base of the modules that replace `nn.Linear`: ``act(x W^T + bias) + residual``.
 
     A subclass holds W's tensors under their names in the format (u, v, values, ...).
 
-    keep_dense: whether W may be kept as a dense weight too, in GPU memory alone, for the token
-    counts at which a dense product is faster: True, False, or, by default, "auto": where the tuned
-    table of this GPU has measured that it is. Nothing is kept on the CPU, in training, under
-    autocast, or in what torch.compile compiles or a CUDA graph captures.
+    keep_dense: keep the dense W as well, in GPU memory only, for the token counts at which a dense
+    product is faster: True, False, or by default "auto", where the tuned table of this GPU has
+    measured one that is. Nothing is kept on the CPU, in training, under autocast, in torch.compile
+    or in a CUDA graph.
     """
 
     keep_dense: KeepDense = "auto"
@@ -57,58 +57,58 @@ class CompressedLinear(nn.Module):
             self.register_parameter("bias", None)
 
     def reset_parameters(self) -> None:
-        """Make every parameter and buffer that of a new module, whatever it holds."""
+        """Initialise every parameter and buffer as in a new module."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @property
     def format(self) -> Format:
-        """The weight's tensors, shared with the module; checked when read."""
+        """Weight in its format, sharing the module's tensors; checked when read."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """W (out, in) for code that reads it, such as `nn.TransformerEncoder` and peft.
+        """Dense W (out, in) for code that reads it, such as `nn.TransformerEncoder` and peft.
 
-        It is multiplied out anew by whatever computes with it, and differentiable; no parameter,
-        and in no state dict. Raises RuntimeError where it is written into.
+        It is computed anew by each operation on it, and differentiable; it is no parameter, and in
+        no state dict. Writes into it raise RuntimeError.
         """
         if torch.compiler.is_compiling():
-            return self._multiplied_out()
+            return self._compute_dense()
         factors, shape = self._factors(), (self.out_features, self.in_features)
         trained = needs_grad(*factors)
-        return DenseWeight(self, self._multiplied_out, shape, factors[0], trained)
+        return DenseWeight(self, self._compute_dense, shape, factors[0], trained)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
-        # peft gives a module whose adapter it has merged its own weight
+        # peft assigns a module's weight to itself when it has merged an adapter
         if not (isinstance(value, DenseWeight) and value.owner is self):
             raise not_written(self, "__set__")
 
-    def _multiplied_out(self) -> Tensor:
-        """W (out, in), differentiable."""
+    def _compute_dense(self) -> Tensor:
+        """Dense W (out, in), differentiable."""
         raise NotImplementedError
 
     def counts(self) -> Counts:
-        """What the weight and the bias cost."""
+        """Cost of weight and bias: values, bytes and FLOPs."""
         weight = self.format.counts()
         return weight if self.bias is None else weight + Counts.of(self.bias, flops_per_value=1)
 
     @property
     def kept_bytes(self) -> int:
-        """The memory that the dense weight takes now; 0 where none is kept."""
+        """Bytes of the kept dense weight; 0 where none is kept."""
         return self._dense_copy.nbytes
 
     def dense_for(self, x: Tensor) -> Tensor | None:
-        """W (out, in) for the op to choose, or None where it isn't kept."""
-        # compiled code would go on with a copy of what has changed since
+        """Dense W (out, in) as an option for the op, or None where it is not kept."""
+        # compiled code would go on with an outdated copy
         if not x.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
             return None
         factors = self._factors()
         if needs_grad(*factors) or not self._keeps_dense(x):
             self._dense_copy.drop()
             return None
-        # so would a captured graph, and read the memory of a copy that was freed
+        # a captured graph would, too, and read the memory of a freed copy
         if torch.cuda.is_current_stream_capturing():
             return None
         return self._dense_copy.get([*factors, *self.buffers()], self._dense_weight)
@@ -130,15 +130,12 @@ class CompressedLinear(nn.Module):
         return [p for name, p in self.named_parameters() if name != "bias"]
 
     def _table_names(self) -> tuple[str, str]:
-        """The op, and how the tuned tables name the weight."""
+        """Name of the op, and of the weight in tuned tables."""
         raise NotImplementedError
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
-        """A new `nn.Linear` that holds the same weight, dense, and is frozen where this one is.
-
-        The activation is not part of it.
-        """
+        """New `nn.Linear` with the dense weight, frozen as this module; without the activation."""
         weight = self.format.to_dense()
         linear = nn.Linear(
             self.in_features,
@@ -177,7 +174,7 @@ class CompressedLinear(nn.Module):
 
 
 def keep_dense(model: nn.Module, keep: KeepDense) -> nn.Module:
-    """Set `CompressedLinear.keep_dense` on all of a model's compressed linears; returns it.
+    """Set `CompressedLinear.keep_dense` on all compressed linears of `model`; returns `model`.
 
     Raises ValueError on anything but True, False and "auto".
     """

@@ -1,4 +1,4 @@
-"""The dense weight that a module may keep beside its compressed one, for where dense is faster."""
+"""Cached dense weight beside a compressed one, for token counts at which dense is faster."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ def check_keep_dense(owner: str, keep: object) -> None:
 
 
 class DenseCopy:
-    """A product of tensors that is made when it is asked for, and again once they have changed.
+    """Cache of a weight computed from other tensors, recomputed after they have changed.
 
-    No copy of a module takes it along, and no state dict or pickle holds it.
+    Copies and pickles of a module start without it, and no state dict has it.
     """
 
     def __init__(self) -> None:
-        self._made_from: list[tuple[weakref.ref[Tensor], object]] = []
+        self._sources: list[tuple[weakref.ref[Tensor], object]] = []
         self._weight: Tensor | None = None
 
-    def get(self, tensors: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
-        """What `make` returned for `tensors` as they are now."""
-        if self._weight is None or not self._is_of(tensors):
+    def get(self, tensors: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """Result of `compute` for `tensors` as they are now."""
+        if self._weight is None or not self._is_current(tensors):
             self.drop()  # frees the old one first
-            self._weight = make()
-            self._made_from = [(weakref.ref(t), _state(t)) for t in tensors]
+            self._weight = compute()
+            self._sources = [(weakref.ref(t), _state(t)) for t in tensors]
         return self._weight
 
-    def _is_of(self, tensors: Sequence[Tensor]) -> bool:
-        # another tensor may have the address of one that is gone, and its version
-        return len(tensors) == len(self._made_from) and all(
-            made_from() is t and state == _state(t)
-            for t, (made_from, state) in zip(tensors, self._made_from, strict=True)
+    def _is_current(self, tensors: Sequence[Tensor]) -> bool:
+        # a new tensor may have the address and version of one that was freed
+        return len(tensors) == len(self._sources) and all(
+            source() is t and state == _state(t)
+            for t, (source, state) in zip(tensors, self._sources, strict=True)
         )
 
     def drop(self) -> None:
         """Free the memory."""
-        self._weight, self._made_from = None, []
+        self._weight, self._sources = None, []
 
     @property
     def nbytes(self) -> int:
-        """What it takes now."""
+        """Bytes of the cached weight; 0 without one."""
         return 0 if self._weight is None else self._weight.nbytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DenseCopy:
@@ -59,7 +59,7 @@ class DenseCopy:
 
 
 def _state(t: Tensor) -> tuple[Any, ...]:
-    """Changes whenever the tensor's values may have, or its dtype or place."""
-    # tensors made under inference_mode count no versions, and cannot change in place outside it
+    """State that differs whenever the tensor's values, dtype or place may have changed."""
+    # tensors of inference mode count no versions, and cannot change in place outside of it
     version = 0 if t.is_inference() else t._version
     return t.data_ptr(), version, t.dtype, t.device

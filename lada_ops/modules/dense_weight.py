@@ -1,4 +1,4 @@
-"""The `weight` of a compressed linear, for code that reads that of any linear."""
+"""`DenseWeight`: the `weight` of a compressed linear, for code that reads `nn.Linear.weight`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-# a read of one of these multiplies nothing
-_KNOWN = {
+_METADATA = {  # answered without computing W
     getattr(Tensor, name).__get__
     for name in (
         "device",
@@ -27,41 +26,41 @@ _DETACHED = {Tensor.data.__get__, Tensor.detach}  # type: ignore[attr-defined]
 
 
 class DenseWeight(Tensor):
-    """W (out, in), multiplied out by whatever computes with it; its shape and dtype cost nothing.
+    """Dense W (out, in), computed anew by each operation on it; shape and dtype cost nothing.
 
-    It has no memory of its own: what would write into it raises RuntimeError.
+    It has no memory of its own: writes raise RuntimeError.
     """
 
     owner: nn.Module
-    multiplied_out: Callable[[], Tensor]
+    compute_dense: Callable[[], Tensor]
 
     @staticmethod
     def __new__(
         cls,
         owner: nn.Module,
-        multiplied_out: Callable[[], Tensor],
+        compute_dense: Callable[[], Tensor],
         shape: tuple[int, int],
         like: Tensor,
         requires_grad: bool,
     ) -> DenseWeight:
-        """like: a tensor of its dtype and on its device. multiplied_out: returns W, dense."""
+        """like: a tensor with W's dtype and device. compute_dense: returns W (out, in)."""
         weight = Tensor._make_wrapper_subclass(
             cls, shape, dtype=like.dtype, device=like.device, requires_grad=requires_grad
         )
-        weight.owner, weight.multiplied_out = owner, multiplied_out
+        weight.owner, weight.compute_dense = owner, compute_dense
         return weight
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        written = (args or tuple(kwargs.values()))[0]  # of torch.nn.init, a keyword
+        written = (args or tuple(kwargs.values()))[0]  # a keyword in torch.nn.init
         if isinstance(written, DenseWeight):
-            if func in _KNOWN:
+            if func in _METADATA:
                 with torch._C.DisableTorchFunctionSubclass():
                     return func(*args, **kwargs)
-            if func in _DETACHED:  # what is written there is refused, too
-                out, shape = written.multiplied_out, (written.shape[0], written.shape[1])
-                return cls(written.owner, lambda: out().detach(), shape, written, False)
+            if func in _DETACHED:  # writes into it are refused, too
+                dense, shape = written.compute_dense, (written.shape[0], written.shape[1])
+                return cls(written.owner, lambda: dense().detach(), shape, written, False)
             if _writes(func.__name__):
                 raise not_written(written.owner, func.__name__)
         return func(*_dense(args), **_dense(kwargs))
@@ -73,7 +72,7 @@ class DenseWeight(Tensor):
 
 
 def not_written(owner: nn.Module, how: str) -> RuntimeError:
-    """The error where the weight of a compressed linear would be written into, and be lost."""
+    """Error for a write into the weight of a compressed linear, which would be lost."""
     return RuntimeError(
         f"{type(owner).__name__}: {how} on weight, which is multiplied out of other parameters; "
         "expected those, or lada_ops.restore first"
@@ -86,4 +85,4 @@ def _writes(name: str) -> bool:
 
 
 def _dense(given: Any) -> Any:
-    return tree_map_only(DenseWeight, lambda weight: weight.multiplied_out(), given)
+    return tree_map_only(DenseWeight, lambda weight: weight.compute_dense(), given)

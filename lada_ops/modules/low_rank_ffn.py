@@ -1,4 +1,4 @@
-"""`LowRankFFN`: two low-rank linears with an activation between, a residual and a LayerNorm."""
+"""`LowRankFFN`: feed-forward of two low-rank linears, with residual and LayerNorm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .low_rank_linear import LowRankLinear
 
 
 class LowRankFFN(nn.Module):
-    """``LN(down(act(up(x))) + residual)``, the feed-forward half of a transformer's layer.
+    """``LN(down(act(up(x))) + residual)``, the feed-forward of a transformer layer.
 
-    up and down are `LowRankLinear`s and norm an `nn.LayerNorm` or None: they hold the weights, but
-    one op computes them all, so that hooks on them do not run. There is no dropout.
+    up and down are `LowRankLinear`s, norm is an `nn.LayerNorm` or None. They hold the weights, but
+    one op computes all of them, so hooks on them do not run. There is no dropout.
     """
 
     norm: nn.LayerNorm | None
@@ -51,7 +51,7 @@ class LowRankFFN(nn.Module):
         norm: nn.LayerNorm | None = None,
         activation: str = "gelu",
     ) -> LowRankFFN:
-        """The modules given, joined: they become children as they are, not copied.
+        """Module with the given modules as children, not copied.
 
         Raises ValueError unless they fit each other, up and down have no activation of their own,
         and norm has a weight and a bias.

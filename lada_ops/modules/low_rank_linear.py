@@ -1,4 +1,4 @@
-"""`LowRankLinear`: a linear whose weight is ``u @ v``."""
+"""`LowRankLinear`: linear with a low-rank weight ``u @ v``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LowRankLinear(CompressedLinear):
     def from_format(
         cls, weight: LowRank, bias: Tensor | None = None, activation: str = "none"
     ) -> LowRankLinear:
-        """A module that holds copies of the given factors and bias."""
+        """Module with copies of the given factors and bias."""
         out_features, in_features = weight.shape
         module = cls(
             in_features, out_features, weight.rank, bias is not None, activation, device="meta"
@@ -53,7 +53,7 @@ class LowRankLinear(CompressedLinear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int, activation: str = "none") -> LowRankLinear:
-        """The truncated SVD of `linear` at `rank`, in its dtype and on its device."""
+        """Module with the truncated SVD of `linear` at `rank`, in its dtype and on its device."""
         return cls.from_format(truncated_svd(linear.weight, rank), linear.bias, activation)
 
     @property
@@ -64,7 +64,7 @@ class LowRankLinear(CompressedLinear):
     def format(self) -> LowRank:
         return LowRank(self.u.detach(), self.v.detach())
 
-    def _multiplied_out(self) -> Tensor:
+    def _compute_dense(self) -> Tensor:
         return self.u @ self.v
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""`PackedLinear`: a linear of an optimized model, its weight in the order of the native kernels."""
+"""`PackedLinear`: linear of an optimized model, with the weight layout of the native kernels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
-from torch._C._functorch import is_functionaltensor, is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
-from torch.jit._trace import is_tracing
 
 from ..formats.bsr import Bsr
 from ..formats.low_rank import LowRank
 from ..ops.epilogue import check_epilogue, needs_grad
+from ..ops.tracing import exporter, tracer_of
 from .compressed_linear import CompressedLinear
 from .dense_weight import DenseWeight
 
@@ -30,17 +27,16 @@ _HOOKS = [name for name in vars(nn.Module()) if name.startswith("_forward_")]
 
 
 class PackedLinear(nn.Module):
-    """``act(x W^T + bias)`` on the CPU, for inference: stands in for `source`.
+    """``act(x W^T + bias)`` on the CPU, for inference, in the place of the linear `source`.
 
-    x (..., in) is computed in the packed dtype and comes back in its own. The weights of `source`
-    live on in packed form alone; `state_dict` has them under their names, as rounded to the packed
-    dtype.
+    x (..., in) is computed in the packed dtype; y has x's dtype. The weights of `source` are kept
+    in packed form only; `state_dict` has them under their names, as rounded to the packed dtype.
 
-    Forward hooks are those of `source`, which their handles remove. dense: whether it was packed
-    multiplied out, which does not give its factors back; then they are kept beside it.
+    Forward hooks are shared with `source`, so that their handles remove them. dense: `packed` is
+    the dense product of compressed factors, which are then kept as well.
 
-    Raises RuntimeError on loading a state dict: that is for the model before it is optimized; where
-    x does not fit, see `inference_input`; on setting a weight or a bias.
+    Raises RuntimeError on loading a state dict and on setting a weight or a bias, which belong to
+    the model before `optimize`; `forward` raises as `inference_input`.
     """
 
     def __init__(self, source: Source, packed: PackedWeight, dense: bool = False) -> None:
@@ -81,17 +77,17 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W (out, in) as rounded to the packed dtype, multiplied out where it is used."""
+        """Dense W (out, in), as rounded to the packed dtype, computed by each use."""
         like = torch.empty(0, dtype=self._dtype, device="cpu")
         size = self.out_features, self.in_features
-        return DenseWeight(self, self._multiplied_out, size, like, False)
+        return DenseWeight(self, self._compute_dense, size, like, False)
 
     @property
     def bias(self) -> Tensor | None:
         """Bias (out,), or None."""
         return self._kept.get("bias")
 
-    def _multiplied_out(self) -> Tensor:
+    def _compute_dense(self) -> Tensor:
         u, v, sparse = self.packed.unpacked()
         return (u.float() @ v.float() + sparse).to(self._dtype)
 
@@ -105,11 +101,11 @@ class PackedLinear(nn.Module):
 
     def _unpacked(self) -> dict[str, Tensor]:
         u, v, sparse = self.packed.unpacked()
-        found = {"u": u, "v": v, "weight": sparse}
+        tensors = {"u": u, "v": v, "weight": sparse}
         if "values" in self._packed_weights:
             shape, _ = self._packed_weights["values"]
-            found["values"] = _blocks(sparse, self._kept, shape)
-        return {name: found[name].to(dtype) for name, (_, dtype) in self._packed_weights.items()}
+            tensors["values"] = _blocks(sparse, self._kept, shape)
+        return {name: tensors[name].to(dtype) for name, (_, dtype) in self._packed_weights.items()}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         for name, tensor in (self._unpacked() | self._kept).items():
@@ -121,7 +117,7 @@ class PackedLinear(nn.Module):
 
 
 def refuse_loading(module: nn.Module, *arguments: Any) -> None:
-    """A hook that forbids to load a state dict; arguments are those of such hooks."""
+    """Load-state-dict pre-hook that raises RuntimeError."""
     raise RuntimeError(
         f"{type(module).__name__}: cannot load a state dict: the model was optimized for "
         "inference; load its weights first, then call lada_ops.optimize"
@@ -136,44 +132,29 @@ def _blocks(sparse: Tensor, indices: dict[str, Tensor], shape: torch.Size) -> Te
     return blocks[row, col]
 
 
-def refuse(name: str, what: str) -> NoReturn:
-    """Raise RuntimeError: what cannot follow the native kernels, and what to do instead."""
+def refuse(name: str, tracer: str) -> NoReturn:
+    """Raise RuntimeError: the tracer cannot follow the native kernels; says what to do instead."""
     raise RuntimeError(
-        f"{name}: x comes by {what}; expected a plain tensor, since the model was optimized for "
+        f"{name}: x comes by {tracer}; expected a plain tensor, since the model was optimized for "
         "inference: export, trace or transform it before lada_ops.optimize, or call "
         "lada_ops.restore first"
     )
 
 
 def refuse_exporting(name: str) -> None:
-    """Raise RuntimeError in torch.export, which would stop at what torch.compile leaves out."""
-    if torch.compiler.is_exporting():
-        refuse(name, "torch.export")
-
-
-def refuse_tracing(name: str, x: Tensor) -> None:
-    """Raise RuntimeError where x is no plain tensor of numbers, or operations on it are recorded.
-
-    Tracers, exporters and the transforms of `torch.func` see nothing of what native kernels read.
-    """
-    if is_tracing():
-        what = "torch.jit.trace"
-    elif type(x) not in (Tensor, nn.Parameter):
-        what = f"a {type(x).__name__}"
-    elif is_functorch_wrapped_tensor(x) or is_functionaltensor(x):
-        what = "a transform of torch.func"
-    elif _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
-        what = "make_fx"
-    elif forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        what = "forward-mode differentiation"
-    else:
-        return
-    refuse(name, what)
+    """Raise RuntimeError under an exporter, which would stop at `torch.compiler.disable`."""
+    if (tracer := exporter()) is not None:
+        refuse(name, tracer)
 
 
 def inference_input(name: str, x: Tensor, features: int) -> Tensor:
-    """x (..., features) as the native kernels can read it. Raises where they cannot."""
-    refuse_tracing(name, x)
+    """x (..., features), detached, as the native kernels read it.
+
+    Raises RuntimeError under tracers and transforms and where x records gradients, ValueError on
+    another number of features, TypeError unless x is a floating tensor on the CPU.
+    """
+    if (tracer := tracer_of(x)) is not None:
+        refuse(name, tracer)
     if x.shape[-1:] != (features,):
         raise ValueError(f"{name}: x {tuple(x.shape)}; expected (..., {features})")
     if not x.is_cpu or not x.is_floating_point():
@@ -192,7 +173,7 @@ def inference_input(name: str, x: Tensor, features: int) -> Tensor:
 def pack_linears(
     sources: Sequence[Source], dtype: torch.dtype, dense: bool = False
 ) -> PackedWeight:
-    """The weights of linears that share x, side by side; multiplied out if `dense`."""
+    """Packed weights of linears that share x, stacked; as dense products if `dense`."""
     from lada_kernels.cpu.packing import pack
 
     biases = [None if s.bias is None else s.bias.detach() for s in sources]
@@ -201,7 +182,7 @@ def pack_linears(
 
 @torch.no_grad()
 def weight_of(source: Source, dense: bool = False) -> Weight:
-    """What a linear multiplies by, as the packing takes it."""
+    """Weight of a linear, for the packing; its dense product if `dense`."""
     from lada_kernels.cpu.packing import Weight
 
     size = source.out_features, source.in_features
@@ -219,7 +200,7 @@ def weight_of(source: Source, dense: bool = False) -> Weight:
 
 
 def block_mask(bsr: Bsr) -> Tensor:
-    """Which blocks of the grid are stored, (out / block_rows, in / block_cols)."""
+    """Mask of the stored blocks, (out / block_rows, in / block_cols)."""
     counts = bsr.crow_indices.long().diff()
     rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     mask = torch.zeros(bsr.grid, dtype=torch.bool, device=counts.device)

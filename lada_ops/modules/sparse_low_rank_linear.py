@@ -1,4 +1,4 @@
-"""`SparseLowRankLinear`: a linear whose weight is ``u @ v + S`` with S block sparse."""
+"""`SparseLowRankLinear`: linear with weight ``u @ v + S``, S block sparse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .compressed_linear import copied
 
 
 class SparseLowRankLinear(BsrLinear):
-    """``act(x v^T u^T + x S^T + bias) + residual``; tensors as in the two modules it joins."""
+    """``act(x v^T u^T + x S^T + bias) + residual``.
+
+    Tensors as in `LowRankLinear` and `BlockSparseLinear`.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class SparseLowRankLinear(BsrLinear):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw u and v so that the output keeps the scale of the input, and start from S = 0.
+        """Draw u and v so that the output keeps the scale of the input, and set S to 0.
 
         The bias is 0, too, and the blocks of S are spread evenly.
         """
@@ -50,7 +53,7 @@ class SparseLowRankLinear(BsrLinear):
     def from_format(
         cls, weight: SparseLowRank, bias: Tensor | None = None, activation: str = "none"
     ) -> SparseLowRankLinear:
-        """A module that holds copies of the given factors, blocks (`Bsr.padded`) and bias."""
+        """Module with copies of the given factors, blocks (`Bsr.padded`) and bias."""
         out_features, in_features = weight.shape
         module = cls(
             in_features,
@@ -77,7 +80,7 @@ class SparseLowRankLinear(BsrLinear):
         density: float,
         activation: str = "none",
     ) -> SparseLowRankLinear:
-        """``u @ v + S`` near `linear`'s weight, in its dtype and on its device."""
+        """Module with ``u @ v + S`` near `linear`'s weight, in its dtype and on its device."""
         weight = alternate(linear.weight, rank, block, density)
         return cls.from_format(weight, linear.bias, activation)
 
@@ -89,8 +92,8 @@ class SparseLowRankLinear(BsrLinear):
     def format(self) -> SparseLowRank:
         return SparseLowRank(LowRank(self.u.detach(), self.v.detach()), self.bsr)
 
-    def _multiplied_out(self) -> Tensor:
-        return self.u @ self.v + super()._multiplied_out()
+    def _compute_dense(self) -> Tensor:
+        return self.u @ self.v + super()._compute_dense()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out)."""

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..formats.checks import FLOAT_DTYPES
 from ..host.user_tables import use_user_tables
 from .reference import ACTIVATIONS, Norm, epilogue_ref
+from .tracing import exporter, transforming
 
 Result = TypeVar("Result")
 
@@ -110,14 +110,11 @@ def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def wants_plain() -> bool:
-    """Whether a call must be made of torch's own operators, and so of the reference.
+    """True if a call must run the reference, made of torch's own operators.
 
-    It is recorded for another runtime, which knows no others; or `torch.func` transforms it, or
-    forward-mode autograd is on: neither takes a custom op or sees what is written in place.
+    Exporters know no other operators; transforms take no custom op and see no in-place writes.
     """
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return tracing or transformed or torch.compiler.is_exporting()
+    return exporter() is not None or transforming()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -68,7 +68,7 @@ def test_weight_is_no_part_of_the_module(module):
 
 
 def test_shape_and_dtype_multiply_nothing(module, monkeypatch):
-    monkeypatch.setattr(type(module), "_multiplied_out", None)
+    monkeypatch.setattr(type(module), "_compute_dense", None)
     weight = module.weight
     assert (weight.shape, weight.dtype, weight.requires_grad) == ((64, 32), torch.float32, True)
     assert (weight.device.type, weight.numel(), weight.dim()) == ("cpu", 2048, 2)
