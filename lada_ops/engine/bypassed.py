@@ -1,4 +1,4 @@
-"""Hooks of modules that an engine does not call: whether somebody waits for them to be called."""
+"""Modules that an engine bypasses: their hooks, their training mode, their copies."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 
-class Inside:
-    """Modules that the engine leaves out. Asking them all anew would cost what a layer does."""
+class BypassedModules:
+    """Modules that an engine computes without calling them.
+
+    `hooked` is cached until any hook is registered: to look at every module in each call would take
+    as long as a layer.
+    """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = list(modules)
-        # the only ones for which training makes a difference; `train` of any other reaches them
+        # the only modules that training mode changes; `train` of any parent reaches them
         self._dropouts = [module for module in modules if isinstance(module, nn.Dropout)]
-        self._hooked, self._hooks_ever = False, -1
+        self._hooked, self._hook_id = False, -1
 
-    def check_eval(self, whole: nn.Module) -> None:
-        """Raises RuntimeError where `whole` or a part of it is in training mode."""
-        if whole.training or any(dropout.training for dropout in self._dropouts):
-            # dropout would be left out in silence
+    def check_eval(self, owner: nn.Module) -> None:
+        """Raise RuntimeError if `owner` or a part of it is in training mode."""
+        if owner.training or any(dropout.training for dropout in self._dropouts):
+            # the engine would silently leave out dropout
             raise RuntimeError(
-                f"{type(whole).__name__}: in training mode; expected model.eval(), since the model "
+                f"{type(owner).__name__}: in training mode; expected model.eval(), since the model "
                 "was optimized for inference"
             )
 
     def hooked(self) -> bool:
-        """Whether someone waits for one of them to be called; see `hooked`."""
-        ever = RemovableHandle.next_id  # counts the hooks of all modules that there ever were
-        if self._hooked or self._hooks_ever != ever:
-            self._hooked, self._hooks_ever = hooked(self._modules), ever
+        """True if one of the modules has a forward hook; see the function `hooked`."""
+        hook_id = RemovableHandle.next_id  # torch's counter of all hooks ever registered
+        if self._hooked or self._hook_id != hook_id:
+            self._hooked, self._hook_id = hooked(self._modules), hook_id
         return self._hooked
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_hooks_ever": -1}  # another process has counted others
+        return self.__dict__ | {"_hook_id": -1}  # the counter of another process differs
 
 
 def hooked(modules: Sequence[nn.Module]) -> bool:
-    """Whether someone waits for a module to be called, other than transformers for its outputs."""
+    """True if a module has a forward hook other than transformers' own for output capturing."""
     if torch_module._global_forward_pre_hooks or torch_module._global_forward_hooks:
         return True
     for module in modules:
@@ -53,9 +57,10 @@ def hooked(modules: Sequence[nn.Module]) -> bool:
 
 
 def copied_module(module: nn.Module, with_hooks: bool) -> nn.Module:
-    """A deep copy whose hooks are the very ones of `module`, which their handles remove; or none.
+    """Deep copy of `module` that shares its hook dictionaries, or has empty ones.
 
-    What a hook belongs to is not copied: it may be large, and not every object can be.
+    Shared, so that the handles of the hooks still remove them. The objects that hooks are bound to
+    are not copied: they may be large, or not copyable.
     """
     held = (item for m in module.modules() for item in vars(m).items())
     hooks = [value for name, value in held if name.startswith(("_forward_", "_backward_"))]

@@ -1,4 +1,4 @@
-"""Which encoders of a model the engines can run whole."""
+"""Encoders of a model that the engines support, and the reference of their layers."""
 
 from __future__ import annotations
 
@@ -9,29 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architectures.layers import (
-    BIASED,
-    FIXED_ROTATIONS,
-    LAYERS,
-    MODELS,
-    ROTATED,
-    LayerNames,
-    ModelKind,
-)
+from ..architectures.layers import FIXED_ROPE_TYPES, LAYERS, MODELS, Architecture, LayerNames
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.packed_linear import PackedLinear
 from ..ops.reference import ACTIVATIONS
-from .attention import Padded
-from .inside import copied_module
+from .attention import PaddedAttention
+from .bypassed import copied_module
 from .record import FUSED
 
-_TOLERANCE = 1e-4  # of outputs near 1: those of a LayerNorm; tanh for erf in GELU is 5e-4 off
-MAX_STRIPE = 32  # queries, keys and values fill whole stripes of columns
+_TOLERANCE = 1e-4  # of outputs near 1, as a LayerNorm's; GELU's tanh form differs by 5e-4
+FEATURES_MULTIPLE = 32  # the widest panel: queries, keys and values each fill whole panels
 
-_LISTS = ("layer", "layers", "albert_layer_groups")  # where transformers keeps an encoder's layers
+_LAYER_LISTS = ("layer", "layers", "albert_layer_groups")  # encoders' attributes in transformers
 
 _ACTIVATION_ATTRIBUTES = ("hidden_act", "hidden_activation", "activation")  # of configs
-_ACTIVATION_NAMES = {  # of Hugging Face's configs, as the kernels name them
+_ACTIVATION_NAMES = {  # Hugging Face's name -> ours
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -42,10 +34,10 @@ _ACTIVATION_NAMES = {  # of Hugging Face's configs, as the kernels name them
 
 
 @dataclass(frozen=True)
-class FoundEncoder:
-    """A module that runs its `layers` one after the other, which the engines can do.
+class SupportedEncoder:
+    """Module that runs its `layers` one after the other, each as `layer_ref`.
 
-    model: the one of `MODELS` that it is in, or that it is itself; None if there is none.
+    model: the model of `MODELS` that holds the module, or is it; None if there is none.
     """
 
     model: nn.Module | None
@@ -56,91 +48,94 @@ class FoundEncoder:
     activation: str
 
     @property
-    def kind(self) -> ModelKind:
-        """Of `model`."""
+    def architecture(self) -> Architecture:
+        """Arguments and output class of `model`."""
         return MODELS[type(self.model).__name__]
 
-    def parts(self) -> dict[str, nn.Module]:
-        """Modules that an engine computes for, by name, those of fused layers left out."""
-        layer, ours = type(self.layers[0]).__name__, f".{FUSED}"
-        positions = *BIASED.get(layer, ())[:1], *filter(None, [ROTATED.get(layer)])
-        inside = [type(self.module).__name__, *positions]
-        found = dict(zip(inside, map(self.module.get_submodule, ("", *positions)), strict=True))
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules that an engine replaces in computation, by name, without those it added."""
+        bias, rotary = self.names.position_bias, self.names.rotary
+        positions = [*([bias.module] if bias else []), *([rotary] if rotary else [])]
+        modules = {type(self.module).__name__: self.module}
+        modules |= {name: self.module.get_submodule(name) for name in positions}
         for name, module in self.module.named_children():
             if isinstance(module, nn.ModuleList) and module[0] is self.layers[0]:
-                within = module.named_modules(prefix=name)
-                found |= {inner: m for inner, m in within if ours not in inner}
-        return found
+                inner = module.named_modules(prefix=name)
+                modules |= {path: m for path, m in inner if f".{FUSED}" not in path}
+        return modules
 
     def position_bias(self, length: int, device: torch.device) -> Tensor | None:
-        """What is added to the scores of one sequence, (1, heads, length, length), if anything."""
-        _, method = BIASED.get(type(self.layers[0]).__name__, ("", None))
-        if method is None:
+        """Relative position bias of the scores, (1, heads, length, length) fp32, or None."""
+        bias = self.names.position_bias
+        if bias is None:
             return None
         like = torch.empty(1, length, 0, dtype=torch.float32, device=device)
-        return getattr(self.module, method)(like)
+        return getattr(self.module, bias.method)(like)
 
     def attention_types(self) -> list[str]:
-        """Of each layer, as its config calls them."""
+        """Attention type of each layer: "full_attention" or "sliding_attention"."""
         return [getattr(layer, "attention_type", "full_attention") for layer in self.layers]
 
-    def angles(self, attention_type: str, length: int, device: torch.device) -> Tensor | None:
-        """What queries and keys are turned by: (length, features of a head), cosines, then sines.
-
-        In fp32; None turns nothing.
-        """
-        module = ROTATED.get(type(self.layers[0]).__name__)
-        if module is None:
+    def rotary_cos_sin(
+        self, attention_type: str, length: int, device: torch.device
+    ) -> Tensor | None:
+        """Rotary cos and sin (RoPE), (length, head) fp32, cosines first; None without RoPE."""
+        if self.names.rotary is None:
             return None
         like = torch.empty(0, dtype=torch.float32, device=device)
-        at = torch.arange(length, device=device)[None]
-        turned = getattr(self.module, module)(like, at, attention_type)
-        return torch.cat([both[0].chunk(2, -1)[0] for both in turned], -1)
+        positions = torch.arange(length, device=device)[None]
+        rotary = getattr(self.module, self.names.rotary)
+        cos_and_sin = rotary(like, positions, attention_type)  # each has its half twice
+        return torch.cat([t[0].chunk(2, -1)[0] for t in cos_and_sin], -1)
 
-    def has_positions(self, x: Tensor, index: int, given: Any) -> bool:
-        """Whether a layer is told of positions what its encoder tells it of x's, if anything.
+    def has_default_positions(self, x: Tensor, index: int, given: Any) -> bool:
+        """True if a layer is given the position information that its encoder computes for x.
 
-        x (batch, length, features); given: a bias for the scores, or cosines and sines. Compiled
-        code does not wait to see their values: there they are what is not known.
+        x (batch, length, features); given: the layer's argument `names.positions`, a bias of the
+        scores or rotary (cos, sin). False in torch.compile, where values are unknown.
         """
         if self.names.positions is None:
             return given is None
         if given is None or torch.compiler.is_compiling():
             return False
-        kind = type(self.layers[index]).__name__
-        if kind in BIASED:
-            given, want = (given,), (getattr(self.module, BIASED[kind][1])(x),)
+        bias, rotary = self.names.position_bias, self.names.rotary
+        if bias is not None:
+            given, expected = (given,), (getattr(self.module, bias.method)(x),)
         else:
-            at = torch.arange(x.shape[1], device=x.device)[None]
-            want = getattr(self.module, ROTATED[kind])(x, at, self.attention_types()[index])
-        return all(map(torch.equal, given, want))
+            assert rotary is not None
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+            attention_type = self.attention_types()[index]
+            expected = getattr(self.module, rotary)(x, positions, attention_type)
+        return all(map(torch.equal, given, expected))
 
     def window(self, attention_type: str) -> int | None:
-        """How far from a query the keys are that it sees; None is any."""
+        """Largest distance between a query and a visible key; None has no limit."""
         return self.config.sliding_window if attention_type == "sliding_attention" else None
 
 
-def find_encoders(model: nn.Module) -> dict[str, FoundEncoder | str]:
-    """The encoders of `model` by name; of those that the kernels cannot run whole, the reason."""
-    found: dict[str, FoundEncoder | str] = {}
+def find_encoders(model: nn.Module) -> dict[str, SupportedEncoder | str]:
+    """Encoders of `model` by name: supported ones, and for others the reason why they are not."""
+    encoders: dict[str, SupportedEncoder | str] = {}
     for name, module in model.named_modules():
-        for layers in (getattr(module, attribute, None) for attribute in _LISTS):
+        for layers in (getattr(module, attribute, None) for attribute in _LAYER_LISTS):
             if isinstance(layers, nn.ModuleList) and len(layers):
                 config = getattr(module, "config", getattr(model, "config", None))
-                around = model.get_submodule(name.rpartition(".")[0]) if name else None
-                found[name] = _examined(around, module, list(layers), config)
-    return found
+                parent = model.get_submodule(name.rpartition(".")[0]) if name else None
+                encoders[name] = _examine(parent, module, list(layers), config)
+    return encoders
 
 
 def layer_ref(
-    found: FoundEncoder, layer: nn.Module, x: Tensor, angles: Tensor | None = None
+    encoder: SupportedEncoder, layer: nn.Module, x: Tensor, cos_sin: Tensor | None = None
 ) -> Tensor:
-    """What the engines compute of a layer, in plain torch; x, y (batch, length, features).
+    """Reference of a layer in plain torch; x, y (batch, length, features).
 
-    ``a = LN(x + out(attention(x))); y = LN(a + down(act(up(a))))``, or, where norms come first,
-    ``a = x + out(attention(LN(x))); y = a + down(act(up(LN(a))))``.
+    Post-norm: ``a = LN(x + attention_output(attention(x)))``, then
+    ``y = LN(a + output(act(intermediate(a))))``.
+    Pre-norm: ``a = x + attention_output(attention(LN(x)))``, then
+    ``y = a + output(act(intermediate(LN(a))))``.
     """
-    names = found.names
+    names = encoder.names
 
     def linear(name: str, x: Tensor) -> Tensor:
         return layer.get_submodule(name)(x)
@@ -151,24 +146,24 @@ def layer_ref(
             return x
         return F.layer_norm(x, x.shape[-1:], module.weight, module.bias, module.eps)
 
-    normed, after = norm(names.input_norm, x), names.attention_norm
+    normed = norm(names.input_norm, x)
     q, k, v = torch.cat([linear(name, normed) for name in names.qkv], -1).chunk(3, -1)
-    attended = Padded(found.config.num_attention_heads, None, angles)(q, k, v)
-    a = x + linear(names.out, attended)
-    between = norm(after, a)
-    up, act = linear(names.up, between), ACTIVATIONS[found.activation]
+    attended = PaddedAttention(encoder.config.num_attention_heads, None, cos_sin)(q, k, v)
+    a = x + linear(names.attention_output, attended)
+    normed = norm(names.attention_norm, a)
+    hidden, act = linear(names.intermediate, normed), ACTIVATIONS[encoder.activation]
     if names.gated:
-        first, second = up.chunk(2, -1)
-        hidden = act(first) * second
+        hidden, gate = hidden.chunk(2, -1)
+        hidden = act(hidden) * gate
     else:
-        hidden = act(up)
-    down = linear(names.down, hidden)
-    return a + down if names.output_norm is None else norm(names.output_norm, between + down)
+        hidden = act(hidden)
+    y = linear(names.output, hidden)
+    return a + y if names.output_norm is None else norm(names.output_norm, normed + y)
 
 
-def _examined(
-    around: nn.Module | None, module: nn.Module, layers: list[nn.Module], config: Any
-) -> FoundEncoder | str:
+def _examine(
+    parent: nn.Module | None, module: nn.Module, layers: list[nn.Module], config: Any
+) -> SupportedEncoder | str:
     kind = type(layers[0]).__name__
     if not _is_of_transformers(layers[0]):
         return f"layers of {kind} are not those of transformers"
@@ -177,97 +172,102 @@ def _examined(
         return f"layers of {kind} are not known; known are {', '.join(LAYERS)}"
     if not _is_of_transformers(module):
         return f"{type(module).__name__} is not that of transformers"
-    every = (getattr(config, name, None) for name in _ACTIVATION_ATTRIBUTES)
-    activation = next(filter(None, every), None)
+    activations = (getattr(config, name, None) for name in _ACTIVATION_ATTRIBUTES)
+    activation = next(filter(None, activations), None)
     if activation not in _ACTIVATION_NAMES:
         return f"activation {activation!r} is not known; known are {', '.join(_ACTIVATION_NAMES)}"
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "it is a decoder"
     if "forward" in vars(module):
         return "its forward was replaced"
-    rotations = set(getattr(getattr(module, ROTATED.get(kind, ""), None), "rope_type", {}).values())
-    if not rotations <= {*FIXED_ROTATIONS}:
-        return f"positions of kinds {sorted(rotations)} are not known"
-    if kind in BIASED and (reason := _unbiased(module, BIASED[kind][1], config)):
+    rotary = getattr(module, names.rotary or "", None)
+    rope_types = set(getattr(rotary, "rope_type", {}).values())
+    if not rope_types <= {*FIXED_ROPE_TYPES}:
+        return f"positions of kinds {sorted(rope_types)} are not known"
+    model = next((m for m in (module, parent) if type(m).__name__ in MODELS), None)
+    model = model if _is_of_transformers(model) else None
+    encoder = SupportedEncoder(model, module, layers, names, config, _ACTIVATION_NAMES[activation])
+    if reason := _no_position_bias(encoder):
         return reason
-    known = next((m for m in (module, around) if type(m).__name__ in MODELS), None)
-    known = known if _is_of_transformers(known) else None
-    found = FoundEncoder(known, module, layers, names, config, _ACTIVATION_NAMES[activation])
-    for i, (layer, attention_type) in enumerate(zip(layers, found.attention_types(), strict=True)):
+    attention_types = encoder.attention_types()
+    for i, (layer, attention_type) in enumerate(zip(layers, attention_types, strict=True)):
         reason = (
             f"is a {type(layer).__name__}"
             if type(layer) is not type(layers[0])
-            else _unfit(layer, names) or _different(layer, attention_type, found)
+            else _unfit(layer, names) or _different(layer, attention_type, encoder)
         )
         if reason is not None:
             return f"layer {i} {reason}"
-    return found
+    return encoder
 
 
 @torch.no_grad()
-def _unbiased(module: nn.Module, method: str, config: Any) -> str | None:
-    """Why the biases of all positions of a model cannot be had."""
-    positions = getattr(config, "max_position_embeddings", 0)
+def _no_position_bias(encoder: SupportedEncoder) -> str | None:
+    """Reason why the relative position bias of the longest sequence cannot be computed."""
+    if encoder.names.position_bias is None:
+        return None
+    positions = getattr(encoder.config, "max_position_embeddings", 0)
     try:
-        getattr(module, method)(next(module.parameters()).new_empty(1, positions, 0))
+        encoder.position_bias(positions, next(encoder.module.parameters()).device)
     except Exception as error:
         return f"biases of its {positions} positions cannot be had: {error}"
     return None
 
 
 def _is_of_transformers(module: Any) -> bool:
-    """Whether its class is, and the forward that this has now."""
+    """True if the module's class, and the forward it has now, are defined in transformers."""
     kind = type(module)
     where = getattr(getattr(kind, "forward", None), "__globals__", {}).get("__name__", "")
     return kind.__module__.startswith("transformers.models.") and where.startswith("transformers.")
 
 
 def _unfit(layer: nn.Module, names: LayerNames) -> str | None:
-    within = dict(layer.named_modules())
+    """Reason why a layer's submodules are not those of its class, or of unsupported sizes."""
+    modules = dict(layer.named_modules())
     for name in (*names.linears, *names.norms):
-        if name not in within:
+        if name not in modules:
             return f"has no {name}"
-    for linear in (within[name] for name in names.linears):
+    for linear in (modules[name] for name in names.linears):
         if type(linear) not in (nn.Linear, PackedLinear) and not isinstance(
             linear, CompressedLinear
         ):
             return f"has a {type(linear).__name__}"
         if getattr(linear, "activation", "none") != "none":
             return "has a linear with an activation"
-    features: Any = within[names.out].out_features
-    hidden: Any = within[names.down].in_features
-    if features % MAX_STRIPE or (names.gated and hidden % MAX_STRIPE):
-        return f"has features that are no multiple of {MAX_STRIPE}"
+    features: Any = modules[names.attention_output].out_features
+    hidden: Any = modules[names.output].in_features
+    if features % FEATURES_MULTIPLE or (names.gated and hidden % FEATURES_MULTIPLE):
+        return f"has features that are no multiple of {FEATURES_MULTIPLE}"
     for name in names.norms:
-        norm = within[name]
+        norm = modules[name]
         if name == names.input_norm and isinstance(norm, nn.Identity):
             continue
         if not isinstance(norm, nn.LayerNorm):
             return f"has a {type(norm).__name__}"
         if norm.weight is None or (norm.bias is None and names.output_norm is not None):
             return "has a LayerNorm without weight or bias"
-    for name, module in within.items():
+    for name, module in modules.items():
         if "forward" in vars(module):
             return f"has another forward in {name or 'itself'}"
     return None
 
 
 @torch.no_grad()
-def _different(layer: nn.Module, attention_type: str, found: FoundEncoder) -> str | None:
-    """Why a layer, on a few tokens, computes something else than its class and config say."""
+def _different(layer: nn.Module, attention_type: str, encoder: SupportedEncoder) -> str | None:
+    """Reason why a layer's output on random tokens differs from `layer_ref`, if it does."""
     try:
-        # others' hooks, modes and dtypes stay
+        # the caller's hooks, mode and dtype stay
         layer = copied_module(layer, with_hooks=False).float().cpu().eval()
-        features: Any = layer.get_submodule(found.names.out).out_features
+        features: Any = layer.get_submodule(encoder.names.attention_output).out_features
         seed = torch.Generator().manual_seed(0)
         x = torch.randn(2, 5, features, generator=seed, dtype=torch.float32, device="cpu")
-        angles, positions = found.angles(attention_type, x.shape[1], x.device), {}
-        want = layer_ref(found, layer, x, angles)
-        if angles is not None:
-            both = (half.repeat(1, 2)[None] for half in angles.chunk(2, 1))
-            positions = {"position_embeddings": tuple(both)}
+        cos_sin, positions = encoder.rotary_cos_sin(attention_type, x.shape[1], x.device), {}
+        want = layer_ref(encoder, layer, x, cos_sin)
+        if cos_sin is not None:
+            cos_and_sin = (half.repeat(1, 2)[None] for half in cos_sin.chunk(2, 1))
+            positions = {"position_embeddings": tuple(cos_and_sin)}
         got = layer(x, **positions)
-        got = got[0] if found.names.in_tuple else got
+        got = got[0] if encoder.names.returns_tuple else got
     except Exception as error:
         return f"cannot be tried: {error}"
     if not isinstance(got, Tensor) or got.shape != want.shape:

@@ -1,4 +1,4 @@
-"""Sizes of an optimized model, as transformers tells them of others."""
+"""Parameter count and memory footprint of an optimized model, packed weights included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..modules.packed_linear import PackedLinear
 
 
 class ParameterCount:
-    """`PreTrainedModel.num_parameters` that counts packed weights, too."""
+    """`PreTrainedModel.num_parameters`, with packed weights counted."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -22,8 +22,10 @@ class ParameterCount:
 
 
 class MemoryFootprint:
-    """`PreTrainedModel.get_memory_footprint`, in bytes, each memory once, that of packed weights
-    and their indices among it."""
+    """`PreTrainedModel.get_memory_footprint`, with packed weights and their indices, in bytes.
+
+    Memory that several tensors share is counted once.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model

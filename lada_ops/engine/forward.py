@@ -1,4 +1,4 @@
-"""The forward passes that take the place of a model's own, its encoder's and its layers'."""
+"""Forward passes that replace those of a model, its encoder and its layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,18 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
 )
 
-from ..architectures.layers import ModelKind
-from .find import FoundEncoder
-from .inside import Inside, hooked
-from .masks import NotForEngine
+from ..architectures.layers import Architecture
+from .bypassed import BypassedModules, hooked
+from .find import SupportedEncoder
+from .gpu.graphs import Graphs, Outputs
+from .masks import UnsupportedCall
 from .watch import PLAIN_ATTENTION, Watch
-
-if TYPE_CHECKING:
-    from .gpu.graphs import Graphs
 
 
 class Engine(Protocol):
-    """Computation of the layers of an encoder.
+    """Computation of an encoder's layers.
 
-    watch: notice of changes in them, for callers that do not call the engine.
+    watch: detects changes of the layers; `ModelForward` asks it before it replays a graph.
     """
 
     watch: Watch
@@ -39,22 +37,22 @@ class Engine(Protocol):
         x: Tensor,
         attention_mask: Tensor | None = None,
         layers: slice = slice(None),
-        may_wait: bool = True,
+        may_sync: bool = True,
     ) -> Tensor:
-        """The output (batch, length, features) of `layers`, in x's dtype.
+        """Output of `layers` for x (batch, length, features), in x's shape and dtype.
 
-        attention_mask: what transformers makes of a padding mask, (batch or 1, 1, length or 1,
-        length), bool or added to the scores; or (batch, length). None hides nothing.
-        may_wait: whether it may look at the mask's values, for which it waits for a GPU.
+        attention_mask: a mask of transformers' attention, (batch or 1, 1, length or 1, length),
+        bool or added to the scores; or (batch, length). None hides nothing.
+        may_sync: allow a GPU sync, to read the mask's values.
 
-        Raises NotForEngine on what the engine cannot compute and after a change that `watch` has
-        noticed, ValueError on a mask that does not fit.
+        Raises UnsupportedCall on a call that the engine cannot compute and after a change that
+        `watch` detected, ValueError on a mask of another size.
         """
         ...
 
 
 class _Forward:
-    """Forward in the place of a module's own, whose signature and code others look up."""
+    """Replacement of a module's forward, with the original's signature and code object."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -70,198 +68,200 @@ class _Forward:
 
 
 class ModelForward(_Forward):
-    """Embeddings, the encoder and what comes after, with nothing in between.
+    """Embeddings, encoder, and the final norm and pooler if any, without transformers in between.
 
-    What transformers does between them takes as long as a layer of a small model on one sentence.
-    Calls that ask for anything else than the last hidden state get its own forward.
+    What transformers does in between takes as long as a layer of a small model on one sentence.
+    A call for more than the last hidden state and the pooler's output gets the model's own forward.
 
-    graphs: what replays it for some sizes, if anything.
+    graphs: CUDA graphs that are replayed for some sizes, or None.
     """
 
-    def __init__(self, model: nn.Module, kind: ModelKind, encoder: EncoderForward) -> None:
+    def __init__(
+        self, model: nn.Module, architecture: Architecture, encoder: EncoderForward
+    ) -> None:
         super().__init__(model)
-        self.model, self.kind, self.encoder = model, kind, encoder
+        self.model, self.architecture, self.encoder = model, architecture, encoder
         self.graphs: Graphs | None = None
-        self._inside = Inside(list(model.modules())[1:])
-        # hooks of a model that is its own encoder run in any case
-        self._left_out = [] if encoder.module is model else [encoder.module]
+        self._bypassed = BypassedModules(list(model.modules())[1:])
+        # the hooks of a model that is its own encoder are called by torch
+        self._skipped = [] if encoder.module is model else [encoder.module]
         self._path = next(name for name, m in model.named_modules() if m is encoder.module)
 
-    def __call__(self, *args: Any, **others: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.model
-        given = _by_name(self._names, args, others)
-        asked = _asked(given)
-        input_ids, attention_mask = asked.pop("input_ids", None), asked.pop("attention_mask", None)
-        embedded = {name: asked.pop(name) for name in self.kind.inputs if name in asked}
+        given = _by_name(self._names, args, kwargs)
+        active = _active(given)
+        input_ids = active.pop("input_ids", None)
+        attention_mask = active.pop("attention_mask", None)
+        embedded = {name: active.pop(name) for name in self.architecture.inputs if name in active}
         masked = isinstance(attention_mask, Tensor)
         if (
-            asked.keys() - {"return_dict"}
+            active.keys() - {"return_dict"}
             or not given.get("return_dict", model.config.return_dict)
             or (input_ids is None) == ("inputs_embeds" not in embedded)
             or ("position_ids" in embedded and not _plain_attention(model.config))
             or (attention_mask is not None and not (masked and attention_mask.ndim == 2))
             or model.get_submodule(self._path) is not self.encoder.module
-            or self.encoder.looked_at(given)
-            or hooked(self._left_out)
+            or self.encoder.shows_layers(given)
+            or hooked(self._skipped)
         ):
-            return _own_forward(model, args, others)
+            return _own_forward(model, args, kwargs)
         outputs = None
         if self.graphs is not None and not embedded.keys() - {"token_type_ids"}:
             types = embedded.get("token_type_ids")
-            outputs = self._replayed(self.graphs, input_ids, attention_mask, types)
+            outputs = self._replay(self.graphs, input_ids, attention_mask, types)
         if outputs is None:
             try:
                 outputs = self.run(input_ids, attention_mask, **embedded)
-            except NotForEngine:
-                return _own_forward(model, args, others)
+            except UnsupportedCall:
+                return _own_forward(model, args, kwargs)
         y, pooled = outputs
         pooler = {"pooler_output": pooled} if hasattr(model, "pooler") else {}
-        return self.kind.output(last_hidden_state=y, **pooler)
+        return self.architecture.output(last_hidden_state=y, **pooler)
 
     def run(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None = None,
-        may_wait: bool = True,
+        may_sync: bool = True,
         **embedded: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        """The last hidden state and the pooler's; attention_mask (batch, length).
+    ) -> Outputs:
+        """Last hidden state and the pooler's output, or None without one.
 
-        embedded: what of its kind's inputs the embeddings are to take beside ids.
+        attention_mask: (batch, length). embedded: further arguments of the embeddings.
         """
         model: Any = self.model
         x = model.embeddings(input_ids=input_ids, **embedded)
         if hasattr(model, "embeddings_project"):
             x = model.embeddings_project(x)
         mask = None if attention_mask is None else attention_mask.bool()
-        y = self.encoder.run(x, mask, may_wait)
+        y = self.encoder.run(x, mask, may_sync)
         if hasattr(model, "final_norm"):
             y = model.final_norm(y)
         pooler = getattr(model, "pooler", None)
         return y, None if pooler is None else pooler(y)
 
-    def _replayed(
+    def _replay(
         self,
         graphs: Graphs,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None,
-    ) -> tuple[Tensor | None, ...] | None:
-        """What a graph gives, or None where none was recorded for such a call."""
-        alike = token_type_ids is None or token_type_ids.shape == input_ids.shape
+    ) -> Outputs | None:
+        """Outputs of a replayed graph, or None where no graph fits the call."""
         if (
-            not alike
+            (token_type_ids is not None and token_type_ids.shape != input_ids.shape)
             or input_ids.device != graphs.device
             or torch.compiler.is_compiling()
             or is_tracing()
             or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
             or torch.is_autocast_enabled(input_ids.device.type)
-            or self._inside.hooked()
+            or self._bypassed.hooked()
             or self.encoder.engine.watch.changed()
         ):
             return None
-        self._inside.check_eval(self.model)
+        self._bypassed.check_eval(self.model)
         return graphs(input_ids, attention_mask, token_type_ids)
 
 
 class EncoderForward(_Forward):
-    """All layers in one call of the engine; in one each where hidden states are looked at.
+    """Forward of an encoder: all layers in one call of the engine.
 
-    Calls with an argument that the engine does not know, other than None or False, get the
-    encoder's own forward.
+    A call that shows the layers' hidden states or attentions, or has an argument that the engine
+    does not know other than None or False, gets the encoder's own forward.
     """
 
-    def __init__(self, found: FoundEncoder, engine: Engine) -> None:
-        super().__init__(found.module)
-        self.config, self.engine = found.config, engine
-        self._inside = Inside([inner for layer in found.layers for inner in layer.modules()])
+    def __init__(self, encoder: SupportedEncoder, engine: Engine) -> None:
+        super().__init__(encoder.module)
+        self.config, self.engine = encoder.config, engine
+        self._bypassed = BypassedModules([m for layer in encoder.layers for m in layer.modules()])
         parameters = self.__signature__.parameters
-        asked = parameters.get("return_dict")
-        self._returns_dict = True if asked is None else asked.default
+        return_dict = parameters.get("return_dict")
+        self._returns_dict = True if return_dict is None else return_dict.default
         caches = "past_key_values" in parameters
         self._output = BaseModelOutputWithPastAndCrossAttentions if caches else BaseModelOutput
 
-    def looked_at(self, arguments: dict[str, Any]) -> bool:
-        """Whether a call wants to see more of the layers than the last one's output."""
-        asked = ("hidden_states", "attentions")
-        return self._inside.hooked() or any(
-            _wanted(self.config, arguments, f"output_{what}") for what in asked
+    def shows_layers(self, arguments: dict[str, Any]) -> bool:
+        """True if a call shows more of the layers than the last one's output."""
+        return self._bypassed.hooked() or any(
+            _requested(self.config, arguments, name)
+            for name in ("output_hidden_states", "output_attentions")
         )
 
     def run(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, may_wait: bool = True
+        self, hidden_states: Tensor, attention_mask: Tensor | None, may_sync: bool = True
     ) -> Tensor:
-        """The last layer's output; see `Engine`. Raises RuntimeError in training mode."""
-        self._inside.check_eval(self.module)
-        return self.engine(hidden_states, attention_mask, may_wait=may_wait)
+        """Output of the last layer; see `Engine`. Raises RuntimeError in training mode."""
+        self._bypassed.check_eval(self.module)
+        return self.engine(hidden_states, attention_mask, may_sync=may_sync)
 
-    def __call__(self, *args: Any, **others: Any) -> Any:
-        given = _by_name(self._names, args, others)
-        asked = _asked(given)
-        x, mask = asked.pop("hidden_states", None), asked.pop("attention_mask", None)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = _by_name(self._names, args, kwargs)
+        active = _active(given)
+        x, mask = active.pop("hidden_states", None), active.pop("attention_mask", None)
         if (
             isinstance(x, Tensor)
             and x.ndim == 3
-            and _score_mask(mask, self.config)
-            and not asked.keys() - _harmless(self.config, "return_dict")
+            and _is_score_mask(mask, self.config)
+            and not active.keys() - _ignored(self.config, "return_dict")
             and given.get("return_dict", self._returns_dict)
-            and not self.looked_at(given)
+            and not self.shows_layers(given)
         ):
-            with suppress(NotForEngine):
+            with suppress(UnsupportedCall):
                 y = self.run(x, mask)
                 return self._output(last_hidden_state=y)
-        self._inside.check_eval(self.module)
-        # its own loop over the layers, which are the engine's too
-        return _own_forward(self.module, args, others)
+        self._bypassed.check_eval(self.module)
+        # the encoder's own loop calls the layers' `LayerForward`
+        return _own_forward(self.module, args, kwargs)
 
 
 class LayerForward(_Forward):
-    """One layer in a call of the engine, or by its submodules where those are looked at.
+    """Forward of one layer in a call of the engine, or by its submodules if one has a hook.
 
-    Arguments that the engine does not know are as for `EncoderForward`; those about positions must
-    be what the encoder's own forward makes of them.
+    Arguments that the engine does not know are treated as in `EncoderForward`; position information
+    must be that of the encoder's own forward.
     """
 
-    def __init__(self, found: FoundEncoder, index: int, engine: Engine) -> None:
-        super().__init__(found.layers[index])
-        self.found, self.index, self.engine = found, index, engine
-        self._inside = Inside([m for m in self.module.modules() if m is not self.module])
+    def __init__(self, encoder: SupportedEncoder, index: int, engine: Engine) -> None:
+        super().__init__(encoder.layers[index])
+        self.encoder, self.index, self.engine = encoder, index, engine
+        self._bypassed = BypassedModules([m for m in self.module.modules() if m is not self.module])
 
-    def __call__(self, *args: Any, **others: Any) -> Any:
-        self._inside.check_eval(self.module)
-        config, names = self.found.config, self.found.names
-        given = _by_name(self._names, args, others)
-        asked = _asked(given)
-        x, mask = asked.pop("hidden_states", None), asked.pop("attention_mask", None)
-        positions = asked.pop(names.positions or "", None)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._bypassed.check_eval(self.module)
+        config, names = self.encoder.config, self.encoder.names
+        given = _by_name(self._names, args, kwargs)
+        active = _active(given)
+        x, mask = active.pop("hidden_states", None), active.pop("attention_mask", None)
+        positions = active.pop(names.positions or "", None)
         if (
             isinstance(x, Tensor)
             and x.ndim == 3
-            and _score_mask(mask, config)
-            and not asked.keys() - _harmless(config, "output_hidden_states")
-            and not _wanted(config, given, "output_attentions")
-            and not self._inside.hooked()
-            and self.found.has_positions(x, self.index, positions)
+            and _is_score_mask(mask, config)
+            and not active.keys() - _ignored(config, "output_hidden_states")
+            and not _requested(config, given, "output_attentions")
+            and not self._bypassed.hooked()
+            and self.encoder.has_default_positions(x, self.index, positions)
         ):
-            with suppress(NotForEngine):
+            with suppress(UnsupportedCall):
                 y = self.engine(x, mask, slice(self.index, self.index + 1))
-                return (y,) if names.in_tuple else y
-        return _own_forward(self.module, args, others)
+                return (y,) if names.returns_tuple else y
+        return _own_forward(self.module, args, kwargs)
 
 
-def _own_forward(module: nn.Module, args: Sequence[Any], others: dict[str, Any]) -> Any:
-    # called as a bound method, torch.compile would find the one that took its place
-    return type(module).forward(module, *args, **others)
+def _own_forward(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    # torch.compile would resolve a bound method to its replacement on the module
+    return type(module).forward(module, *args, **kwargs)
 
 
-def _by_name(names: Sequence[str], args: Sequence[Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name; under "" those that are too many or given twice."""
-    given = dict(zip(names, args, strict=False)) | others
-    return given if len(given) == len(args) + len(others) else given | {"": args}
+def _by_name(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name; "" holds all positional ones if there are too many or twice."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return given if len(given) == len(args) + len(kwargs) else given | {"": args}
 
 
-def _asked(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that may change what a call computes."""
+def _active(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that may change the result: neither None nor False."""
     return {name: value for name, value in given.items() if not (value is None or value is False)}
 
 
@@ -269,18 +269,19 @@ def _plain_attention(config: Any) -> bool:
     return getattr(config, "_attn_implementation", None) in (None, *PLAIN_ATTENTION)
 
 
-def _harmless(config: Any, *names: str) -> set[str]:
-    """Arguments of encoders and layers that make no difference, whatever their value."""
+def _ignored(config: Any, *names: str) -> set[str]:
+    """Arguments of encoders and layers that never change the result."""
     return {*names, "position_ids"} if _plain_attention(config) else {*names}
 
 
-def _score_mask(mask: Any, config: Any) -> bool:
-    """Whether a mask is in the form of the scores that the config's attention takes."""
+def _is_score_mask(mask: Any, config: Any) -> bool:
+    """True if a mask is None or 4-dimensional, in the form that the config's attention takes."""
     if mask is None or not _plain_attention(config):
         return True
     added = getattr(config, "_attn_implementation", None) != "sdpa"  # even where it is bool
     return isinstance(mask, Tensor) and mask.ndim == 4 and not (added and mask.dtype == torch.bool)
 
 
-def _wanted(config: Any, arguments: dict[str, Any], name: str) -> bool:
+def _requested(config: Any, arguments: dict[str, Any], name: str) -> bool:
+    """True if a call's argument or the config requests an output."""
     return bool(arguments.get(name) or getattr(config, name, False))

@@ -1,4 +1,4 @@
-"""`optimize`: a model ready to serve, and the way back."""
+"""`optimize`: preparation of a model for inference, and its inverse."""
 
 from __future__ import annotations
 
@@ -13,52 +13,51 @@ from ..modules.checks import check_module
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
 from ..ops.epilogue import KERNEL_DTYPES
-from .cpu.native import NativeEngine, PackedParts, pack_encoder
-from .find import FoundEncoder, find_encoders
+from .bypassed import copied_module
+from .cpu.native import LinearPacker, NativeEngine, pack_encoder
+from .find import SupportedEncoder, find_encoders
 from .footprint import MemoryFootprint, ParameterCount
 from .forward import EncoderForward, LayerForward, ModelForward
 from .gpu.fused import FusedEngine
-from .inside import copied_module
 from .record import FUSED, Record, optimized_part, record_of
 from .watch import Watch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
-"""What encoders on the CPU compute in."""
+"""Dtypes that encoders on the CPU compute in."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
-    """Make `model` ready for inference where it is, on the CPU or a GPU, in place; returns it.
+    """Prepare `model` for inference in place, on the CPU or a GPU; returns it.
 
-    Its encoder, compressed or dense, runs without its padding and with few calls: on the CPU in a
-    single native one, on a GPU in four launches a layer where its weights are low rank, or five on
-    few tokens, and in eight where they are dense. Of encoders of unknown kinds, and of those that
-    compute something else than their class and config say (each layer is tried on a few tokens),
-    the compressed linears run one by one; `paths` tells which is which, and why. Outside the model
-    looks as before: inputs, outputs, hidden states, attention weights, `state_dict` and
-    `save_pretrained`. Where attention weights are asked for, hooks wait inside the layers, or an
-    argument comes that the engine does not know, those are computed by their own submodules.
+    Its encoder, compressed or dense, runs without padding and in few calls: on the CPU in a single
+    native call; on a GPU in four launches per low-rank layer (five on few tokens) and in eight per
+    dense one. In encoders of unsupported architectures, and those that compute something else than
+    their class and config say (each layer is tried on a few tokens), only the compressed linears
+    are replaced, one by one; `paths` tells which, and why. Seen from outside the model stays as it
+    was: inputs, outputs, hidden states, attention weights, `state_dict` and `save_pretrained`.
+    Where attention weights are requested, layers have hooks, or an argument is unknown to the
+    engine, the layers' own submodules compute the result.
 
-    What comes out at positions that the attention mask hides is 0, or anything: pool with the mask;
+    Outputs at positions that the attention mask hides are 0, or undefined: pool with the mask.
     ``last_hidden_state.mean(1)`` of a padded batch changes.
 
-    The model is put in eval mode and frozen: train, load, move, and export it before.
-    `lada_ops.restore` undoes all of it. What is changed in the encoder nevertheless is noticed:
-    then it runs by its own modules, with a warning; only what torch.compile compiled stays as it
-    was. Tracers, exporters and the transforms of torch.func are refused on the CPU. In a process
-    that was forked the native kernels use one thread. On the CPU the weights are kept in packed
-    form alone; without the native library (see the README) the model is left as it is, with one
-    warning. A model that was optimized already is returned as it is.
+    The model is frozen in eval mode: train, load, move and export it before. `lada_ops.restore`
+    undoes all of it. Later changes of the encoder are detected: it then runs by its own modules,
+    with a warning; code from torch.compile does not notice. Tracers, exporters and transforms of
+    torch.func are refused on the CPU. In a forked process the native kernels use one thread. On the
+    CPU the weights are kept in packed form only; without the native library (see the README) the
+    model is left as it is, with one warning. An optimized model is returned as it is.
 
-    dtype: what the encoder computes in. On the CPU float32 or bfloat16; or int8 for its weights,
-        with a scale for each output, and for each token's inputs, scaled as they come; then
-        attention is in bfloat16 where the CPU multiplies that, and the rest in float32. By default
-        float32; of a model in bfloat16 that, where it is fast. Inputs and outputs of the model keep
-        their own. On a GPU the model's own.
+    dtype: what the encoder computes in. On the CPU float32, bfloat16, or int8: weights with a scale
+        per output, inputs with a scale per token, taken at run time; attention is then in bfloat16
+        on CPUs that multiply it, and the rest in float32. The default is float32, or bfloat16 for a
+        model in bfloat16 on CPUs where that is fast. Inputs and outputs of the model keep their
+        dtype. On a GPU the model's own.
 
-    Raises TypeError or ValueError, the model unchanged, on a model that is not in one of fp32, fp16
-    and bf16, on the CPU or one GPU; on another dtype; where a part was optimized already; and where
-    no compressed linear or known encoder is found.
+    Raises TypeError or ValueError, with the model unchanged, on a model that is not in one of fp32,
+    fp16 and bf16 on the CPU or one GPU; on another dtype; on a model of which a part is optimized
+    already; and on one without compressed linears and supported encoders.
     """
     check_module("optimize", model)
     done = record_of(model)
@@ -75,12 +74,12 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
             f"optimize: {part or 'the model'} was optimized already, with another model; expected "
             "lada_ops.restore of that one first"
         )
-    on_cpu, dtype = _checked(model, dtype)
-    found = find_encoders(model)
-    encoders = [e for e in found.values() if isinstance(e, FoundEncoder)]
+    on_cpu, dtype = _placement(model, dtype)
+    encoder_or_reason = find_encoders(model)
+    encoders = [e for e in encoder_or_reason.values() if isinstance(e, SupportedEncoder)]
     alone = _linears_outside(model, encoders)
     if not encoders and not alone:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in encoder_or_reason.items())
         raise ValueError(
             f"optimize: nothing to optimize in {type(model).__name__}; expected an encoder of a "
             "known kind, or compressed linears, within it" + (f" ({reasons})" if reasons else "")
@@ -94,21 +93,21 @@ def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
     else:
         record = fuse(model, encoders, dtype)
         record.how |= dict.fromkeys(alone, "its own kernel")
-    for encoder, why in found.items():
+    for encoder, why in encoder_or_reason.items():
         for name in alone:
             if name.startswith(f"{encoder}.") and isinstance(why, str):
                 record.how[name] += f"; not the whole encoder: {why}"
     return model
 
 
-def fuse(model: nn.Module, encoders: Sequence[FoundEncoder], dtype: torch.dtype) -> Record:
-    """Have `encoders` in `model` run by fused layers, over our ops, wherever they are."""
+def fuse(model: nn.Module, encoders: Sequence[SupportedEncoder], dtype: torch.dtype) -> Record:
+    """Replace the forwards of `encoders` in `model` by those of fused layers, on any device."""
     engines = [FusedEngine(encoder) for encoder in encoders]
     record, names = Record(dtype), _names(model)
     for encoder, engine in zip(encoders, engines, strict=True):
         for layer, fused in zip(encoder.layers, engine.layers, strict=True):
-            for name, what in fused.how.items():
-                record.how[_join(names[layer], name)] = f"fused layer, {_short(dtype)}: {what}"
+            for name, how in fused.how.items():
+                record.how[_join(names[layer], name)] = f"fused layer, {_short(dtype)}: {how}"
             record.layers.append(layer)
             layer.add_module(FUSED, fused)
         _take_over(encoder, engine, record)
@@ -118,24 +117,24 @@ def fuse(model: nn.Module, encoders: Sequence[FoundEncoder], dtype: torch.dtype)
 
 def _pack(
     model: nn.Module,
-    encoders: Sequence[FoundEncoder],
+    encoders: Sequence[SupportedEncoder],
     alone: dict[str, CompressedLinear],
     dtype: torch.dtype,
 ) -> Record:
-    """Have `encoders` in `model`, and the linears `alone`, run by the native kernels."""
-    packed = PackedParts()
+    """Replace `encoders` in `model`, and the linears `alone`, by packed ones for native kernels."""
+    packer = LinearPacker()
     for name, linear in alone.items():
-        packed.pack({name: linear}, dtype)
+        packer.pack({name: linear}, dtype)
     engines = [pack_encoder(encoder, dtype) for encoder in encoders]
     record, names = Record(dtype), _names(model)
-    for name, why in packed.reasons.items():
+    for name, why in packer.reasons.items():
         record.how[name] = f"native linear, {_short(dtype)}: {why}"
-    modules = dict(packed.modules)
-    for encoder, (_, layers) in zip(encoders, engines, strict=True):
-        for layer, parts in zip(encoder.layers, layers, strict=True):
-            for name, linear in parts.modules.items():
+    modules = dict(packer.modules)
+    for encoder, (_, packers) in zip(encoders, engines, strict=True):
+        for layer, packer in zip(encoder.layers, packers, strict=True):
+            for name, linear in packer.modules.items():
                 modules[_join(names[layer], name)] = linear
-                how = f"native encoder, {_short(dtype)}: {parts.reasons[name]}"
+                how = f"native encoder, {_short(dtype)}: {packer.reasons[name]}"
                 record.how[_join(names[layer], name)] = how
     for name, linear in modules.items():  # all of them before the first is set
         source = copied_module(model.get_submodule(name), with_hooks=True)
@@ -147,16 +146,19 @@ def _pack(
     return record
 
 
-def _take_over(found: FoundEncoder, engine: NativeEngine | FusedEngine, record: Record) -> None:
-    """The engine's forward passes, in place of those of the model, its encoder and its layers."""
-    forward = EncoderForward(found, engine)
-    if found.module is not found.model:  # others compute what their layers need besides x
-        record.set(found.module, "forward", forward)
-        for i, layer in enumerate(found.layers):
-            record.set(layer, "forward", LayerForward(found, i, engine))
-    if found.model is not None and "forward" not in vars(found.model):
-        record.set(found.model, "forward", ModelForward(found.model, found.kind, forward))
-    engine.watch = Watch(found.parts(), found.config, engine.copies, found.model)
+def _take_over(
+    encoder: SupportedEncoder, engine: NativeEngine | FusedEngine, record: Record
+) -> None:
+    """Replace the forwards of the encoder, its layers and its model by those of the engine."""
+    forward = EncoderForward(encoder, engine)
+    if encoder.module is not encoder.model:  # a model prepares more than x for its layers
+        record.set(encoder.module, "forward", forward)
+        for i, layer in enumerate(encoder.layers):
+            record.set(layer, "forward", LayerForward(encoder, i, engine))
+    if encoder.model is not None and "forward" not in vars(encoder.model):
+        model_forward = ModelForward(encoder.model, encoder.architecture, forward)
+        record.set(encoder.model, "forward", model_forward)
+    engine.watch = Watch(encoder.modules(), encoder.config, engine.copies, encoder.model)
 
 
 def _finish(model: nn.Module, record: Record) -> None:
@@ -168,9 +170,9 @@ def _finish(model: nn.Module, record: Record) -> None:
 
 
 def fast_dtypes() -> tuple[torch.dtype, ...]:
-    """Those in which `optimize` makes models on the CPU faster here; none without native library.
+    """Dtypes with fast instructions on this CPU; none without the native library.
 
-    The others run everywhere, but on instructions of their own on some CPUs alone.
+    `optimize` takes every one of `DTYPES` on every CPU, but the others may be slower than float32.
     """
     from lada_kernels.cpu import native
     from lada_kernels.cpu.instruction_sets import WITH_BF16
@@ -182,16 +184,16 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
 
 
 def paths(model: nn.Module) -> dict[str, str]:
-    """How each linear that `optimize` looked at is computed, and why."""
+    """Kernel or module that computes each compressed or optimized linear, and why, by name."""
     check_module("paths", model)
-    found: dict[str, str] = {}
+    how: dict[str, str] = {}
     for prefix, module in model.named_modules():
         record = record_of(module)
         if record is not None:
-            found |= {_join(prefix, name): how for name, how in record.how.items()}
-        elif isinstance(module, CompressedLinear) and prefix not in found:
-            found[prefix] = "alone: not optimized"
-    return found
+            how |= {_join(prefix, name): text for name, text in record.how.items()}
+        elif isinstance(module, CompressedLinear) and prefix not in how:
+            how[prefix] = "alone: not optimized"
+    return how
 
 
 def restore(model: nn.Module) -> list[str]:
@@ -217,18 +219,21 @@ def restore(model: nn.Module) -> list[str]:
     ]
 
 
-def _checked(model: nn.Module, dtype: torch.dtype | None) -> tuple[bool, torch.dtype]:
-    """Whether the model is on the CPU, and what its encoder is to compute in."""
+def _placement(model: nn.Module, dtype: torch.dtype | None) -> tuple[bool, torch.dtype]:
+    """True if the model is on the CPU, and the dtype that its encoder computes in.
+
+    Raises as `optimize`.
+    """
     parameters = dict(model.named_parameters())
     first = next(iter(parameters.values()), torch.empty(0, dtype=torch.float32, device="cpu"))
     on_cpu = first.device.type == "cpu"
     allowed = DTYPES if on_cpu else (first.dtype,)
     if dtype is not None and dtype not in allowed:
         raise ValueError(f"optimize: dtype {dtype} on {first.device}; expected one of {allowed}")
-    right = KERNEL_DTYPES if on_cpu or first.is_cuda else ()
+    supported = KERNEL_DTYPES if on_cpu or first.is_cuda else ()
     for name, tensor in parameters.items():
         alike = (tensor.device, tensor.dtype) == (first.device, first.dtype)
-        if not alike or tensor.dtype not in right:
+        if not alike or tensor.dtype not in supported:
             raise TypeError(
                 f"optimize: {name} is {tensor.dtype} on {tensor.device}; expected a model in one "
                 f"of {KERNEL_DTYPES} on the CPU or on one GPU"
@@ -239,11 +244,11 @@ def _checked(model: nn.Module, dtype: torch.dtype | None) -> tuple[bool, torch.d
 
 
 def _linears_outside(
-    model: nn.Module, encoders: Sequence[FoundEncoder]
+    model: nn.Module, encoders: Sequence[SupportedEncoder]
 ) -> dict[str, CompressedLinear]:
-    """The compressed linears that neither an encoder nor a feed-forward of ours computes with.
+    """Compressed linears outside of `encoders` and of `LowRankFFN`s, by name.
 
-    Those whose forward is not ours either are left out.
+    Those with a foreign forward are left out.
     """
     inside = {m for e in encoders for layer in e.layers for m in layer.modules()}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""`Watch`: whether the modules of an encoder still are what its engine was made of."""
+"""`Watch`: detection of changes in an encoder after its engine was built."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .masks import NotForEngine
+from .masks import UnsupportedCall
 
 if TYPE_CHECKING:
     from lada_kernels.cpu.native import Regions
 
 PLAIN_ATTENTION = ("eager", "sdpa")
-"""Implementations of attention in transformers that compute what the engines do."""
-_ATTENTION = "_attn_implementation_internal"  # in vars of a config, whose properties take longer
-_SETTINGS = "is_decoder", "sliding_window"  # of a config, that models look up in each call
-_IDLE = {  # attributes of modules in transformers that make no difference in inference
+"""Attention implementations of transformers that compute what the engines do."""
+_ATTENTION = "_attn_implementation_internal"  # in vars(config): the property takes longer
+_SETTINGS = "is_decoder", "sliding_window"  # attributes of a config that models read in each call
+_IRRELEVANT = {  # attributes of transformers' modules that do not change inference
     *("training", "gradient_checkpointing", "chunk_size_feed_forward", "seq_len_dim", "layer_idx"),
     *("elementwise_affine", "is_cross_attention"),
 }
 _logger = logging.getLogger("lada_ops")
 
 
-class _Found(NamedTuple):
-    """Constituents of an encoder, by name."""
+class _Structure(NamedTuple):
+    """Submodules, tensors, attributes and classes of an encoder, by name."""
 
     submodules: dict[str, nn.Module | None]
     tensors: dict[str, Tensor | None]  # parameters and buffers
@@ -36,33 +36,34 @@ class _Found(NamedTuple):
     classes: dict[str, type]
 
 
-class _View(NamedTuple):
-    """Places that each call looks at, and what it found there."""
+class _Snapshot(NamedTuple):
+    """Live containers of the encoder, and their expected contents, in the order of comparison."""
 
     children: list[dict[str, Any]]  # submodules of each module
-    submodules: list[dict[str, Any]]
+    submodules: list[dict[str, Any]]  # expected
     holders: list[ValuesView[Any]]  # parameters and buffers of each module
-    ids: list[int]  # since == of tensors is elementwise
-    namespaces: list[dict[str, Any]]  # for each attribute
+    ids: list[int]  # expected; == of tensors is elementwise
+    namespaces: list[dict[str, Any]]  # one for each attribute
     names: list[str]
-    attributes: list[Any]
+    attributes: list[Any]  # expected
     modules: list[nn.Module]
-    classes: list[type]
+    classes: list[type]  # expected
     settings: dict[str, Any]  # attributes of the config
     tensors: list[Tensor]
-    marks: list[int]
-    regions: Regions | None
+    marks: list[int]  # addresses of the tensors, and versions where the engine has views
+    regions: Regions | None  # memory of the tensors and of their copies
 
 
 class Watch:
-    """Notice of what was changed in an encoder after `optimize`: submodules, parameters, buffers,
-    forwards, configs; of modules that hold any of these, classes and numbers, such as a norm's eps.
+    """Detector of changes in an encoder after `optimize`.
 
-    modules: by name, those that an engine computes for. model: what they are in, of which class and
-    config count. by_value: whether the engine has copies of their tensors, which are held to the
-    values that they had, or views, held to memory and version.
+    It compares submodules, parameters, buffers, forwards and the config; and the classes and
+    numbers, such as a norm's eps, of the modules that hold any of these. Changes outside of them,
+    such as a patched method of a class, go unnoticed.
 
-    Not noticed is what is changed outside them, such as functions and methods of classes.
+    modules: the modules that an engine replaces, by name. model: the model around them, of which
+    only class and config are compared. by_value: compare tensors with copies of their values, for
+    an engine with copies; otherwise compare address and version, for an engine with views.
     """
 
     def __init__(
@@ -73,71 +74,73 @@ class Watch:
         model: nn.Module | None = None,
     ) -> None:
         self._modules, self._config = dict(modules), config
-        around = {} if model is None else {type(model).__name__: model}
-        self._owners = {n: m for n, m in modules.items() if any(map(len, _held(m)))} | around
+        outer = {} if model is None else {type(model).__name__: model}
+        self._owners = {n: m for n, m in modules.items() if any(map(len, _contents(m)))} | outer
         self._places = [*self._attributes()]
         self._attention = getattr(config, _ATTENTION, None)
-        self._expected = self._found()
+        self._expected = self._structure()
         tensors = _tensors(self._expected.tensors.values())
         self._copies = [_bytes(t).clone().numpy() for t in tensors] if by_value else None
-        self._told = False
-        self._view: _View | None = self._looked()
+        self._warned = False
+        self._snapshot: _Snapshot | None = self._new_snapshot()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_view": None}  # a copy lies elsewhere
+        return self.__dict__ | {"_snapshot": None}  # a copy has other addresses
 
     def check(self) -> None:
-        """Raise NotForEngine, after one warning in all, where something was changed."""
+        """Raise UnsupportedCall if the encoder was changed; the first time, warn as well."""
         if not self.changed():
             return
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             _logger.warning(
                 "%s was changed after lada_ops.optimize: its encoder runs by its own modules, "
                 "which is slower; call lada_ops.restore, and lada_ops.optimize again",
-                self._which(),
+                self._first_change(),
             )
-        raise NotForEngine
+        raise UnsupportedCall
 
     def changed(self) -> bool:
-        """Whether the engine would compute something else than the modules say."""
-        view = self._view = self._view or self._looked()
-        attention = view.settings.get(_ATTENTION)
+        """True if the encoder was changed, so that the engine's results no longer hold."""
+        snapshot = self._snapshot = self._snapshot or self._new_snapshot()
+        attention = snapshot.settings.get(_ATTENTION)
         if (
-            view.children != view.submodules
-            or [*map(id, chain.from_iterable(view.holders))] != view.ids
-            or [*map(dict.get, view.namespaces, view.names)] != view.attributes
-            or [*map(type, view.modules)] != view.classes
+            snapshot.children != snapshot.submodules
+            or [*map(id, chain.from_iterable(snapshot.holders))] != snapshot.ids
+            or [*map(dict.get, snapshot.namespaces, snapshot.names)] != snapshot.attributes
+            or [*map(type, snapshot.modules)] != snapshot.classes
             or (attention != self._attention and attention not in PLAIN_ATTENTION)
         ):
             return True
-        marks = self._marks(view.tensors)
+        marks = self._marks(snapshot.tensors)
         if self._copies is None:
-            return marks != view.marks
-        if marks != view.marks:  # moved, as into shared memory
-            if not all(map(_alike, view.tensors, self._copies)):
+            return marks != snapshot.marks
+        if marks != snapshot.marks:  # moved, as into shared memory
+            if not all(map(_comparable, snapshot.tensors, self._copies)):
                 return True
             from lada_kernels.cpu.native import Regions
 
-            view = self._view = view._replace(marks=marks, regions=Regions(marks, self._copies))
-        assert view.regions is not None
-        return not view.regions.equal()
+            snapshot = self._snapshot = snapshot._replace(
+                marks=marks, regions=Regions(marks, self._copies)
+            )
+        assert snapshot.regions is not None
+        return not snapshot.regions.equal()
 
     def _attributes(self) -> Iterator[tuple[str, Any, str]]:
-        """Name, owner and attribute of each that counts."""
+        """Name, owner and attribute name of each attribute that is compared."""
         for name, module in self._modules.items():
             yield f"{name}.forward", module, "forward"
         for name, module in self._owners.items():
             for attribute, value in vars(module).items():
                 number = isinstance(value, int | float) and not attribute.startswith("_")
-                counts = number and attribute not in _IDLE and name in self._modules
-                if counts or attribute == "config":
+                compared = number and attribute not in _IRRELEVANT and name in self._modules
+                if compared or attribute == "config":
                     yield f"{name}.{attribute}", module, attribute
         for attribute in _SETTINGS if self._config is not None else ():
             yield f"config.{attribute}", self._config, attribute
 
-    def _found(self) -> _Found:
-        """The encoder as it is now."""
+    def _structure(self) -> _Structure:
+        """Present structure of the encoder."""
         submodules, tensors = {}, {}
         for name, module in self._modules.items():
             submodules |= {f"{name}.{child}": value for child, value in module._modules.items()}
@@ -145,16 +148,16 @@ class Watch:
                 tensors |= {f"{name}.{leaf}": value for leaf, value in held.items()}
         attributes = {name: vars(owner).get(leaf) for name, owner, leaf in self._places}
         classes = {f"{name}.__class__": type(module) for name, module in self._owners.items()}
-        return _Found(submodules, tensors, attributes, classes)
+        return _Structure(submodules, tensors, attributes, classes)
 
-    def _looked(self) -> _View:
+    def _new_snapshot(self) -> _Snapshot:
         modules, expected = self._modules.values(), self._expected
         tensors = [*_tensors(expected.tensors.values())]
         submodules: dict[str, dict[str, Any]] = defaultdict(dict)
         for path, module in expected.submodules.items():
             name, _, child = path.rpartition(".")
             submodules[name][child] = module
-        return _View(
+        return _Snapshot(
             [self._modules[name]._modules for name in submodules],
             [*submodules.values()],
             [held.values() for m in modules for held in (m._parameters, m._buffers) if held],
@@ -176,9 +179,9 @@ class Watch:
             marks += [t._version for t in tensors if not t.is_inference()]
         return marks
 
-    def _which(self) -> str:
-        """The name of the first that was changed."""
-        for now, before in zip(self._found(), self._expected, strict=True):
+    def _first_change(self) -> str:
+        """Name of the first submodule, tensor, attribute or class that was changed."""
+        for now, before in zip(self._structure(), self._expected, strict=True):
             for name in now | before:
                 if name not in now or not _same(now[name], before.get(name)):
                     return name
@@ -186,12 +189,12 @@ class Watch:
         for name, copy in zip(held, self._copies or (), strict=False):
             tensor = self._expected.tensors[name]
             assert tensor is not None
-            if not _alike(tensor, copy) or not _bytes(tensor).equal(torch.from_numpy(copy)):
+            if not _comparable(tensor, copy) or not _bytes(tensor).equal(torch.from_numpy(copy)):
                 return name
         return "the attention implementation"
 
 
-def _held(module: nn.Module) -> tuple[dict[str, Any], ...]:
+def _contents(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._modules, module._parameters, module._buffers
 
 
@@ -207,7 +210,7 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
-def _alike(tensor: Tensor, copy: Any) -> bool:
-    """Whether bytes of the tensor's memory can be compared with those of the copy."""
+def _comparable(tensor: Tensor, copy: Any) -> bool:
+    """True if the tensor's memory can be compared with the copy's, byte by byte."""
     fits = tensor.is_cpu and tensor.is_contiguous() and tensor.nbytes == copy.nbytes
     return fits and tensor.data_ptr() != 0

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import nn
 
-from ..engine.find import FoundEncoder, find_encoders
+from ..engine.find import SupportedEncoder, find_encoders
 from ..engine.gpu.fused import FusedLayer
-from ..engine.gpu.parts import tuned_parts
+from ..engine.gpu.parts import tuned_calls
 from ..formats.grid import check_block
 from ..modules.block_sparse_linear import BlockSparseLinear
 from ..modules.low_rank_ffn import LowRankFFN
@@ -112,7 +112,7 @@ def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) 
 
     found: dict[Kind, None] = {}
     for encoder in find_encoders(model).values():
-        if isinstance(encoder, FoundEncoder):
+        if isinstance(encoder, SupportedEncoder):
             for layer in encoder.layers:
                 found |= dict.fromkeys(_fused_kinds(FusedLayer(encoder, layer), dtype))
     joined: set[nn.Module] = set()
@@ -135,7 +135,7 @@ def _fused_kinds(layer: FusedLayer, dtype: str | None) -> list[Kind]:
     """What the ops of a fused layer compute."""
     return [
         (part.k, part.n, part.weight, part.epilogue, dtype or _name(part.dtype))
-        for part in tuned_parts(layer)
+        for part in tuned_calls(layer)
     ]
 
 

@@ -7,6 +7,8 @@ import transformers as hf
 
 import lada_ops
 from lada_ops.compression.plan import Method
+from lada_ops.engine.find import SupportedEncoder, find_encoders
+from lada_ops.engine.optimize import fuse
 from tests.tiny_encoders import ARCHITECTURES, batch, with_head
 
 KNOWN = ["bert", "tokens", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
@@ -37,6 +39,14 @@ def compress(model: Any, method: Method = "low_rank", layers: str | None = None)
 
 def compressed(name: str, method: Method = "low_rank") -> Any:
     return compress(dense(name), method)
+
+
+def fused(model: Any) -> Any:
+    """`model` as `optimize` returns it on a GPU, on any device."""
+    encoders = [e for e in find_encoders(model).values() if isinstance(e, SupportedEncoder)]
+    assert encoders
+    fuse(model, encoders, torch.float32)
+    return model
 
 
 def seen(output: torch.Tensor) -> torch.Tensor:

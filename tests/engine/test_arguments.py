@@ -12,9 +12,8 @@ from transformers import DynamicCache
 from transformers.utils.generic import TransformersKwargs
 
 from lada_ops import optimize
-from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import MASKS, ids
-from tests.engine.models import KNOWN, compressed
+from tests.engine.models import KNOWN, compressed, fused
 
 ROWS, LENGTH, FEATURES, HEADS = 3, 9, 32, 2
 PADDED = MASKS["right"]

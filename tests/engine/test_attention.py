@@ -2,8 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lada_ops.engine.attention import Packed, Padded, packs, rotated
-from lada_ops.engine.masks import in_window
+from lada_ops.engine.attention import (
+    PaddedAttention,
+    VarlenAttention,
+    apply_rotary,
+    supports_varlen,
+)
+from lada_ops.engine.masks import window_mask
 
 HEADS = 3
 
@@ -24,7 +29,7 @@ def reference(q, k, v):
 def test_packed_sequences_do_not_see_each_other(lengths):
     q, k, v = drawn(sum(lengths))
     starts = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0)).int()
-    got = Packed(HEADS, starts, max(lengths, default=0))(q, k, v)
+    got = VarlenAttention(HEADS, starts, max(lengths, default=0))(q, k, v)
     parts = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
     want = torch.cat([q[:0], *(reference(*one) for one in parts)])
     torch.testing.assert_close(got, want)
@@ -33,49 +38,51 @@ def test_packed_sequences_do_not_see_each_other(lengths):
 def test_padded():
     q, k, v = drawn(2, 5)
     want = torch.stack([reference(*one) for one in zip(q, k, v, strict=True)])
-    torch.testing.assert_close(Padded(HEADS, None)(q, k, v), want)
+    torch.testing.assert_close(PaddedAttention(HEADS, None)(q, k, v), want)
 
 
 def test_padded_with_a_mask():
     q, k, v = drawn(2, 5)
     mask = torch.tensor([[1, 1, 1, 0, 0]]).bool()
-    got = Padded(HEADS, mask)(q, k, v)
+    got = PaddedAttention(HEADS, mask)(q, k, v)
     want = torch.stack([reference(a, b[:3], c[:3]) for a, b, c in zip(q, k, v, strict=True)])
     torch.testing.assert_close(got, want)
 
 
-def test_rotated_pairs_are_complex_numbers_turned():
+def test_apply_rotary_pairs_are_complex_numbers_turned():
     x, angle = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    got = rotated(x, torch.cat([angle.cos(), angle.sin()], -1))
+    got = apply_rotary(x, torch.cat([angle.cos(), angle.sin()], -1))
     turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angle)
     torch.testing.assert_close(got, torch.cat([turned.real, turned.imag], -1))
 
 
-def test_rotated_in_another_dtype_it_is_rounded_once():
+def test_apply_rotary_in_another_dtype_it_is_rounded_once():
     x, angles = torch.randn(5, 8).bfloat16(), torch.randn(5, 8)
-    got = rotated(x, angles)
-    torch.testing.assert_close(got, rotated(x.double(), angles.double()).bfloat16(), rtol=0, atol=0)
+    got = apply_rotary(x, angles)
+    torch.testing.assert_close(
+        got, apply_rotary(x.double(), angles.double()).bfloat16(), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 2])
 def test_packed_as_padded_with_angles_and_windows(window):
     q, k, v = drawn(2, 5)
     angles = torch.randn(5, 8, dtype=torch.float64)
-    near = None if window is None else in_window(window, 5, None, q.device)
-    want = Padded(HEADS, near, angles)(q, k, v)
+    near = None if window is None else window_mask(window, 5, None, q.device)
+    want = PaddedAttention(HEADS, near, angles)(q, k, v)
     starts = torch.tensor([0, 5, 10], dtype=torch.int32)
-    packed = Packed(HEADS, starts, 5, angles.repeat(2, 1), window)
+    packed = VarlenAttention(HEADS, starts, 5, angles.repeat(2, 1), window)
     got = packed(*(t.flatten(0, 1) for t in (q, k, v)))
     torch.testing.assert_close(got, want.flatten(0, 1))
-    assert not torch.allclose(want, Padded(HEADS, near)(q, k, v))
+    assert not torch.allclose(want, PaddedAttention(HEADS, near)(q, k, v))
 
 
 def test_parts_of_a_wider_product():
     whole = torch.randn(2, 5, 3 * HEADS * 8, dtype=torch.float64)
     q, k, v = whole.chunk(3, -1)
-    want = Padded(HEADS, None)(q.contiguous(), k.contiguous(), v.contiguous())
-    torch.testing.assert_close(Padded(HEADS, None)(q, k, v), want)
+    want = PaddedAttention(HEADS, None)(q.contiguous(), k.contiguous(), v.contiguous())
+    torch.testing.assert_close(PaddedAttention(HEADS, None)(q, k, v), want)
 
 
 def test_the_cpu_packs_whatever_comes():
-    assert packs(torch.empty(4, 33), 3)
+    assert supports_varlen(torch.empty(4, 33), 3)

@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lada_ops import LowRankLinear, optimize, paths, restore
-from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import ids
-from tests.engine.models import compress
+from tests.engine.models import compress, fused
 from tests.tiny_encoders import tiny_bert
 
 LINEAR = "encoder.layer.1.output.dense"

@@ -9,9 +9,8 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lada_ops import LowRankLinear, optimize, restore
-from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import ids, mask_of
-from tests.engine.models import compress
+from tests.engine.models import compress, fused
 from tests.tiny_encoders import tiny_bert
 
 INSTEAD = r"export, trace or transform it before lada_ops.optimize, or call lada_ops.restore first"

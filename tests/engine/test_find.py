@@ -8,7 +8,7 @@ from transformers import BertModel, ModernBertConfig, ModernBertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from lada_ops import LowRankLinear
-from lada_ops.engine.find import FoundEncoder, find_encoders
+from lada_ops.engine.find import SupportedEncoder, find_encoders
 from tests.engine.models import compress
 from tests.tiny_encoders import tiny_bert, with_head
 
@@ -22,7 +22,7 @@ def test_an_encoder_is_found_wherever_it_is():
     model = with_head("bert")
     assert list(find_encoders(model)) == ["bert.encoder"]
     found = only(model)
-    assert isinstance(found, FoundEncoder)
+    assert isinstance(found, SupportedEncoder)
     assert found.module is model.bert.encoder
     assert (len(found.layers), found.activation) == (2, "gelu")
 
@@ -33,7 +33,7 @@ def test_an_encoder_is_found_wherever_it_is():
 )
 def test_activations_by_their_names(hugging_face, ours):
     found = only(tiny_bert(hidden_act=hugging_face))
-    assert isinstance(found, FoundEncoder)
+    assert isinstance(found, SupportedEncoder)
     assert found.activation == ours
 
 
@@ -106,7 +106,7 @@ def test_layers_are_tried_unseen(make):
     for module in model.modules():
         module.register_forward_hook(lambda *seen: called.append(seen))
     before = torch.get_rng_state()
-    assert isinstance(only(model), FoundEncoder)
+    assert isinstance(only(model), SupportedEncoder)
     assert not called
     assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), before)
@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_fit():
     model = tiny_bert()
     with torch.no_grad():
         model.encoder.layer[0].output.dense.weight.fill_(torch.nan)
-    assert isinstance(only(model), FoundEncoder)
+    assert isinstance(only(model), SupportedEncoder)
 
 
 @pytest.mark.parametrize("name", ["deberta", "deberta-v2", "albert"])
@@ -127,7 +127,7 @@ def test_layers_of_other_kinds_are_not_known(name):
 def test_a_model_may_be_its_own_encoder():
     model = with_head("modernbert")
     found = only(model)
-    assert isinstance(found, FoundEncoder)
+    assert isinstance(found, SupportedEncoder)
     assert found.module is found.model is model.model
     assert found.attention_types() == ["full_attention", "sliding_attention"]
 
@@ -141,7 +141,7 @@ def test_angles_that_depend_on_the_length_are_not_known(kind):
     if kind == "dynamic":
         assert found == "positions of kinds ['dynamic'] are not known"
     else:
-        assert isinstance(found, FoundEncoder)
+        assert isinstance(found, SupportedEncoder)
 
 
 def test_gates_of_any_width_do_not_fit():
@@ -186,7 +186,7 @@ def test_a_model_whose_forward_others_replaced_is_not_known(monkeypatch):
 
     monkeypatch.setattr(BertModel, "forward", forward)
     found = only(tiny_bert())
-    assert isinstance(found, FoundEncoder)
+    assert isinstance(found, SupportedEncoder)
     assert found.model is None
 
 

@@ -7,8 +7,7 @@ import torch
 
 from lada_ops import optimize, restore
 from lada_ops.compression.plan import METHODS
-from tests.engine.gpu.test_fused import fused
-from tests.engine.models import compressed, dense
+from tests.engine.models import compressed, dense, fused
 
 
 def model_of(method):

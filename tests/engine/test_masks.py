@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from lada_ops.engine.masks import (
-    NotForEngine,
-    biased,
-    in_one_piece,
-    in_window,
-    score_mask,
+    UnsupportedCall,
+    add_bias,
+    has_gaps,
+    sdpa_mask,
     visible_positions,
+    window_mask,
 )
 
 VISIBLE = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
@@ -60,7 +60,7 @@ def test_one_row_is_that_of_all():
 
 @pytest.mark.parametrize("mask", OTHERS.values(), ids=OTHERS)
 def test_more_than_padding(mask):
-    with pytest.raises(NotForEngine):
+    with pytest.raises(UnsupportedCall):
         visible_positions(mask, 2, 3)
 
 
@@ -70,71 +70,71 @@ def test_of_another_size(mask):
     with pytest.raises(ValueError, match=message):
         visible_positions(mask, 2, 3)
     with pytest.raises(ValueError, match=message):
-        score_mask(mask, 2, 3, torch.float32)
+        sdpa_mask(mask, 2, 3, torch.float32)
 
 
 @pytest.mark.parametrize("mask", PADDING.values(), ids=PADDING)
-def test_score_mask_hides_what_is_not_visible(mask):
+def test_sdpa_mask_hides_what_is_not_visible(mask):
     q, k, v = torch.randn(3, 2, 4, 3, 8)
-    got = attended(score_mask(mask, 2, 3, q.dtype), q, k, v)
+    got = attended(sdpa_mask(mask, 2, 3, q.dtype), q, k, v)
     torch.testing.assert_close(got, attended(FOUR, q, k, v))
 
 
 @pytest.mark.parametrize("name", ["causal", "causal, added"])
-def test_score_mask_hides_other_things_from_each_query(name):
+def test_sdpa_mask_hides_other_things_from_each_query(name):
     q, k, v = torch.randn(3, 2, 4, 3, 8)
-    got = attended(score_mask(OTHERS[name], 2, 3, q.dtype), q, k, v)
+    got = attended(sdpa_mask(OTHERS[name], 2, 3, q.dtype), q, k, v)
     torch.testing.assert_close(got, attended(OTHERS["causal"], q, k, v))
 
 
 @pytest.mark.parametrize("name", ["by head", "whole numbers", "a list"])
-def test_score_mask_of_what_it_is_not(name):
-    with pytest.raises(NotForEngine):
-        score_mask(OTHERS[name], 2, 3, torch.float32)
+def test_sdpa_mask_of_what_it_is_not(name):
+    with pytest.raises(UnsupportedCall):
+        sdpa_mask(OTHERS[name], 2, 3, torch.float32)
 
 
 def test_who_sees_nothing_sees_all():
-    got = score_mask(torch.tensor([[1, 0, 0], [0, 0, 0]]), 2, 3, torch.float32)
+    got = sdpa_mask(torch.tensor([[1, 0, 0], [0, 0, 0]]), 2, 3, torch.float32)
     assert got.flatten(1).tolist() == [[True, False, False], [True, True, True]]
 
 
 @pytest.mark.parametrize(
-    ("rows", "whole"),
+    ("rows", "gaps"),
     [
-        (["1111", "1100", "0011", "0110", "0000", "1000"], True),
-        (["1111", "1011"], False),
-        (["0101"], False),
-        (["1"], True),
+        (["1111", "1100", "0011", "0110", "0000", "1000"], False),
+        (["1111", "1011"], True),
+        (["0101"], True),
+        (["1"], False),
     ],
 )
-def test_in_one_piece(rows, whole):
-    assert in_one_piece(torch.tensor([[c == "1" for c in row] for row in rows])) is whole
+def test_has_gaps(rows, gaps):
+    assert has_gaps(torch.tensor([[c == "1" for c in row] for row in rows])) is gaps
 
 
 @pytest.mark.parametrize("name", ["four dimensions", "added", "added, -inf"])
-def test_biased(name):
+def test_add_bias(name):
     q, k, v, bias = *torch.randn(3, 2, 4, 3, 8), torch.randn(1, 4, 3, 3)
-    mask = score_mask(PADDING[name], 2, 3, q.dtype)
-    got = attended(biased(mask, bias), q, k, v)
+    mask = sdpa_mask(PADDING[name], 2, 3, q.dtype)
+    got = attended(add_bias(mask, bias), q, k, v)
     want = attended(bias.masked_fill(~FOUR, float("-inf")), q, k, v)
     torch.testing.assert_close(got, want)
 
 
-def test_biased_without_one_of_them():
+def test_add_bias_without_one_of_them():
     bias = torch.randn(1, 4, 3, 3)
-    assert biased(FOUR, None) is FOUR
-    assert biased(None, bias) is bias
-    assert biased(None, None) is None
+    assert add_bias(FOUR, None) is FOUR
+    assert add_bias(None, bias) is bias
+    assert add_bias(None, None) is None
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 9])
 @pytest.mark.parametrize("name", ["none", "four dimensions", "added, -inf"])
-def test_in_window(name, window):
+def test_window_mask(name, window):
     q, k, v = torch.randn(3, 2, 4, 3, 8)
     at = torch.arange(3)
     near = (at - at[:, None]).abs() <= window
-    mask = None if name == "none" else score_mask(PADDING[name], 2, 3, q.dtype)
-    got = attended(in_window(window, 3, mask, q.device), q, k, v)
+    mask = None if name == "none" else sdpa_mask(PADDING[name], 2, 3, q.dtype)
+    got = attended(window_mask(window, 3, mask, q.device), q, k, v)
     want = attended(near if mask is None else FOUR & near, q, k, v)
     sees = (near if mask is None else FOUR & near).any(-1)[..., None].expand(want.shape)
     torch.testing.assert_close(got[sees], want[sees])

@@ -33,7 +33,7 @@ def pair_within(request):
 def test_plain_calls_need_nothing_of_transformers(pair_within, arguments, monkeypatch):
     before, after = pair_within
     inputs = {"input_ids": ids()} | arguments
-    if arguments.keys() & EMBEDDED - {*after.forward.kind.inputs}:
+    if arguments.keys() & EMBEDDED - {*after.forward.architecture.inputs}:
         pytest.skip("its embeddings take no such thing")
     if "inputs_embeds" in inputs:
         inputs["inputs_embeds"] = torch.randn(3, 9, before.get_input_embeddings().embedding_dim)

@@ -10,9 +10,8 @@ from transformers import ModernBertConfig
 
 from lada_ops import optimize, paths
 from lada_ops.engine.gpu import fused as fused_module
-from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
-from tests.engine.models import compress, dense
+from tests.engine.models import compress, dense, fused
 from tests.tiny_encoders import ARCHITECTURES
 
 
@@ -104,8 +103,8 @@ def test_what_the_engine_cannot_give_the_model_does(pair, arguments):
 @pytest.mark.parametrize(("mask", "packed"), [("right", True), ("left", True), ("holes", False)])
 def test_padding_is_left_out_where_windows_allow(before, mask, packed, monkeypatch):
     calls = []
-    real = fused_module.Packed
-    monkeypatch.setattr(fused_module, "Packed", lambda *a: calls.append(a) or real(*a))
+    real = fused_module.VarlenAttention
+    monkeypatch.setattr(fused_module, "VarlenAttention", lambda *a: calls.append(a) or real(*a))
     fused(before)(ids(), MASKS[mask])
     assert bool(calls) is packed
 

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from lada_ops import optimize, paths
-from lada_ops.engine.find import FoundEncoder, find_encoders
-from tests.engine.gpu.test_fused import fused
+from lada_ops.engine.find import SupportedEncoder, find_encoders
 from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
-from tests.engine.models import compress, dense
+from tests.engine.models import compress, dense, fused
 
 
 @pytest.fixture(params=[optimize, fused])
@@ -83,5 +82,5 @@ def test_without_biases_for_all_positions_short_texts_are_as_before():
 
 def test_bert_has_none():
     (found,) = find_encoders(dense("bert")).values()
-    assert isinstance(found, FoundEncoder)
+    assert isinstance(found, SupportedEncoder)
     assert found.position_bias(5, torch.device("cpu")) is None

@@ -16,10 +16,9 @@ from lada_ops import LowRankLinear, optimize, restore
 from lada_ops.compression.plan import METHODS
 from lada_ops.compression.pretrained import compression_of
 from lada_ops.engine import optimize as optimize_module
-from lada_ops.engine.inside import copied_module
+from lada_ops.engine.bypassed import copied_module
 from lada_ops.modules.packed_linear import PackedLinear
-from tests.engine.gpu.test_fused import fused
-from tests.engine.models import compress, compressed, seen
+from tests.engine.models import compress, compressed, fused, seen
 from tests.tiny_encoders import batch, outputs, tiny_bert
 
 SKIPPED = type, types.ModuleType, types.FunctionType, types.CodeType

@@ -15,9 +15,8 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 
 from lada_ops import optimize, restore
-from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import ids, mask_of
-from tests.engine.models import compress, compressed
+from tests.engine.models import compress, compressed, fused
 from tests.tiny_encoders import tiny_bert
 
 ENGINES = {"native": optimize, "fused": fused}

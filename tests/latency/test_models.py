@@ -10,7 +10,7 @@ import lada_ops
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.latency import TOLERANCES, WrongOutput, compare_models
 from lada_ops.latency.models import _tolerance, read_output
-from tests.engine.gpu.test_fused import fused
+from tests.engine.models import fused
 
 native_only = pytest.mark.skipif(not fast_dtypes(), reason="no native library was built")
 CONFIG = BertConfig(

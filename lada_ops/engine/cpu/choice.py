@@ -1,13 +1,11 @@
-"""Whether a weight is faster multiplied out on this CPU: measured where in doubt, remembered."""
+"""Choice between a compressed weight and its dense product on this CPU: measured and cached."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,28 +15,33 @@ import torch
 from torch import nn
 
 from ...host.environment import device_slug
+from ...host.files import write_whole
 from ...host.user_tables import user_folder
 from ...modules.packed_linear import Source, pack_linears
 
 TOKENS = (16, 128, 512)
 _ROUNDS = 7
-_CLEAR = 0.5  # of the dense weight's bytes: what stores less was never seen slower
-_LEAST = 1e-3  # of ratios that are believed, and one over it the most
+_CLEAR = 0.5  # share of the dense weight's values up to which compressed was never slower
+_LEAST = 1e-3  # smallest plausible ratio; its inverse is the largest
 _logger = logging.getLogger("lada_ops")
 
 
 class Choice(NamedTuple):
-    """How linears that share x are packed: multiplied out or as they are, and why."""
+    """Weight that linears of the same input are packed with: dense or compressed, and the reason.
+
+    dense is False for linears that were dense already.
+    """
 
     dense: bool
     why: str
 
 
 def choose(sources: Sequence[Source], dtype: torch.dtype) -> Choice:
-    """Whether linears that share x are faster multiplied out, over the token counts in `TOKENS`.
+    """Faster weight for linears of the same input: their dense product, or as they are.
 
-    Measured side by side where they store more than half of the dense weights; the ratio is
-    remembered in the user's cache folder, by CPU, instruction set, threads, dtype and weights.
+    Where they store more than half as many values as the dense weight, both are timed side by side
+    at the token counts `TOKENS`. The ratio is cached in the user's cache folder by CPU, instruction
+    set, threads, dtype and weights.
     """
     if all(isinstance(s, nn.Linear) for s in sources):
         return Choice(False, "dense")
@@ -47,18 +50,19 @@ def choose(sources: Sequence[Source], dtype: torch.dtype) -> Choice:
     if stored <= _CLEAR * dense_values:
         return Choice(False, "compressed")
     path, key = user_folder().parent / f"cpu-{device_slug('cpu')}.json", _key(sources, dtype)
-    known = _read(path)
-    if key not in known:
-        known = _read(path) | {key: _measured_ratio(sources, dtype)}
-        _write(path, known)
-    ratio = known[key]
+    ratios = _read(path)
+    if key not in ratios:
+        measured = _measured_ratio(sources, dtype)
+        ratios = _read(path) | {key: measured}  # others may have written in the meantime
+        _write(path, ratios)
+    ratio = ratios[key]
     if ratio < 1:
         return Choice(True, f"multiplied out, measured {1 / ratio:.2f} times as fast as compressed")
     return Choice(False, f"compressed, measured {ratio:.2f} times as fast as dense")
 
 
 def _measured_ratio(sources: Sequence[Source], dtype: torch.dtype) -> float:
-    """Time of dense over time of compressed, the geometric mean over `TOKENS`."""
+    """Time of dense over time of compressed, geometric mean over `TOKENS`."""
     from lada_kernels.cpu.linear import packed_linear_fwd
 
     candidates = [pack_linears(sources, dtype, dense) for dense in (True, False)]
@@ -95,21 +99,17 @@ def _read(path: Path) -> dict[str, float]:
         return {}
 
 
-def _checked(known: Any) -> dict[str, float]:
-    if not isinstance(known, dict):
-        raise ValueError(f"{type(known).__name__}; expected an object")
-    for key, ratio in known.items():
+def _checked(content: Any) -> dict[str, float]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{type(content).__name__}; expected an object")
+    for key, ratio in content.items():
         if type(ratio) not in (int, float) or not _LEAST <= ratio <= 1 / _LEAST:
             raise ValueError(f"{key!r} is {ratio!r}; expected {_LEAST} to {1 / _LEAST}")
-    return known
+    return content
 
 
-def _write(path: Path, known: dict[str, float]) -> None:
+def _write(path: Path, ratios: dict[str, float]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            file = Path(folder) / path.name
-            file.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-            os.replace(file, path)
+        write_whole(path, json.dumps(ratios, indent=1, sort_keys=True))
     except OSError as error:
         _logger.warning("cannot remember what was measured: %s", error)

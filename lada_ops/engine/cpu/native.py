@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...modules.packed_linear import PackedLinear, inference_input, pack_linears, refuse_exporting
-from ..find import FoundEncoder
-from ..masks import NotForEngine, in_one_piece, visible_positions
+from ..find import SupportedEncoder
+from ..masks import UnsupportedCall, has_gaps, visible_positions
 from ..watch import Watch
 from .choice import choose
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 class NativeEngine:
-    """Positions that the mask hides are not computed; they come out as 0."""
+    """Engine of native kernels; positions that the mask hides are not computed and come out as 0.
+
+    copies: the engine holds copies of the encoder's tensors, no views.
+    """
 
     copies = True
-    """Whether it holds copies of the encoder's tensors: it has its own tensors, no views."""
 
     def __init__(self, encoder: PackedEncoder) -> None:
         self.encoder = encoder
@@ -36,9 +38,9 @@ class NativeEngine:
         x: Tensor,
         attention_mask: Tensor | None = None,
         layers: slice = slice(None),
-        may_wait: bool = True,
+        may_sync: bool = True,
     ) -> Tensor:
-        """See `forward.Engine`; raises where `inference_input` does, too."""
+        """See `forward.Engine`; raises as `inference_input`, too."""
         refuse_exporting("encoder")
         return self._run(x, attention_mask, layers)
 
@@ -49,7 +51,7 @@ class NativeEngine:
         x = inference_input("encoder", x, encoder.features)
         batch, length, features = x.shape
         if encoder.max_length is not None and length > encoder.max_length:
-            raise NotForEngine  # positions beyond those of the model's config
+            raise UnsupportedCall  # positions beyond those of the model's config
         visible = None
         if attention_mask is not None:
             visible = visible_positions(attention_mask, batch, length)
@@ -58,8 +60,8 @@ class NativeEngine:
             starts = torch.arange(batch + 1, device="cpu") * length
             y = encoder.run_(rows.to(encoder.io_dtype, copy=True), starts, layers)
             return y.to(x.dtype).view(batch, length, features)
-        if encoder.position_dependent and not in_one_piece(visible):
-            raise NotForEngine  # positions would move together
+        if encoder.position_dependent and has_gaps(visible):
+            raise UnsupportedCall  # without the gaps, positions would move together
         index = visible.flatten().nonzero()[:, 0]
         starts = nn.functional.pad(visible.sum(1).cumsum(0), (1, 0))
         y = encoder.run_(rows[index].to(encoder.io_dtype), starts, layers)
@@ -67,52 +69,56 @@ class NativeEngine:
 
 
 @dataclass(frozen=True)
-class PackedParts:
-    """What takes the place of linears, by name, and why each is packed as it is."""
+class LinearPacker:
+    """Packed replacements of linears, and the reason for the weight of each, by name."""
 
     modules: dict[str, PackedLinear] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def pack(self, sources: Mapping[str, Any], dtype: torch.dtype) -> PackedWeight:
-        """The weights of linears that share x, side by side."""
+        """Merged weight of linears that share x, one below the other."""
         linears = list(sources.values())
         dense, why = choose(linears, dtype)
-        joined = pack_linears(linears, dtype, dense)
-        parts = [joined.part(i) for i in range(len(linears))] if len(linears) > 1 else [joined]
+        merged = pack_linears(linears, dtype, dense)
+        parts = [merged.part(i) for i in range(len(linears))] if len(linears) > 1 else [merged]
         for (name, linear), part in zip(sources.items(), parts, strict=True):
             self.modules[name], self.reasons[name] = PackedLinear(linear, part, dense), why
-        return joined
+        return merged
 
 
-def pack_encoder(found: FoundEncoder, dtype: torch.dtype) -> tuple[NativeEngine, list[PackedParts]]:
-    """What runs the encoder, and what takes the place of the linears of each layer."""
+def pack_encoder(
+    encoder: SupportedEncoder, dtype: torch.dtype
+) -> tuple[NativeEngine, list[LinearPacker]]:
+    """Engine of an encoder, and the packed linears of each layer."""
     from lada_kernels.cpu.encoder import PackedEncoder
 
-    linears = [PackedParts() for _ in found.layers]
-    positions = getattr(found.config, "max_position_embeddings", 0)
-    types = found.attention_types()
+    packers = [LinearPacker() for _ in encoder.layers]
+    positions = getattr(encoder.config, "max_position_embeddings", 0)
+    types = encoder.attention_types()
     cpu = torch.device("cpu")
-    attention = {  # which layers of a type share
-        name: {"cos_sin": _copied(found.angles(name, positions, cpu)), "window": found.window(name)}
+    attention = {  # shared by the layers of a type
+        name: {
+            "cos_sin": _copied(encoder.rotary_cos_sin(name, positions, cpu)),
+            "window": encoder.window(name),
+        }
         for name in {*types}
     }
     layers = [
-        _packed_layer(found, layer, attention[name], dtype, into)
-        for layer, name, into in zip(found.layers, types, linears, strict=True)
+        _pack_layer(encoder, layer, attention[name], dtype, packer)
+        for layer, name, packer in zip(encoder.layers, types, packers, strict=True)
     ]
-    heads = found.config.num_attention_heads
+    heads = encoder.config.num_attention_heads
     scale = (layers[0].attention_output.out_features / heads) ** -0.5
-    bias = _bias_by_distance(found)
-    return NativeEngine(PackedEncoder(layers, heads, scale, bias)), linears
+    return NativeEngine(PackedEncoder(layers, heads, scale, _bias_by_distance(encoder))), packers
 
 
 @torch.no_grad()
-def _bias_by_distance(found: FoundEncoder) -> np.ndarray | None:
-    """What `PackedEncoder` adds to scores, for sequences as long as the model can have them."""
+def _bias_by_distance(encoder: SupportedEncoder) -> np.ndarray | None:
+    """Relative position bias for `PackedEncoder`, up to the model's longest sequence."""
     from lada_kernels.cpu.encoder import reach_for
 
-    positions = getattr(found.config, "max_position_embeddings", 0)
-    bias, reach = found.position_bias(positions, torch.device("cpu")), reach_for(positions)
+    positions = getattr(encoder.config, "max_position_embeddings", 0)
+    bias, reach = encoder.position_bias(positions, torch.device("cpu")), reach_for(positions)
     if bias is None:
         return None
     by_distance = bias.new_zeros(bias.shape[1], 2 * reach)
@@ -126,22 +132,22 @@ def _copied(tensor: Tensor) -> np.ndarray: ...
 @overload
 def _copied(tensor: None) -> None: ...
 def _copied(tensor: Tensor | None) -> np.ndarray | None:
-    """A copy in fp32, contiguous, that no torch module holds."""
+    """Contiguous fp32 copy that no torch module holds."""
     return None if tensor is None else tensor.detach().float().clone().contiguous().numpy()
 
 
 @torch.no_grad()
-def _packed_layer(
-    found: FoundEncoder,
+def _pack_layer(
+    encoder: SupportedEncoder,
     layer: nn.Module,
     attention: Mapping[str, Any],
     dtype: torch.dtype,
-    into: PackedParts,
+    packer: LinearPacker,
 ) -> PackedLayer:
     from lada_kernels.cpu.encoder import PackedLayer
 
-    def linear(*together: str) -> PackedWeight:
-        return into.pack({name: layer.get_submodule(name) for name in together}, dtype)
+    def linear(*shared: str) -> PackedWeight:
+        return packer.pack({name: layer.get_submodule(name) for name in shared}, dtype)
 
     def norm(name: str | None) -> NormArrays | None:
         module: Any = nn.Identity() if name is None else layer.get_submodule(name)
@@ -150,17 +156,17 @@ def _packed_layer(
         bias = torch.zeros_like(module.weight) if module.bias is None else module.bias
         return _copied(module.weight), _copied(bias), module.eps
 
-    names = found.names
-    after_attention = norm(names.attention_norm)
-    assert after_attention is not None
+    names = encoder.names
+    attention_norm = norm(names.attention_norm)
+    assert attention_norm is not None
     return PackedLayer(
         linear(*names.qkv),
-        linear(names.out),
-        linear(names.up),
-        linear(names.down),
-        after_attention,
+        linear(names.attention_output),
+        linear(names.intermediate),
+        linear(names.output),
+        attention_norm,
         norm(names.output_norm),
-        found.activation,
+        encoder.activation,
         input_norm=norm(names.input_norm),
         gated=names.gated,
         **attention,

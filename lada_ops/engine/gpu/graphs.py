@@ -1,4 +1,4 @@
-"""CUDA graphs of a whole model: recorded for some sizes, replayed for every batch that fits in."""
+"""CUDA graphs of a model: recorded for some batch sizes, replayed for every batch that fits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Outputs]
 """input_ids, attention_mask and token_type_ids (batch, length) -> tensors (batch, ...)."""
 
 LIMIT = 16
-MOST_PADDING = 2  # a replay computes no more than twice the positions that were asked for
-_WARM_UPS = 3  # what compiles and allocates at its first calls must not do so while recorded
+MOST_PADDING = 2  # a replay computes at most twice as many positions as the call has
+_WARM_UPS = 3  # compilation and allocation at first calls must not happen in a capture
 _logger = logging.getLogger("lada_ops")
 
 
 class Size(NamedTuple):
+    """Shape of a batch of sequences."""
+
     batch: int
     length: int
 
@@ -30,36 +32,37 @@ class Size(NamedTuple):
         return f"{self.batch}x{self.length}"
 
     def holds(self, batch: int, length: int) -> bool:
+        """True if a batch fits, without more than `MOST_PADDING`."""
         fits = batch <= self.batch and length <= self.length
         return fits and self.batch * self.length <= MOST_PADDING * batch * length
 
 
 class Recorder(Protocol):
-    """Records what a call launches, on one device."""
+    """Recorder of a call's kernel launches on one device."""
 
     device: torch.device
 
     def record(self, call: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None], int]:
-        """The outputs' memory, what computes them again, and the bytes that this keeps.
+        """Output tensors, a function that replays the launches into them, and the bytes held.
 
-        Raises torch.OutOfMemoryError where there is not that much.
+        Raises torch.OutOfMemoryError.
         """
         ...
 
     def fence(self) -> Callable[[], None]:
-        """What makes the current stream, at that time, wait for what was launched up to now."""
+        """Function that makes the then current stream wait for all launches up to now."""
         ...
 
 
 class CudaRecorder:
-    """Graphs that share their memory: of their replays no two may run at once."""
+    """CUDA graphs that share a memory pool: no two of them may be replayed at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
 
     def record(self, call: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None], int]:
         with torch.cuda.device(self.device):
-            torch.cuda.synchronize()  # replays of what was dropped for this one may still run
+            torch.cuda.synchronize()  # replays of dropped graphs may still run in this pool
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -72,7 +75,7 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, pool=self.pool):
                     outputs = call()
             except Exception:
-                torch.cuda.set_stream(stream)  # torch stays on its own where a capture fails
+                torch.cuda.set_stream(stream)  # after a failed capture torch stays on the capture's
                 raise
             return outputs, graph.replay, torch.cuda.memory_allocated() - before
 
@@ -84,7 +87,7 @@ class CudaRecorder:
 
 @dataclass
 class Recording:
-    """A size's own inputs and outputs, and what computes the one from the other."""
+    """Recorded graph of one size: its input and output tensors, and its replay."""
 
     inputs: tuple[Tensor, ...]
     outputs: Outputs
@@ -93,9 +96,9 @@ class Recording:
 
 
 class Graphs:
-    """The recordings of one model, no more than `limit`: the least recently used one goes first.
+    """Recorded graphs of one model, at most `limit`: the least recently used is dropped first.
 
-    Calls from several threads and streams take turns, and get tensors of their own.
+    Calls from several threads and streams take turns; each gets copies of the outputs.
     """
 
     def __init__(self, recorder: Recorder, limit: int = LIMIT) -> None:
@@ -111,30 +114,30 @@ class Graphs:
         return self.recorder.device
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # a copy of the model has to record its own
+        return type(None), ()  # graphs hold addresses: a copy of the model records its own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
 
     def record(self, run: Run, sizes: Iterable[Size], pad_id: int) -> None:
-        """Record `run` at each size that is not yet.
+        """Record `run` at each new size.
 
-        Where memory runs out others are dropped; where that does not help, a warning says so.
+        If memory runs out, other graphs are dropped; if that does not help, a warning is logged.
         """
-        # what inference mode makes could not be written to outside it
+        # tensors created in inference mode could not be written to outside of it
         with self._lock, torch.inference_mode(False), torch.no_grad():
             for size in sizes:
                 if size in self._recordings:
                     continue
                 while len(self._recordings) >= self.limit:
                     self._recordings.popitem(last=False)
-                recording = self._recorded(run, size, pad_id)
+                recording = self._record(run, size, pad_id)
                 if recording is None:
                     _logger.warning("no memory for a graph of %s: it runs without one", size)
                 else:
                     self._recordings[size] = recording
 
-    def _recorded(self, run: Run, size: Size, pad_id: int) -> Recording | None:
+    def _record(self, run: Run, size: Size, pad_id: int) -> Recording | None:
         ids = torch.full(size, pad_id, dtype=torch.long, device=self.device)
         inputs = ids, torch.ones_like(ids), torch.zeros_like(ids)
         while True:
@@ -149,9 +152,9 @@ class Graphs:
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Outputs | None:
-        """The outputs (batch, ...) for ids (batch, length), or None where no recording holds them.
+        """Outputs (batch, ...) for ids (batch, length), or None where no recorded size holds them.
 
-        What a mask hides, and the padding up to the recorded size, comes out as anything.
+        Outputs at positions that the mask hides are undefined.
         """
         batch, length = input_ids.shape
         with self._lock:
@@ -161,10 +164,10 @@ class Graphs:
             size = min(fitting, key=lambda size: size.batch * size.length)
             self._recordings.move_to_end(size)
             recording = self._recordings[size]
-            self._wait()  # for those who copy what came before
+            self._wait()  # for the last call's copies of the outputs
             ids, mask, types = recording.inputs
             ids[:batch, :length] = input_ids
-            mask.zero_()  # hides what another call left behind
+            mask.zero_()  # hides the last call's tokens
             mask[:batch, :length] = True if attention_mask is None else attention_mask != 0
             types[:batch, :length] = 0 if token_type_ids is None else token_type_ids
             recording.replay()
@@ -177,5 +180,5 @@ class Graphs:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What is recorded, such as "8x128", and the bytes that it keeps."""
+        """Recorded sizes, such as "8x128", and the bytes that each graph holds."""
         return {str(size): recording.nbytes for size, recording in self._recordings.items()}

@@ -1,4 +1,4 @@
-"""The products of a frozen layer: each a call of an op, of all the linears that share its x."""
+"""Merged linears of a frozen layer: one call of an op for all linears that share their input."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ...ops.reference import Norm
 from ...ops.sparse_low_rank_linear import sparse_low_rank_linear
 
 
-class Product(nn.Module, ABC):
-    """``LN(act(x W^T + bias) + residual)`` with W the weights of `linears` one below the other.
+class MergedLinear(nn.Module, ABC):
+    """``LN(act(x W^T + bias) + residual)``, with the weights of `linears` stacked in W (out, in).
 
-    Its tensors are in no state dict, and those of the linears become views of them: nothing is
-    stored twice. dense: W itself, where `keep_dense` found that it pays.
+    The merged tensors are in no state dict; the linears' own become views of them, so that nothing
+    is stored twice. dense: W, where `keep_dense` keeps it. kind: name of the format, for `how`.
     """
 
     kind: str
@@ -42,15 +42,15 @@ class Product(nn.Module, ABC):
         self.in_features = linears[0].in_features
         self.widths = [linear.out_features for linear in linears]
         self.activation, self.eps = activation, 0.0 if norm is None else norm.eps
-        self.hold(
-            bias=_joined_biases(linears),
+        self.register_tensors(
+            bias=_merge_biases(linears),
             norm_weight=None if norm is None else norm.weight.detach(),
             norm_bias=None if norm is None else norm.bias.detach(),
             dense=None,
         )
 
-    def hold(self, **tensors: Tensor | None) -> None:
-        """Register buffers that are in no state dict."""
+    def register_tensors(self, **tensors: Tensor | None) -> None:
+        """Register the tensors as buffers that are in no state dict."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -66,20 +66,20 @@ class Product(nn.Module, ABC):
 
     @abstractmethod
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
-        """The op on x, with activation, residual and norm as given."""
+        """Output of the op for x, with the given activation, residual and norm."""
 
     @abstractmethod
     def to_dense(self) -> Tensor:
-        """W (out, in)."""
+        """Dense W (out, in)."""
 
     @property
     def how(self) -> str:
-        """What computes it."""
+        """Format of the weight, for `paths`."""
         return self.kind if self.dense is None else f"{self.kind} or dense, as tuned tables say"
 
     @property
     def weight_name(self) -> str | None:
-        """How tuned tables name W; None where torch alone computes it."""
+        """Name of W in tuned tables; None for a weight that torch computes."""
         return None
 
     def extra_repr(self) -> str:
@@ -88,13 +88,13 @@ class Product(nn.Module, ABC):
         return text + ("" if self.norm is None else ", norm")
 
 
-class DenseProduct(Product):
+class MergedDense(MergedLinear):
     kind = "dense"
     weight: Tensor
 
     def __init__(self, linears: Sequence[nn.Linear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        self.hold(weight=_joined([linear.weight for linear in linears]))
+        self.register_tensors(weight=_stack([linear.weight for linear in linears]))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         return add_norm(F.linear(x, self.weight, self.bias), **epilogue)
@@ -103,8 +103,8 @@ class DenseProduct(Product):
         return self.weight
 
 
-class LowRankProduct(Product):
-    """The lower ranks among several are filled up with zeros; then the tensors are copies."""
+class MergedLowRank(MergedLinear):
+    """Merged low-rank linears; lower ranks are padded with zeros, in which case u, v are copies."""
 
     kind = "low rank"
     u: Tensor
@@ -112,7 +112,7 @@ class LowRankProduct(Product):
 
     def __init__(self, linears: Sequence[LowRankLinear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        self.hold(**_joined_factors(linears))
+        self.register_tensors(**_merge_factors(linears))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         groups = len(self.widths)
@@ -121,7 +121,7 @@ class LowRankProduct(Product):
         )
 
     def to_dense(self) -> Tensor:
-        return _product_of_factors(self.u, self.v, len(self.widths))
+        return _multiply_factors(self.u, self.v, len(self.widths))
 
     @property
     def weight_name(self) -> str:
@@ -130,7 +130,7 @@ class LowRankProduct(Product):
         return low_rank_name(self.u.shape[1], len(self.widths))
 
 
-class BlockSparseProduct(Product):
+class MergedBlockSparse(MergedLinear):
     kind = "block sparse"
     crow_indices: Tensor
     col_indices: Tensor
@@ -139,7 +139,7 @@ class BlockSparseProduct(Product):
 
     def __init__(self, linears: Sequence[BlockSparseLinear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        self.hold(**_joined_blocks(linears))
+        self.register_tensors(**_merge_blocks(linears))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         bsr = self.crow_indices, self.col_indices, self.values
@@ -159,8 +159,8 @@ class BlockSparseProduct(Product):
         return sparse_name(rows, cols, density)
 
 
-class SparseLowRankProduct(Product):
-    """The lower ranks among several are filled up with zeros; then the factors are copies."""
+class MergedSparseLowRank(MergedLinear):
+    """Merged sparse + low-rank linears, with factors as in `MergedLowRank`."""
 
     kind = "sparse + low rank"
     u: Tensor
@@ -172,7 +172,7 @@ class SparseLowRankProduct(Product):
 
     def __init__(self, linears: Sequence[SparseLowRankLinear], *epilogue: Any) -> None:
         super().__init__(linears, *epilogue)
-        self.hold(**_joined_factors(linears), **_joined_blocks(linears))
+        self.register_tensors(**_merge_factors(linears), **_merge_blocks(linears))
 
     def multiply(self, x: Tensor, **epilogue: Any) -> Tensor:
         factors, bsr = (self.u, self.v), (self.crow_indices, self.col_indices, self.values)
@@ -181,8 +181,8 @@ class SparseLowRankProduct(Product):
 
     def to_dense(self) -> Tensor:
         bsr = self.crow_indices, self.col_indices, self.values
-        product = _product_of_factors(self.u, self.v, len(self.widths))
-        return product + bsr_to_dense(*bsr, self.in_features)
+        low_rank = _multiply_factors(self.u, self.v, len(self.widths))
+        return low_rank + bsr_to_dense(*bsr, self.in_features)
 
     @property
     def weight_name(self) -> str:
@@ -193,50 +193,50 @@ class SparseLowRankProduct(Product):
         return sparse_low_rank_name(self.u.shape[1], rows, cols, density, len(self.widths))
 
 
-def product_of(
+def merge(
     linears: Sequence[Source], activation: str = "none", norm: nn.LayerNorm | None = None
-) -> Product:
-    """The product of linears of one `joint_kind`."""
-    kinds = {
-        nn.Linear: DenseProduct,
-        LowRankLinear: LowRankProduct,
-        BlockSparseLinear: BlockSparseProduct,
-        SparseLowRankLinear: SparseLowRankProduct,
+) -> MergedLinear:
+    """Merged linear of linears that have the same `merge_key`."""
+    classes = {
+        nn.Linear: MergedDense,
+        LowRankLinear: MergedLowRank,
+        BlockSparseLinear: MergedBlockSparse,
+        SparseLowRankLinear: MergedSparseLowRank,
     }
-    return kinds[type(linears[0])](linears, activation, norm)
+    return classes[type(linears[0])](linears, activation, norm)
 
 
-def joint_kind(linear: Source) -> object:
-    """Equal for linears that can be one product."""
+def merge_key(linear: Source) -> object:
+    """Key that is equal for linears that can be merged: type, width with factors, block."""
     has_factors = isinstance(linear, (LowRankLinear, SparseLowRankLinear))
     has_blocks = isinstance(linear, (BlockSparseLinear, SparseLowRankLinear))
     width, block = linear.out_features if has_factors else 0, linear.block if has_blocks else None
     return type(linear), width, block
 
 
-def _joined_factors(linears: Sequence[LowRankLinear | SparseLowRankLinear]) -> dict[str, Tensor]:
+def _merge_factors(linears: Sequence[LowRankLinear | SparseLowRankLinear]) -> dict[str, Tensor]:
     us, vs = [linear.u for linear in linears], [linear.v for linear in linears]
     rank = max(linear.rank for linear in linears)
     if all(linear.rank == rank for linear in linears):
-        return {"u": _joined(us), "v": _joined(vs)}
+        return {"u": _stack(us), "v": _stack(vs)}
     us = [F.pad(u.detach(), (0, rank - u.shape[1])) for u in us]
     vs = [F.pad(v.detach(), (0, 0, 0, rank - v.shape[0])) for v in vs]
     return {"u": torch.cat(us), "v": torch.cat(vs)}
 
 
-def _product_of_factors(u: Tensor, v: Tensor, groups: int) -> Tensor:
+def _multiply_factors(u: Tensor, v: Tensor, groups: int) -> Tensor:
     pairs = zip(u.chunk(groups), v.chunk(groups), strict=True)
     return torch.cat([a @ b for a, b in pairs])
 
 
-def _joined_blocks(
+def _merge_blocks(
     linears: Sequence[BlockSparseLinear | SparseLowRankLinear],
 ) -> dict[str, Tensor | None]:
     counts = torch.cat([linear.crow_indices.diff() for linear in linears])
     bsr = Bsr(
         F.pad(counts.cumsum(0), (1, 0)),
         torch.cat([linear.col_indices for linear in linears]),
-        _joined([linear.values for linear in linears]),
+        _stack([linear.values for linear in linears]),
         (sum(linear.out_features for linear in linears), linears[0].in_features),
     )
     order = bsr.order if bsr.whole_packs else None
@@ -244,24 +244,24 @@ def _joined_blocks(
     return {**indices, "values": bsr.values, "order": order}
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """One below the other, in the layout of the first; the tensors become views of it."""
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenation along the first dimension; the given tensors become views of it."""
     if len(tensors) == 1:
         return tensors[0].detach()
-    joined = torch.cat([t.detach() for t in tensors])
-    if joined.ndim == 3:
-        joined = panel_major(joined)
-    for t, part in zip(tensors, joined.split([len(t) for t in tensors]), strict=True):
+    stacked = torch.cat([t.detach() for t in tensors])
+    if stacked.ndim == 3:
+        stacked = panel_major(stacked)
+    for t, part in zip(tensors, stacked.split([len(t) for t in tensors]), strict=True):
         t.data = part
-    return joined
+    return stacked
 
 
-def _joined_biases(linears: Sequence[Source]) -> Tensor | None:
+def _merge_biases(linears: Sequence[Source]) -> Tensor | None:
     biases = [linear.bias for linear in linears if linear.bias is not None]
     if not biases:
         return None
     if len(biases) == len(linears):
-        return _joined(biases)
+        return _stack(biases)
     zeros = biases[0].new_zeros
     return torch.cat(
         [zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]

@@ -1,4 +1,4 @@
-"""The parts of a fused layer around its attention, and what tuned tables know of them."""
+"""Parts of a fused layer besides attention, and their calls of ops that tuned tables know."""
 
 from __future__ import annotations
 
@@ -15,113 +15,119 @@ from ...modules.low_rank_linear import LowRankLinear
 from ...modules.packed_linear import Source
 from ...ops.low_rank_ffn import low_rank_ffn
 from ...ops.reference import ACTIVATIONS
-from .merged_linear import Product, joint_kind, product_of
+from .merged_linear import MergedLinear, merge, merge_key
 
-ONE_LAUNCH_RANK = 128  # up to this one the feed-forward's hidden features stay on chip
+ONE_LAUNCH_RANK = 128  # largest rank at which the feed-forward's hidden features stay on chip
 
 
 class Projections(nn.Module):
-    """Several linears of one x, such as query, key and value: as few products as can be."""
+    """Linears of one input, such as query, key and value, merged into as few as possible."""
 
     def __init__(self, linears: Sequence[Source]) -> None:
         super().__init__()
-        runs = [list(run) for _, run in groupby(linears, key=joint_kind)]
-        self.products: Any = nn.ModuleList(product_of(run) for run in runs)
+        runs = [list(run) for _, run in groupby(linears, key=merge_key)]
+        self.merged: Any = nn.ModuleList(merge(run) for run in runs)
 
     @property
     def how(self) -> list[str]:
-        """By linear, what computes it."""
+        """Format of each linear's weight, and with how many others it is merged."""
         texts: list[str] = []
-        for product in self.products:
-            joined = len(product.widths)
-            text = product.how if joined == 1 else f"{product.how}, {joined} in one product"
-            texts += [text] * joined
+        for merged in self.merged:
+            count = len(merged.widths)
+            text = merged.how if count == 1 else f"{merged.how}, {count} in one product"
+            texts += [text] * count
         return texts
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (..., in) -> the output (..., out) of each linear."""
         outputs: list[Tensor] = []
-        for product in self.products:
-            outputs += product(x).split(product.widths, -1)
+        for merged in self.merged:
+            outputs += merged(x).split(merged.widths, -1)
         return outputs
 
 
 class FeedForward(nn.Module):
-    """``LN(down(act(up(x))) + residual)`` in two products; without norm there is no LN."""
+    """``LN(output(act(intermediate(x))) + residual)`` in two calls; LN is left out without norm."""
 
-    up: Any
-    down: Any
+    intermediate: Any
+    output: Any
 
     def __init__(
-        self, up: Source, down: Source, activation: str, norm: nn.LayerNorm | None
+        self, intermediate: Source, output: Source, activation: str, norm: nn.LayerNorm | None
     ) -> None:
         super().__init__()
-        self.up, self.down = product_of([up], activation), product_of([down], "none", norm)
+        self.intermediate = merge([intermediate], activation)
+        self.output = merge([output], "none", norm)
 
     @property
     def how(self) -> list[str]:
-        """By linear, up and down, what computes it."""
-        return [self.up.how, self.down.how]
+        """Format of the weights of intermediate and output."""
+        return [self.intermediate.how, self.output.how]
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """x and residual (..., features) -> (..., features)."""
-        return self.down(self.up(x), residual=residual)
+        return self.output(self.intermediate(x), residual=residual)
 
 
 class GatedFeedForward(FeedForward):
-    """``LN(down(act(a) * b) + residual)``, with a and b the halves of up(x)."""
+    """``LN(output(act(a) * b) + residual)``, with a and b the halves of intermediate(x)."""
 
     def __init__(
-        self, up: Source, down: Source, activation: str, norm: nn.LayerNorm | None
+        self, intermediate: Source, output: Source, activation: str, norm: nn.LayerNorm | None
     ) -> None:
-        super().__init__(up, down, "none", norm)
+        super().__init__(intermediate, output, "none", norm)
         self.activation = activation
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        first, second = self.up(x).chunk(2, -1)
-        return self.down(ACTIVATIONS[self.activation](first) * second, residual=residual)
+        hidden, gate = self.intermediate(x).chunk(2, -1)
+        return self.output(ACTIVATIONS[self.activation](hidden) * gate, residual=residual)
 
 
 class LowRankFeedForward(FeedForward):
-    """`FeedForward` by one op, which need not write the features between its products."""
+    """`FeedForward` by one op, which can keep the hidden features on chip."""
 
     @property
     def how(self) -> list[str]:
-        return [f"{product.how}, the feed-forward in one op" for product in (self.up, self.down)]
+        return [f"{how}, the feed-forward in one op" for how in super().how]
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        up, down = self.up, self.down
-        dense: Any = up.dense, down.dense
+        first, second = self.intermediate, self.output
+        dense = None if first.dense is None or second.dense is None else (first.dense, second.dense)
         return low_rank_ffn(
-            *(x, up.u, up.v, up.bias, down.u, down.v, down.bias),
-            activation=up.activation,
+            *(x, first.u, first.v, first.bias, second.u, second.v, second.bias),
+            activation=first.activation,
             residual=residual,
-            norm=down.norm,
-            dense=None if any(weight is None for weight in dense) else dense,
+            norm=second.norm,
+            dense=dense,
         )
 
     @property
     def weight_name(self) -> str:
-        """How tuned tables name the weights."""
+        """Name of the weights in tuned tables."""
         from lada_kernels.weight_names import ffn_name
 
-        return ffn_name(self.up.u.shape[1], len(self.up.u), self.down.u.shape[1])
+        u = self.intermediate.u
+        return ffn_name(u.shape[1], len(u), self.output.u.shape[1])
 
 
 def feed_forward_of(
-    up: Source, down: Source, activation: str, norm: nn.LayerNorm | None, gated: bool = False
+    intermediate: Source,
+    output: Source,
+    activation: str,
+    norm: nn.LayerNorm | None,
+    gated: bool = False,
 ) -> FeedForward:
-    """The feed-forward half of a layer, by one op where its ranks let it be one launch."""
+    """Feed-forward of a layer, by one op if both ranks are at most `ONE_LAUNCH_RANK`."""
     if gated:
-        return GatedFeedForward(up, down, activation, norm)
-    ranks = [linear.rank for linear in (up, down) if isinstance(linear, LowRankLinear)]
-    one_launch = len(ranks) == 2 and max(ranks) <= ONE_LAUNCH_RANK
+        return GatedFeedForward(intermediate, output, activation, norm)
+    both = intermediate, output
+    one_launch = all(isinstance(x, LowRankLinear) and x.rank <= ONE_LAUNCH_RANK for x in both)
     kind = LowRankFeedForward if one_launch else FeedForward
-    return kind(up, down, activation, norm)
+    return kind(intermediate, output, activation, norm)
 
 
-class HeldNorm(nn.Module):
-    """A LayerNorm over the last dimension, its tensors in no state dict."""
+class FrozenLayerNorm(nn.Module):
+    """LayerNorm over the last dimension, with tensors that are in no state dict."""
 
     weight: Tensor
     bias: Tensor | None
@@ -135,18 +141,18 @@ class HeldNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., features) -> (..., features)."""
-        # autocast would leave it in fp32
+        # autocast would leave the result in fp32
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
-class Tuned(NamedTuple):
-    """What tuned tables know of one call of an op: x (tokens, k) -> y (tokens, n)."""
+class TunedCall(NamedTuple):
+    """Call of an op as tuned tables know it: x (tokens, k) -> y (tokens, n)."""
 
     weight: str
     k: int
     n: int
     epilogue: str
-    products: list[Product]
+    linears: list[MergedLinear]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,32 +160,33 @@ class Tuned(NamedTuple):
 
     @property
     def device_index(self) -> int:
-        """Of its GPU; -1 is the CPU."""
+        """Index of the GPU; -1 is the CPU."""
         return self._floats.get_device()
 
     @property
     def _floats(self) -> Tensor:
-        return next(t for t in self.products[0].buffers() if t.is_floating_point())
+        return next(t for t in self.linears[0].buffers() if t.is_floating_point())
 
 
-def tuned_parts(module: nn.Module) -> list[Tuned]:
-    """The calls of ops that `module` makes, and of those of a feed-forward its two linears too."""
-    found = []
+def tuned_calls(module: nn.Module) -> list[TunedCall]:
+    """Calls of ops that `module` makes; for a feed-forward in one op also those of its linears."""
+    calls = []
     for part in module.modules():
         if isinstance(part, LowRankFeedForward):
-            sizes = part.up.in_features, sum(part.down.widths)
-            found.append(Tuned(part.weight_name, *sizes, "norm", [part.up, part.down]))
-        elif isinstance(part, Product) and part.weight_name is not None:
+            sizes = part.intermediate.in_features, sum(part.output.widths)
+            linears = [part.intermediate, part.output]
+            calls.append(TunedCall(part.weight_name, *sizes, "norm", linears))
+        elif isinstance(part, MergedLinear) and part.weight_name is not None:
             plain = "plain" if part.activation == "none" else "fused"
             epilogue = plain if part.norm is None else "norm"
             sizes = part.in_features, sum(part.widths)
-            found.append(Tuned(part.weight_name, *sizes, epilogue, [part]))
-    return found
+            calls.append(TunedCall(part.weight_name, *sizes, epilogue, [part]))
+    return calls
 
 
 @torch.no_grad()
 def keep_dense(module: nn.Module) -> None:
-    """Keep dense weights too where a tuned table of this GPU has seen them faster.
+    """Keep dense weights as well where this GPU's tuned table measured them faster.
 
     The ops then choose by the number of tokens.
     """
@@ -187,8 +194,8 @@ def keep_dense(module: nn.Module) -> None:
     from lada_kernels.weight_names import Weight
 
     use_user_tables()
-    for part in tuned_parts(module):
-        stem, size = Weight.parse(part.weight).stem, (part.dtype, part.k, part.n)
-        if dense_is_ever_fastest(stem, part.weight, *size, part.device_index):
-            for product in part.products:
-                product.hold(dense=product.to_dense())
+    for call in tuned_calls(module):
+        stem, size = Weight.parse(call.weight).stem, (call.dtype, call.k, call.n)
+        if dense_is_ever_fastest(stem, call.weight, *size, call.device_index):
+            for linear in call.linears:
+                linear.register_tensors(dense=linear.to_dense())

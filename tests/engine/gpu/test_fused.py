@@ -10,21 +10,11 @@ from torch import nn
 
 from lada_ops import LowRankLinear, optimize, paths, restore
 from lada_ops.compression.plan import METHODS
-from lada_ops.engine.find import FoundEncoder, find_encoders
-from lada_ops.engine.optimize import fuse
 from tests.engine.inputs import MASKS, MORE_THAN_PADDING, assert_equal_where_seen, ids
-from tests.engine.models import KNOWN, compress, compressed, dense, seen
+from tests.engine.models import KNOWN, compress, compressed, dense, fused, seen
 from tests.tiny_encoders import batch, outputs, tiny_bert
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
-
-
-def fused(model: Any) -> Any:
-    """`model` as `optimize` makes it on a GPU."""
-    encoders = [e for e in find_encoders(model).values() if isinstance(e, FoundEncoder)]
-    assert encoders
-    fuse(model, encoders, torch.float32)
-    return model
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import torch
 from lada_ops import capture_graphs, restore
 from lada_ops.engine.capture import record_graphs
 from lada_ops.engine.gpu.graphs import Graphs, Size
-from tests.engine.gpu.test_fused import fused
 from tests.engine.inputs import MASKS, assert_equal_where_seen, ids, mask_of
-from tests.engine.models import compress, compressed
+from tests.engine.models import compress, compressed, fused
 from tests.tiny_encoders import batch, tiny_bert
 
 TYPES = mask_of("000011111", "001111111", "000000001")

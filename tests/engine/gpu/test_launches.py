@@ -3,8 +3,7 @@
 import pytest
 
 from tests.engine.gpu.launches import launches_of
-from tests.engine.gpu.test_fused import fused
-from tests.engine.models import compress
+from tests.engine.models import compress, fused
 from tests.tiny_encoders import tiny_bert
 
 FEW, MANY = (2, 16, 64), (16, 128, 64)  # batch, length, features

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lada_ops.engine.gpu.merged_linear import Product, product_of
+from lada_ops.engine.gpu.merged_linear import MergedLinear, merge
 from tests.engine.gpu.linears import KINDS, make, norm_of, x_of
 
 
@@ -20,21 +20,21 @@ def _exactly():
 def test_one_linear_with_its_epilogue(kind, shape):
     linear, norm = make(kind), norm_of(24)
     x, residual = x_of(*shape), torch.randn(*shape, 24, dtype=torch.float64)
-    got = product_of([linear], "gelu", norm)(x, residual)
+    got = merge([linear], "gelu", norm)(x, residual)
     torch.testing.assert_close(got, norm(F.gelu(linear(x)) + residual))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_activation_alone(kind):
     linear, x = make(kind), x_of(5)
-    torch.testing.assert_close(product_of([linear], "relu")(x), F.relu(linear(x)))
+    torch.testing.assert_close(merge([linear], "relu")(x), F.relu(linear(x)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_joined_is_stored_once(kind):
     linears = [make(kind) for _ in range(3)]
     before = [{name: p.clone() for name, p in x.named_parameters()} for x in linears]
-    product = product_of(linears)
+    product = merge(linears)
     for linear, values in zip(linears, before, strict=True):
         for name, parameter in linear.named_parameters():
             joined = getattr(product, name).untyped_storage()
@@ -44,31 +44,31 @@ def test_what_is_joined_is_stored_once(kind):
 
 def test_joined_blocks_are_read_without_a_copy():
     linears = [make("block sparse") for _ in range(3)]
-    product: Any = product_of(linears)
+    product: Any = merge(linears)
     for values in (product.values, *(linear.values for linear in linears)):
         assert values.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_it_is_in_a_state_dict(kind):
-    product = product_of([make(kind)], "gelu", norm_of(24))
+    product = merge([make(kind)], "gelu", norm_of(24))
     assert product.state_dict() == {}
     assert list(product.parameters()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_follows_another_dtype(kind):
-    product, x = product_of([make(kind)], "gelu", norm_of(24)), x_of(5)
+    product, x = merge([make(kind)], "gelu", norm_of(24)), x_of(5)
     want = product(x)
     got = product.float()(x.float())
     torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_printed_it_says_what_it_is():
-    text = repr(product_of([make("dense"), make("dense")], "gelu", norm_of(48)))
-    assert text == ("DenseProduct(in_features=16, out_features=[24, 24], activation='gelu', norm)")
+    text = repr(merge([make("dense"), make("dense")], "gelu", norm_of(48)))
+    assert text == ("MergedDense(in_features=16, out_features=[24, 24], activation='gelu', norm)")
 
 
 def test_a_product_alone_is_none_of_the_kinds():
     with pytest.raises(TypeError, match="abstract"):
-        Product([make("dense")])  # pyright: ignore[reportAbstractUsage]
+        MergedLinear([make("dense")])  # pyright: ignore[reportAbstractUsage]

@@ -6,14 +6,14 @@ from torch import nn
 from lada_kernels import tuning
 from lada_ops import LowRankLinear
 from lada_ops.engine.gpu import parts as parts_module
-from lada_ops.engine.gpu.merged_linear import product_of
+from lada_ops.engine.gpu.merged_linear import merge
 from lada_ops.engine.gpu.parts import (
-    HeldNorm,
+    FrozenLayerNorm,
     LowRankFeedForward,
     Projections,
     feed_forward_of,
     keep_dense,
-    tuned_parts,
+    tuned_calls,
 )
 from tests.engine.gpu.linears import BLOCK, KINDS, make, norm_of, x_of
 
@@ -47,7 +47,7 @@ def test_projections_of_several_ranks(kind):
     x = x_of(5)
     projections = Projections(linears)
     torch.testing.assert_close(projections(x), [linear(x) for linear in linears])
-    assert len(projections.products) == 1
+    assert len(projections.merged) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ class TestFeedForward:
 def test_a_norm_that_is_held_is_in_no_state_dict(bias):
     norm = nn.LayerNorm(16, eps=0.1, bias=bias, dtype=torch.float64)
     nn.init.normal_(norm.weight)
-    held, x = HeldNorm(norm), x_of(2, 3)
+    held, x = FrozenLayerNorm(norm), x_of(2, 3)
     torch.testing.assert_close(held(x), norm(x), rtol=0, atol=0)
     assert held.state_dict() == {}
     assert [*held.parameters()] == []
@@ -133,16 +133,16 @@ def parts():
         [
             feed_forward_of(up, down, "gelu", norm_of(16)),
             Projections([make("low rank") for _ in range(3)]),
-            product_of([make("block sparse")], "gelu"),
-            product_of([make("sparse + low rank")], "none", norm_of(24)),
+            merge([make("block sparse")], "gelu"),
+            merge([make("sparse + low rank")], "none", norm_of(24)),
             Projections([make("sparse + low rank") for _ in range(3)]),
-            product_of([make("dense")]),
+            merge([make("dense")]),
         ]
     )
 
 
 def test_what_tables_know_of():
-    assert [part[:4] for part in tuned_parts(parts())] == [
+    assert [part[:4] for part in tuned_calls(parts())] == [
         ("r32-32-r32", 16, 16, "norm"),
         ("r32", 16, 32, "fused"),
         ("r32", 32, 16, "norm"),
@@ -180,15 +180,15 @@ class TestKeepDense:
     def test_keeps_nothing_where_dense_is_never_faster(self, asked):
         made = parts()
         keep_dense(made)
-        assert {p.products[0].dense for p in tuned_parts(made)} == {None}
+        assert {p.linears[0].dense for p in tuned_calls(made)} == {None}
 
     @pytest.mark.parametrize("at", range(7))
     def test_keeps_the_weight_of_a_part(self, asked, at):
         made = parts()
-        part = tuned_parts(made)[at]
+        part = tuned_calls(made)[at]
         asked.faster = {part.weight}
         keep_dense(made)
-        for product in part.products:
+        for product in part.linears:
             assert product.dense is not None
             x = torch.randn(5, product.in_features, dtype=torch.float64)
             got = F.linear(x, product.dense, product.bias)
@@ -207,5 +207,5 @@ class TestKeepDense:
         given = {}
         monkeypatch.setattr(parts_module, "low_rank_ffn", lambda *_, **kwargs: given.update(kwargs))
         made[0](x_of(5), x_of(5))
-        up, down = tuned_parts(made)[0].products
+        up, down = tuned_calls(made)[0].linears
         assert given["dense"] == (up.dense, down.dense)
