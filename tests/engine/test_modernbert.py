@@ -116,10 +116,10 @@ def test_paths_tell_of_its_linears():
     assert all(how.startswith("native encoder, float32: ") for how in found.values())
 
 
-def test_layers_of_a_type_share_their_angles():
+def test_layers_of_a_type_share_rotary_cos_and_sin():
     model = optimize(compress(dense("modernbert"))).model
     layers = model.forward.encoder.engine.encoder.layers
-    assert [len(layer.angles) for layer in layers] == [40, 40]
+    assert [len(layer.cos_sin) for layer in layers] == [40, 40]
     assert [layer.window for layer in layers] == [None, 64]
 
 
