@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lada_kernels.tuning import TileConfig, Way
+from lada_kernels.variants import TileConfig, Variant
 from lada_ops.machine_code.cases import Case
 from lada_ops.machine_code.catalogue import design, shipped, tabled
 from lada_ops.machine_code.compile import compile_launch
@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET leaves nothing to compile", allow_module_level=True)
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
-DENSE = Way("dense")
+DENSE = Variant("dense")
 OTHERS = [name for name in TARGETS if name != "sm_90"]
 PORTABLE = [
     Case("low_rank_linear", 16, 768, 3072, "r64", "gelu", FP16),
@@ -103,7 +103,7 @@ def test_a_dependent_launch_waits_before_it_touches_memory(
     stem, weight, way, gradient, pdl, target
 ):
     tiles = TileConfig(16, 64, 64, 4, 2, pdl)
-    case = Case(stem, 16, 768, 768, weight, "norm", way=Way(way, tiles), gradient=gradient)
+    case = Case(stem, 16, 768, 768, weight, "norm", way=Variant(way, tiles), gradient=gradient)
     for launch in case.launches():
         found = binary(launch, TARGETS[target])
         assert found.code is not None

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lada_kernels.tuning import Way
+from lada_kernels.epilogue import Epilogue
+from lada_kernels.variants import Variant
 
 from .cases import Case
 from .peers import torch_bsr, two_to_four
@@ -34,12 +35,20 @@ def launcher(stem: str) -> Callable[..., Tensor]:
 
 def launched(
     launch: Callable[..., Tensor],
+    activation: str,
+    residual: Tensor | None = None,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
+    bias: Tensor | None = None,
+    bias1: Tensor | None = None,
+    bias2: Tensor | None = None,
     **operands: Any,
 ) -> Tensor:
-    norm = None if norm_weight is None else (norm_weight, norm_bias, EPS)
-    return launch(**operands, norm=norm)
+    norm = None if norm_weight is None or norm_bias is None else (norm_weight, norm_bias, EPS)
+    if bias is not None:
+        return launch(**operands, epilogue=Epilogue(bias, activation, residual, norm))
+    first, last = Epilogue(bias1, activation), Epilogue(bias2, "none", residual, norm)
+    return launch(**operands, epilogue1=first, epilogue2=last)
 
 
 def _linear(operands: Operands) -> Ways:
@@ -80,10 +89,10 @@ def _linear(operands: Operands) -> Ways:
         ways["2:4 cuSPARSELt"] = lambda: two_to_four(operands, weight, "CUSPARSELT")
 
     ours = {"x": x, **compressed, "bias": bias, **finish}
-    given = {"activation": activation} | ({"groups": case.groups} if case.groups > 1 else {})
-    launch = partial(launched, partial(launcher(case.stem), **given))
+    given = {"groups": case.groups} if case.groups > 1 else {}
+    launch = partial(launched, partial(launcher(case.stem), **given), activation)
     for name in our_ways(case):
-        ways[name] = partial(Entry, partial(launch, way=Way(name)), ours, macs)
+        ways[name] = partial(Entry, partial(launch, variant=Variant(name)), ours, macs)
     ways["dispatch"] = lambda: Entry(launch, {**ours, "dense": weight}, macs)
     return ways
 
@@ -109,9 +118,9 @@ def _feed_forward(operands: Operands) -> Ways:
         **{"u2": factors["u2"], "v2": factors["v2"], "bias2": factors["bias2"]},
         **finish,
     }
-    launch = partial(launched, partial(launcher(case.stem), activation="gelu"))
+    launch = partial(launched, launcher(case.stem), "gelu")
     for name in our_ways(case):
-        ways[name] = partial(Entry, partial(launch, way=Way(name)), ours, macs)
+        ways[name] = partial(Entry, partial(launch, variant=Variant(name)), ours, macs)
     ways["dispatch"] = lambda: Entry(launch, ours, macs)
     return ways
 

@@ -67,12 +67,12 @@ def activate(x, ACTIVATION: tl.constexpr):
         return x
 
 
-def kernel_activation(activation: str, dtype: torch.dtype, exact: bool) -> str:
-    """The ACTIVATION that computes `activation` for outputs of `dtype`.
+def kernel_activation(activation: str, dtype: torch.dtype, exact_gelu: bool) -> str:
+    """ACTIVATION of a kernel whose output is of `dtype`.
 
-    In 16-bit dtypes gelu is a polynomial, within 2e-4 of erf's, unless `exact`; in fp32 it is exact
-    always.
+    In 16-bit dtypes gelu is a polynomial within 2e-4 of erf's, unless `exact_gelu`; in fp32 it is
+    always erf's.
     """
-    if activation == "gelu" and dtype != torch.float32 and not exact:
+    if activation == "gelu" and dtype != torch.float32 and not exact_gelu:
         return "gelu_poly"
     return activation

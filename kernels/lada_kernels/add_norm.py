@@ -1,25 +1,28 @@
-"""What follows a product that another kernel wrote: ``y = LN(act(x) + residual)`` in one launch.
+"""Epilogue of a product that another kernel wrote: ``y = LN(act(x + bias) + residual)``.
 
-Each element is read once and written once. A program that normalises holds whole rows; without a
+One launch reads and writes each element once. A program that normalises holds whole rows; without a
 norm, rows are cut into tiles.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from .dependent_launch import wait_for_predecessor
-from .epilogue import Norm, epilogue, epilogue_kind, merge_moments, normalize, store_tile
-from .table import pdl_kwargs
+from .epilogue import Epilogue, apply_epilogue, merge_moments, normalize, store_tile
+from .programs import cdiv, next_power_of_2
+from .variants import EpilogueKind, pdl_kwargs
 
-_TILE = 1024  # elements: 16 bytes of 16-bit ones for each thread of four warps
+_TILE = 1024  # elements: 16 bytes of a 16-bit dtype for each thread of four warps
 
 
 @triton.jit
 def _add_norm_kernel(
     x_ptr,  # (M, N)
+    bias_ptr,  # (N,)
     residual_ptr,  # (M, N)
     norm_weight_ptr,  # (N,)
     norm_bias_ptr,  # (N,)
@@ -30,6 +33,7 @@ def _add_norm_kernel(
     stride_rm,
     stride_ym,
     eps,
+    HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -43,9 +47,9 @@ def _add_norm_kernel(
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     wait_for_predecessor(PDL)
     x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :], mask=mask, other=0.0)
-    y = epilogue(
-        *(x.to(tl.float32), None, residual_ptr, offs_m, offs_n, M, N, stride_rm),
-        *(False, HAS_RESIDUAL, ACTIVATION),
+    y = apply_epilogue(
+        *(x.to(tl.float32), bias_ptr, residual_ptr, offs_m, offs_n, M, N, stride_rm),
+        *(HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
     )
     if HAS_NORM:
         zero = tl.zeros((BLOCK_M,), dtype=tl.float32)
@@ -55,51 +59,48 @@ def _add_norm_kernel(
     store_tile(y, y_ptr, offs_m, offs_n, M, N, stride_ym)
 
 
-def add_norm_fwd(
-    x: torch.Tensor,
-    activation: str,
-    residual: torch.Tensor | None,
-    norm: Norm | None,
-    pdl: bool = False,
-) -> torch.Tensor:
-    """``LN(activation(x) + residual)``, in fp32 inside; x itself where nothing is to be done.
+def add_norm_fwd(x: torch.Tensor, epilogue: Epilogue, pdl: bool = False) -> torch.Tensor:
+    """``LN(act(x + bias) + residual)``, in fp32 inside; x itself if the epilogue is empty.
 
     Operands are checked by the caller: one device, one dtype (fp16, bf16 or fp32), contiguous in
     the last dimension.
 
     Args:
-        x: (M, N), any row stride.
-        activation: a name known to `activations.activate`; a gelu is erf's in any dtype, for it
-            costs less than the memory.
-        residual: (M, N), any row stride, or None; added after the activation.
-        norm: LayerNorm's weight (N,), bias (N,) and eps, or None; N up to 2^20.
-        pdl: whether the launch is a programmatic dependent one, see `dependent_launch`.
+        x: (M, N), any row stride; N up to 2^20 if there is a norm.
+        epilogue: its gelu is erf's in any dtype, which costs less than the memory traffic.
+        pdl: launch programmatically dependent, see `dependent_launch`.
 
     Returns:
         (M, N), contiguous, in x's dtype.
     """
-    if epilogue_kind(activation, residual, norm) == "plain":
+    if epilogue.kind == EpilogueKind.PLAIN and epilogue.bias is None:
         return x
     m, n = x.shape
     y = x.new_empty(m, n)
     if y.numel() == 0:
         return y
-    width = 1 << (n - 1).bit_length()  # next power of two
-    block_n = width if norm is not None else min(width, _TILE)
+    width = next_power_of_2(n)
+    block_n = width if epilogue.norm is not None else min(width, _TILE)
     block_m = max(1, _TILE // block_n)
-    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
-    constants: dict[str, Any] = {
-        "HAS_RESIDUAL": residual is not None,
-        "HAS_NORM": norm is not None,
-        "ACTIVATION": activation,
+    tiles: dict[str, Any] = {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "num_warps": min(16, max(4, 4 * block_n // _TILE)),
     }
-    _add_norm_kernel[(triton.cdiv(m, block_m) * triton.cdiv(n, block_n),)](
-        *(x, residual, norm_weight, norm_bias, y, m, n, x.stride(0)),
-        *(0 if residual is None else residual.stride(0), y.stride(0), eps),
-        **constants,
+    _add_norm_kernel[(cdiv(m, block_m) * cdiv(n, block_n),)](
+        x_ptr=x,
+        y_ptr=y,
+        M=m,
+        N=n,
+        stride_xm=x.stride(0),
+        stride_ym=y.stride(0),
+        **tiles,
+        **epilogue._replace(exact_gelu=True).row_arguments(x.dtype),
         **pdl_kwargs(pdl),
     )
     return y
+
+
+def dense_fwd(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
+    """``LN(act(x @ weight.T + bias) + residual)``: product and bias by torch, then one launch."""
+    return add_norm_fwd(F.linear(x, weight, epilogue.bias), epilogue.after_bias)

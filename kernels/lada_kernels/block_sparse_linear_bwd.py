@@ -2,8 +2,8 @@
 
 The first is a block-sparse linear itself, by the transposed pattern. For the second a program owns
 a pack of blocks of one block row: it gathers their columns of x and sums over a share of the rows,
-so that no block is computed that is not stored. The shares are added in a second, ordered sum: the
-gradient is the same every time.
+so that only stored blocks are computed. The shares are added in a second, ordered sum: the gradient
+is the same every time.
 """
 
 from typing import Any
@@ -14,12 +14,10 @@ import triton.language as tl
 
 from .block_sparse_linear import PACK_WIDTH, block_sparse_linear_fwd, choose, guess
 from .dependent_launch import wait_for_predecessor
-from .table import check_block_tiles
-from .tuning import TileConfig
+from .epilogue import Epilogue
+from .programs import MIN_PROGRAMS, next_power_of_2, split_rows
+from .variants import EpilogueKind, TileConfig, VariantName, check_block_tiles
 from .weight_names import token_bucket
-
-_MIN_PROGRAMS = 256  # about two per multiprocessor of a large GPU
-_MIN_ROWS = 512  # that a program sums over, for its partial sum to be worth its memory
 
 
 @triton.jit
@@ -50,7 +48,7 @@ def _block_sparse_linear_dvalues_kernel(
     TILES: tl.constexpr = BSR_ROWS // BLOCK_N
     pack = tl.program_id(0) // TILES
 
-    # which pack of which block row this one is, by counting those of the rows before
+    # the block row of this pack, and its place in it, by counting the packs of the rows before
     every_row = tl.arange(0, ALL_ROWS)
     is_row = every_row < block_rows
     starts = tl.load(crow_ptr + every_row, mask=is_row, other=0)
@@ -101,7 +99,7 @@ def default_dvalues_tiles(block_rows: int, block_cols: int, dtype: torch.dtype) 
     if dtype == torch.float32:  # no tensor cores: the tiles live in registers
         block_k = max(32, block_cols)
         return TileConfig(32, min(block_rows, 4096 // block_k), block_k, 4, num_stages=2)
-    # 64 x 128 either way: four warps hold it in registers, eight would wait on each other
+    # a tile of 64 x 128 fits in the registers of four warps; eight would wait on each other
     block_k = max(2 * PACK_WIDTH if block_rows == 64 else PACK_WIDTH, block_cols)
     return TileConfig(64, min(block_rows, 8192 // block_k), block_k, num_warps=4, num_stages=3)
 
@@ -113,19 +111,22 @@ def block_sparse_linear_dx(
     values: torch.Tensor,
     in_features: int,
 ) -> torch.Tensor:
-    """``dy @ S`` (M, K), in dy's dtype; operands as of `block_sparse_linear_fwd`, dy (M, N) as x.
+    """``dy @ S`` (M, K), in dy's dtype; dy (M, N), and S as in `block_sparse_linear_fwd`.
 
     By a dense copy of S where that is faster. Nothing here waits for the GPU.
     """
     m, (nnz, block_rows, block_cols) = dy.shape[0], values.shape
-    size = in_features, (crow_indices.numel() - 1) * block_rows
+    out_features = (crow_indices.numel() - 1) * block_rows
     if m == 0 or nnz == 0:
         return dy.new_zeros(m, in_features)
-    block = block_cols, block_rows
-    way = choose(token_bucket(m), *size, *block, nnz, dy.dtype, "plain", True, dy.get_device())
+    variant = choose(
+        *(token_bucket(m), in_features, out_features, block_cols, block_rows, nnz, dy.dtype),
+        *(EpilogueKind.PLAIN, True, dy.get_device()),
+    )
     transposed = transpose_bsr(crow_indices, col_indices, values, in_features)
-    dense = dense_blocks(*transposed, size[1]) if way.name == "dense" else None
-    return block_sparse_linear_fwd(dy, *transposed, None, dense=dense, way=way)
+    by_dense = variant.name == VariantName.DENSE
+    dense = dense_blocks(*transposed, out_features) if by_dense else None
+    return block_sparse_linear_fwd(dy, *transposed, Epilogue(), dense=dense, variant=variant)
 
 
 def block_sparse_linear_dvalues(
@@ -137,14 +138,14 @@ def block_sparse_linear_dvalues(
     block_cols: int,
     tiles: TileConfig | None = None,
 ) -> torch.Tensor:
-    """The blocks (nnz, block_rows, block_cols) of ``dy.T @ x`` that the indices name.
+    """The stored blocks (nnz, block_rows, block_cols) of ``dy.T @ x``, the gradient of values.
 
     Summed in fp32, in dy's dtype, column-major within each block; by the whole product where that
     is faster, unless `tiles` are given.
 
     Args:
         dy, x: (M, N) and (M, K), contiguous in the last dimension, any row stride.
-        crow_indices, col_indices: as of `block_sparse_linear_fwd`.
+        crow_indices, col_indices: as in `block_sparse_linear_fwd`.
         tiles: BLOCK_N divides block_rows, block_cols divides BLOCK_K; `default_dvalues_tiles` if
             None.
     """
@@ -152,8 +153,8 @@ def block_sparse_linear_dvalues(
     if m == 0 or nnz == 0:
         return dy.new_zeros(nnz, block_cols, block_rows).transpose(1, 2)
     if tiles is None:
-        way = guess(m, n, k, 0, 1, block_rows, block_cols, nnz, dy.dtype, dense=True)
-        if way.name == "dense":
+        variant = guess(m, n, k, 0, 1, block_rows, block_cols, nnz, dy.dtype, dense=True)
+        if variant.name == VariantName.DENSE:
             blocks = (x.T @ dy).view(k // block_cols, block_cols, n // block_rows, block_rows)
             rows = rows_of_blocks(crow_indices, nnz)
             return blocks[col_indices, :, rows].transpose(1, 2)
@@ -161,30 +162,29 @@ def block_sparse_linear_dvalues(
     check_block_tiles("block_sparse_linear_dvalues", tiles, block_rows, block_cols)
     grid_rows = crow_indices.numel() - 1
     pack = tiles.BLOCK_K // block_cols
-    # at most: how many the rows really hold is known on the GPU only
+    # an upper bound: the number of packs in the block rows is known on the GPU only
     packs = (nnz + grid_rows * (pack - 1)) // pack * (block_rows // tiles.BLOCK_N)
-    splits = max(1, min(-(-_MIN_PROGRAMS // packs), m // _MIN_ROWS))
-    m_per_program = triton.cdiv(triton.cdiv(m, tiles.BLOCK_M), splits) * tiles.BLOCK_M
+    splits, m_per_program = split_rows(m, tiles.BLOCK_M, packs, MIN_PROGRAMS)
     dtype = torch.float32 if splits > 1 else dy.dtype
     out = dy.new_empty(splits, nnz * block_cols * block_rows, dtype=dtype)
     constants: dict[str, Any] = {
         "BSR_ROWS": block_rows,
         "BSR_COLS": block_cols,
-        "ALL_ROWS": 1 << (grid_rows - 1).bit_length(),
+        "ALL_ROWS": next_power_of_2(grid_rows),
         "EVEN_M": m % tiles.BLOCK_M == 0,
     }
     _block_sparse_linear_dvalues_kernel[(packs, splits)](
-        dy,
-        x,
-        crow_indices,
-        col_indices,
-        out,
-        m,
-        nnz,
-        grid_rows,
-        m_per_program,
-        dy.stride(0),
-        x.stride(0),
+        dy_ptr=dy,
+        x_ptr=x,
+        crow_ptr=crow_indices,
+        col_ptr=col_indices,
+        out_ptr=out,
+        M=m,
+        nnz=nnz,
+        block_rows=grid_rows,
+        m_per_program=m_per_program,
+        stride_ym=dy.stride(0),
+        stride_xm=x.stride(0),
         **constants,
         **tiles.kwargs(),
     )
@@ -193,7 +193,7 @@ def block_sparse_linear_dvalues(
 
 
 def rows_of_blocks(crow_indices: torch.Tensor, nnz: int) -> torch.Tensor:
-    """The block row (nnz,) of each stored block."""
+    """Block row (nnz,) of each stored block."""
     blocks = torch.arange(nnz, dtype=crow_indices.dtype, device=crow_indices.device)
     return torch.searchsorted(crow_indices, blocks, right=True) - 1
 
@@ -201,7 +201,7 @@ def rows_of_blocks(crow_indices: torch.Tensor, nnz: int) -> torch.Tensor:
 def transpose_bsr(
     crow_indices: torch.Tensor, col_indices: torch.Tensor, values: torch.Tensor, in_features: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """crow_indices, col_indices and values of S.T, S (N, in_features)."""
+    """BSR tensors (crow_indices, col_indices, values) of S.T, with S (N, in_features)."""
     cols = torch.arange(
         in_features // values.shape[2] + 1, dtype=col_indices.dtype, device=col_indices.device
     )
@@ -214,7 +214,7 @@ def transpose_bsr(
 def dense_blocks(
     crow_indices: torch.Tensor, col_indices: torch.Tensor, values: torch.Tensor, in_features: int
 ) -> torch.Tensor:
-    """The weight (N, in_features) of BSR tensors."""
+    """Dense weight (N, in_features) of BSR tensors."""
     nnz, block_rows, block_cols = values.shape
     grid = crow_indices.numel() - 1, in_features // block_cols
     blocks = values.new_zeros(grid[0], block_rows, grid[1], block_cols)

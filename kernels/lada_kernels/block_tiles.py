@@ -23,9 +23,9 @@ def first_column(
 
 
 @triton.jit
-def zero_tile(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WEIGHTS_LEFT: tl.constexpr):
+def zero_tile(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP_AB: tl.constexpr):
     """An empty accumulator: (BLOCK_M, BLOCK_N) fp32, or its transpose."""
-    if WEIGHTS_LEFT:
+    if SWAP_AB:
         return tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     else:
         return tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -41,10 +41,10 @@ def add_product(
     w_terms,  # (BLOCK_K,) offsets
     live,  # (BLOCK_K,) bool, which terms count
     MASKED: tl.constexpr,
-    WEIGHTS_LEFT: tl.constexpr,
+    SWAP_AB: tl.constexpr,
 ):
     """``acc + x @ w.T``; tiles are loaded as the dot takes them: a transpose would not pipeline."""
-    X_AXIS: tl.constexpr = 1 - WEIGHTS_LEFT  # of the terms
+    X_AXIS: tl.constexpr = 1 - SWAP_AB  # of the terms
     W_AXIS: tl.constexpr = 1 - X_AXIS
     x_ptrs = tl.expand_dims(x_rows, X_AXIS) + tl.expand_dims(x_terms, W_AXIS)
     w_ptrs = w_ptr + (tl.expand_dims(w_rows, W_AXIS) + tl.expand_dims(w_terms, X_AXIS))
@@ -54,7 +54,7 @@ def add_product(
     else:
         x = tl.load(x_ptrs)
         w = tl.load(w_ptrs)
-    if WEIGHTS_LEFT:
+    if SWAP_AB:
         return tl.dot(w, x, acc, input_precision="ieee")
     else:
         return tl.dot(x, w, acc, input_precision="ieee")
@@ -79,7 +79,7 @@ def add_blocks(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WHOLE_PACKS: tl.constexpr,
-    WEIGHTS_LEFT: tl.constexpr,
+    SWAP_AB: tl.constexpr,
 ):
     """``acc + x[offs_m] @ S[first_n : first_n + BLOCK_N].T``; the rows lie in one block row."""
     tl.static_assert(BSR_ROWS % BLOCK_N == 0 and BLOCK_K % BSR_COLS == 0)
@@ -106,7 +106,7 @@ def add_blocks(
             col = tl.load(col_ptr + p + PACK + lane, mask=lane < end - p - PACK, other=0)
         acc = add_product(
             *(acc, x_rows, x_terms, values_ptr, offs_r * stride_vr, w_terms),
-            *(lane < end - p, not WHOLE_PACKS, WEIGHTS_LEFT),
+            *(lane < end - p, not WHOLE_PACKS, SWAP_AB),
         )
         values_ptr += PACK * stride_vb
     return acc

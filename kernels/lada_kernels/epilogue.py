@@ -1,31 +1,74 @@
-"""What becomes of a tile of products before it is stored: ``LN(act(acc + bias) + residual)``.
+"""Epilogue of a tile of products: ``LN(act(acc + bias) + residual)``, in fp32 on registers.
 
-All of it in fp32 on registers. LayerNorm needs whole rows: a kernel sweeps the columns once for the
-moments, and once more, computing each tile again, to normalise and store it.
+LayerNorm needs whole rows: a kernel sweeps the columns once for the moments, and once more,
+computing each tile again, to normalise and store it.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from .activations import activate
+from .activations import activate, kernel_activation
+from .variants import EpilogueKind
 
 Norm = tuple[torch.Tensor, torch.Tensor, float]
 """LayerNorm's weight (N,), bias (N,) and eps."""
 
 
-def epilogue_kind(activation: str, residual: torch.Tensor | None, norm: Norm | None) -> str:
-    """What follows the product and its bias: "plain" (nothing), "fused", or "norm".
+class Epilogue(NamedTuple):
+    """Epilogue ``LN(act(z + bias) + residual)`` of a product z (M, N).
 
-    cuBLAS does the first alone; the second needs a tile at a time, the third whole rows.
+    bias: (N,) or None. activation: a name known to `activations.activate`. residual: (M, N), rows
+    contiguous, any row stride, or None. norm: LayerNorm over all N, or None. exact_gelu: erf's GELU
+    in 16-bit dtypes too, see `activations.kernel_activation`.
     """
-    if norm is not None:
-        return "norm"
-    return "plain" if activation == "none" and residual is None else "fused"
+
+    bias: torch.Tensor | None = None
+    activation: str = "none"
+    residual: torch.Tensor | None = None
+    norm: Norm | None = None
+    exact_gelu: bool = False
+
+    @property
+    def kind(self) -> EpilogueKind:
+        return EpilogueKind.of(self.activation, self.residual is not None, self.norm is not None)
+
+    @property
+    def after_bias(self) -> "Epilogue":
+        """The steps after the bias, for a product whose bias torch adds."""
+        return self._replace(bias=None)
+
+    @property
+    def norm_only(self) -> "Epilogue":
+        """The last step, for an output whose kernel did the others tile by tile."""
+        return Epilogue(norm=self.norm)
+
+    def tile_arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Arguments of a kernel with output of `dtype`: bias, activation and residual."""
+        return {
+            "bias_ptr": self.bias,
+            "residual_ptr": self.residual,
+            "stride_rm": 0 if self.residual is None else self.residual.stride(0),
+            "HAS_BIAS": self.bias is not None,
+            "HAS_RESIDUAL": self.residual is not None,
+            "ACTIVATION": kernel_activation(self.activation, dtype, self.exact_gelu),
+        }
+
+    def row_arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """`tile_arguments`, and LayerNorm's, of a kernel whose programs own whole rows."""
+        weight, bias, eps = (None, None, 0.0) if self.norm is None else self.norm
+        return self.tile_arguments(dtype) | {
+            "norm_weight_ptr": weight,
+            "norm_bias_ptr": bias,
+            "eps": eps,
+            "HAS_NORM": self.norm is not None,
+        }
 
 
 @triton.jit
-def epilogue(
+def apply_epilogue(
     acc,  # (BLOCK_M, BLOCK_N) fp32
     bias_ptr,  # (N,)
     residual_ptr,  # (M, N)
@@ -74,7 +117,7 @@ def merge_moments(
     mean,  # (BLOCK_M,) fp32, of the first_n columns before
     m2,  # (BLOCK_M,) fp32, sum of their squared distances from it
 ):
-    """mean and m2 of each row after the columns of a tile, those below N, joined it.
+    """Moments (mean, m2) of each row over the columns before and those of the tile below N.
 
     Merged pairwise (Chan, Golub and LeVeque, 1979): a sum of squares would lose the variance of
     rows whose mean is large.
@@ -85,7 +128,7 @@ def merge_moments(
     tile_mean = tl.sum(tl.where(inside, y, 0.0), 1) * share
     distance = tl.where(inside, y - tile_mean[:, None], 0.0)
     shift = tile_mean - mean
-    weight = 1.0 / (1.0 + first_n * share)  # of the tile in the whole
+    weight = 1.0 / (1.0 + first_n * share)  # share of the tile in all columns
     m2 += tl.sum(distance * distance, 1) + shift * shift * (first_n * weight)
     return mean + shift * weight, m2
 

@@ -1,7 +1,7 @@
-"""Linear: ``y = activate(x @ w.T + bias) + residual``, for the epilogue that cuBLAS has not.
+"""Linear: ``y = act(x @ w.T + bias) + residual``, for epilogues that cuBLAS lacks.
 
-With groups, each run of columns of y takes its own run of columns of x, as the second product of
-several low-rank pairs does.
+With groups, each block of columns of y is the product of its own block of columns of x, as in the
+second product of several low-rank pairs.
 """
 
 from typing import Any
@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .activations import kernel_activation
 from .dependent_launch import wait_for_predecessor
-from .epilogue import epilogue, store_tile
-from .tuning import TileConfig
+from .epilogue import Epilogue, apply_epilogue, store_tile
+from .programs import cdiv, next_power_of_2
+from .variants import TileConfig
 
 
 @triton.jit
@@ -80,30 +80,12 @@ def _linear_fwd_kernel(
 
     wait_for_predecessor(PDL)
     acc = accumulate_product(
-        tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32),
-        x_ptr + group * K,
-        w_ptr,
-        offs_m,
-        offs_n,
-        M,
-        end_n,
-        K,
-        stride_xm,
-        BLOCK_K,
-        EVEN_K,
+        *(tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32), x_ptr + group * K, w_ptr),
+        *(offs_m, offs_n, M, end_n, K, stride_xm, BLOCK_K, EVEN_K),
     )
-    y = epilogue(
-        acc,
-        bias_ptr,
-        residual_ptr,
-        offs_m,
-        offs_n,
-        M,
-        end_n,
-        stride_rm,
-        HAS_BIAS,
-        HAS_RESIDUAL,
-        ACTIVATION,
+    y = apply_epilogue(
+        *(acc, bias_ptr, residual_ptr, offs_m, offs_n, M, end_n, stride_rm),
+        *(HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
     )
     store_tile(y, y_ptr, offs_m, offs_n, M, end_n, stride_ym)
 
@@ -112,7 +94,7 @@ def default_tiles(m: int, k: int, dtype: torch.dtype) -> TileConfig:
     """Tiles for `m` rows and `k` terms that fit every supported target without spilling."""
     if dtype == torch.float32:  # no tensor cores: the tiles live in registers
         return TileConfig(BLOCK_M=32, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)
-    block_m = min(128, max(16, 1 << (m - 1).bit_length()))  # next power of two
+    block_m = min(128, max(16, next_power_of_2(m)))
     num_warps, num_stages = (8, 3) if block_m == 128 else (4, 3)
     return TileConfig(block_m, 128 if block_m == 128 else 64, 64, num_warps, num_stages)
 
@@ -120,25 +102,18 @@ def default_tiles(m: int, k: int, dtype: torch.dtype) -> TileConfig:
 def linear_fwd(
     x: torch.Tensor,
     w: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None = None,
-    activation: str = "none",
+    epilogue: Epilogue,
     groups: int = 1,
-    exact: bool = False,
     tiles: TileConfig | None = None,
 ) -> torch.Tensor:
-    """``activation(x @ w.T + bias) + residual``.
+    """``act(x @ w.T + bias) + residual``; the norm of the epilogue is left to the caller.
 
     Operands are checked by the caller: one device, one dtype (fp16, bf16 or fp32), contiguous in
     the last dimension.
 
     Args:
-        x: (M, groups * K), any row stride; column run g meets row run g of w.
-        w: (N, K), contiguous; its rows are `groups` equal runs.
-        bias: (N,) or None.
-        residual: (M, N), any row stride, or None; added after the activation.
-        activation: a name known to `activations.activate`.
-        exact: gelu by erf in 16-bit dtypes too, see `activations.kernel_activation`.
+        x: (M, groups * K), any row stride.
+        w: (N, K), contiguous; group g is multiplied by columns g * K to (g + 1) * K of x.
         tiles: `default_tiles` if None.
 
     Returns:
@@ -149,27 +124,19 @@ def linear_fwd(
     if y.numel() == 0:
         return y
     tiles = tiles or default_tiles(m, k, x.dtype)
-    constants: dict[str, Any] = {
-        "GROUPS": groups,
-        "EVEN_K": k % tiles.BLOCK_K == 0,
-        "HAS_BIAS": bias is not None,
-        "HAS_RESIDUAL": residual is not None,
-        "ACTIVATION": kernel_activation(activation, x.dtype, exact),
-    }
-    n_tiles = groups * triton.cdiv(n // groups, tiles.BLOCK_N)
-    _linear_fwd_kernel[(triton.cdiv(m, tiles.BLOCK_M) * n_tiles,)](
-        x,
-        w,
-        bias,
-        residual,
-        y,
-        m,
-        n // groups,
-        k,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        y.stride(0),
+    constants: dict[str, Any] = {"GROUPS": groups, "EVEN_K": k % tiles.BLOCK_K == 0}
+    n_tiles = groups * cdiv(n // groups, tiles.BLOCK_N)
+    _linear_fwd_kernel[(cdiv(m, tiles.BLOCK_M) * n_tiles,)](
+        x_ptr=x,
+        w_ptr=w,
+        y_ptr=y,
+        M=m,
+        n_group=n // groups,
+        K=k,
+        stride_xm=x.stride(0),
+        stride_ym=y.stride(0),
         **constants,
+        **epilogue.tile_arguments(x.dtype),
         **tiles.kwargs(),
     )
     return y

@@ -13,19 +13,18 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .activations import kernel_activation
-from .add_norm import add_norm_fwd
+from .add_norm import add_norm_fwd, dense_fwd
 from .dependent_launch import wait_for_predecessor
-from .epilogue import Norm, epilogue_kind
+from .epilogue import Epilogue
 from .linear import linear_fwd
-from .low_rank_tiles import split_rank, sweep, times_vt
-from .tuning import TileConfig, Way, fastest
+from .low_rank_tiles import rank_arguments, sweep, times_vt
+from .programs import cdiv, columns_per_program, next_power_of_2
+from .tuning import fastest
+from .variants import EpilogueKind, TileConfig, Variant, VariantName
 from .weight_names import low_rank_name, token_bucket
 
 MAX_RANK = 256
 """Largest rank whose (BLOCK_M, RANK) tile fits in registers."""
-
-_MIN_PROGRAMS = 256  # about two per multiprocessor of a large GPU
 
 
 @triton.jit
@@ -93,15 +92,8 @@ def default_tiles(m: int, rank: int, dtype: torch.dtype, norm: bool = False) -> 
         return TileConfig(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=3)
     # a program that normalises owns whole rows: the tiles are low rather than the device idle
     rows = m // 128 if norm else m
-    block_m = min(64, max(16, 1 << max(rows - 1, 0).bit_length()))  # next power of two
+    block_m = min(64, max(16, next_power_of_2(rows)))
     return TileConfig(block_m, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
-
-
-def columns_per_program(n: int, block_n: int, row_tiles: int) -> int:
-    """How many of n columns a program sweeps, whole tiles, so that there are enough programs."""
-    n_tiles = -(-n // block_n)
-    splits = min(n_tiles, -(-_MIN_PROGRAMS // row_tiles))
-    return -(-n_tiles // splits) * block_n
 
 
 @functools.lru_cache(maxsize=4096)
@@ -115,116 +107,102 @@ def choose(
     epilogue: str,
     dense: bool,
     device_index: int,
-) -> Way:
-    """The fastest way by the tuned tables, or else by rule; "dense" only if the caller has it."""
-    fits = rank <= MAX_RANK and (groups == 1 or epilogue != "norm")
-    ways = "two_launches", *(["one_launch"] if fits else []), *(["dense"] if dense else [])
+) -> Variant:
+    """The fastest variant by the tuned tables, or else by rule.
+
+    dense: True if the caller keeps the dense weight. epilogue: an `EpilogueKind`.
+    """
+    one_launch, two_launches = VariantName.ONE_LAUNCH, VariantName.TWO_LAUNCHES
+    fits = rank <= MAX_RANK and (groups == 1 or epilogue != EpilogueKind.NORM)
+    allowed = two_launches, *([one_launch] if fits else []), *([VariantName.DENSE] if dense else [])
     name = low_rank_name(rank, groups)
-    way = fastest("low_rank_linear", dtype, k, n, name, epilogue, m, device_index, ways)
-    if way is not None:
-        return way
+    variant = fastest("low_rank_linear", dtype, k, n, name, epilogue, m, device_index, allowed)
+    if variant is not None:
+        return variant
     if dense and m <= 256:  # two dependent products cost more than one, however small
-        return Way("dense")
+        return Variant(VariantName.DENSE)
     # one launch reads u and v once per row tile; and fp32 has no tensor cores to keep busy
-    cheap = rank <= 128 and (epilogue != "plain" or m * rank < 2**20)
-    return Way("one_launch" if fits and cheap and dtype != torch.float32 else "two_launches")
+    cheap = rank <= 128 and (epilogue != EpilogueKind.PLAIN or m * rank < 2**20)
+    return Variant(one_launch if fits and cheap and dtype != torch.float32 else two_launches)
 
 
 def low_rank_linear_fwd(
     x: torch.Tensor,
     u: torch.Tensor,
     v: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None = None,
-    activation: str = "none",
-    norm: Norm | None = None,
+    epilogue: Epilogue,
     groups: int = 1,
-    exact: bool = False,
     dense: torch.Tensor | None = None,
-    way: Way | None = None,
+    variant: Variant | None = None,
 ) -> torch.Tensor:
-    """``LN(activation(x @ v.T @ u.T + bias) + residual)``, x @ v.T rounded to x's dtype.
+    """``LN(act(x @ v.T @ u.T + bias) + residual)``, x @ v.T rounded to x's dtype.
 
     Operands are checked by the caller: one device, one dtype (fp16, bf16 or fp32), contiguous in
     the last dimension.
 
     Args:
         x: (M, K), any row stride.
-        u: (N, R), contiguous; its rows are `groups` equal runs.
-        v: (groups * R, K), contiguous; run g of u is multiplied by run g of v.
-        bias: (N,) or None.
-        residual: (M, N), any row stride, or None; added after the activation.
-        activation: a name known to `activations.activate`.
-        norm: LayerNorm's weight (N,), bias (N,) and eps, or None; over all N, whatever the groups.
-        groups: how many low-rank pairs share x, such as 3 for query, key and value.
-        exact: gelu by erf in 16-bit dtypes too, see `activations.kernel_activation`.
+        u: (N, R), contiguous, in groups of N / groups rows.
+        v: (groups * R, K), contiguous; group g of u is multiplied by group g of v.
+        epilogue: its norm is over all N, whatever the groups.
+        groups: low-rank pairs that share x, such as 3 for query, key and value.
         dense: the weight (N, K), multiplied out, if the caller keeps it; else None.
-        way: "one_launch" (R <= MAX_RANK, and groups = 1 if there is a norm), "two_launches" or
-            "dense"; chosen by `choose` if None.
+        variant: ONE_LAUNCH (R <= MAX_RANK, and groups = 1 if there is a norm), TWO_LAUNCHES or
+            DENSE; chosen by `choose` if None.
 
     Returns:
         (M, N), contiguous, in x's dtype.
     """
     (m, k), (n, rank) = x.shape, u.shape
-    kind = epilogue_kind(activation, residual, norm)
     if m == 0 or n == 0:
         return x.new_empty(m, n)
-    if way is None:
-        tokens, kept = token_bucket(m), dense is not None
-        way = choose(tokens, n, k, rank, groups, x.dtype, kind, kept, x.get_device())
-    if way.name == "dense":
-        assert dense is not None, "way 'dense' needs the dense weight"
-        return add_norm_fwd(F.linear(x, dense, bias), activation, residual, norm)
-    if way.name == "two_launches":
-        t = F.linear(x, v)
-        if groups == 1 and (kind == "plain" or x.dtype == torch.float32):
-            return add_norm_fwd(F.linear(t, u, bias), activation, residual, norm)
-        y = linear_fwd(t, u, bias, residual, activation, groups, exact, way.tiles)
-        return add_norm_fwd(y, "none", None, norm, way.pdl)
-    return _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, way.tiles)
+    if variant is None:
+        size, has_dense = (token_bucket(m), n, k, rank, groups), dense is not None
+        variant = choose(*size, x.dtype, epilogue.kind, has_dense, x.get_device())
+    if variant.name == VariantName.DENSE:
+        assert dense is not None, "variant 'dense' needs the dense weight"
+        return dense_fwd(x, dense, epilogue)
+    if variant.name == VariantName.ONE_LAUNCH:
+        return _one_launch(x, u, v, epilogue, groups, variant.tiles)
+    t = F.linear(x, v)
+    if groups == 1 and (epilogue.kind == EpilogueKind.PLAIN or x.dtype == torch.float32):
+        return dense_fwd(t, u, epilogue)
+    y = linear_fwd(t, u, epilogue, groups, variant.tiles)
+    return add_norm_fwd(y, epilogue.norm_only, variant.pdl)
 
 
-def _one_launch(x, u, v, bias, residual, activation, norm, groups, exact, tiles):
+def _one_launch(
+    x: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    epilogue: Epilogue,
+    groups: int,
+    tiles: TileConfig | None,
+) -> torch.Tensor:
     (m, k), (n, rank) = x.shape, u.shape
     y = x.new_empty(m, n)
-    tiles = tiles or default_tiles(m, rank, x.dtype, norm is not None)
-    row_tiles = -(-m // tiles.BLOCK_M)
-    n_per_program = n
-    if norm is None:
+    has_norm = epilogue.norm is not None
+    tiles = tiles or default_tiles(m, rank, x.dtype, has_norm)
+    row_tiles, n_per_program = cdiv(m, tiles.BLOCK_M), n
+    if not has_norm:
         n_per_program = columns_per_program(n // groups, tiles.BLOCK_N, row_tiles * groups)
-    rank1, rank2 = split_rank(rank)
-    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
-    constants: dict[str, Any] = {
-        "RANK": rank,
-        "RANK1": rank1,
-        "RANK2": rank2,
-        "GROUPS": groups,
-        "EVEN_K": k % tiles.BLOCK_K == 0,
-        "HAS_BIAS": bias is not None,
-        "HAS_RESIDUAL": residual is not None,
-        "HAS_NORM": norm is not None,
-        "ACTIVATION": kernel_activation(activation, x.dtype, exact),
-    }
-    n_programs = row_tiles * groups * triton.cdiv(n // groups, n_per_program)
-    _low_rank_linear_fwd_kernel[(n_programs,)](
-        x,
-        u,
-        v,
-        bias,
-        residual,
-        norm_weight,
-        norm_bias,
-        y,
-        m,
-        n,
-        k,
-        n // groups,
-        n_per_program,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        y.stride(0),
-        eps,
+    programs = row_tiles * groups * cdiv(n // groups, n_per_program)
+    constants: dict[str, Any] = {"GROUPS": groups, "EVEN_K": k % tiles.BLOCK_K == 0}
+    _low_rank_linear_fwd_kernel[(programs,)](
+        x_ptr=x,
+        u_ptr=u,
+        v_ptr=v,
+        y_ptr=y,
+        M=m,
+        N=n,
+        K=k,
+        n_group=n // groups,
+        n_per_program=n_per_program,
+        stride_xm=x.stride(0),
+        stride_ym=y.stride(0),
         **constants,
+        **rank_arguments(rank),
+        **epilogue.row_arguments(x.dtype),
         **tiles.kwargs(),
     )
     return y

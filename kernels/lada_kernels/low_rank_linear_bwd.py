@@ -1,10 +1,10 @@
 """Gradients of the low-rank linear ``y = x @ v.T @ u.T``: to the input, and to the factors.
 
 The first is a low-rank linear itself, ``dx = dt @ v`` with ``dt = dy @ u``; dt is kept. The others,
-``du = dy.T @ t`` and ``dv = dt.T @ x``, are sums over all rows, made in one launch: a program owns
-some columns of dy or of x beside the whole rank and sums over a share of the rows, so that the wide
-operands are read once, and bias's gradient is found on the way. The shares are added in a second,
-ordered sum: the gradients are the same every time.
+``du = dy.T @ t`` and ``dv = dt.T @ x``, are sums over all rows, computed in one launch: a program
+takes some columns of dy or of x and the whole rank, and sums over a share of the rows. So the wide
+operands are read once, and the bias's gradient costs one product more. The shares are added in a
+second, ordered sum: the gradients are the same every time.
 """
 
 import math
@@ -17,14 +17,14 @@ import triton.language as tl
 
 from .dependent_launch import wait_for_predecessor
 from .epilogue import store_tile
-from .low_rank_linear import choose, columns_per_program, default_tiles
-from .low_rank_tiles import split_rank
-from .tuning import TileConfig, Way
+from .low_rank_linear import choose, default_tiles
+from .low_rank_tiles import rank_arguments
+from .programs import cdiv, columns_per_program, split_rows
+from .variants import EpilogueKind, TileConfig, Variant, VariantName
 from .weight_names import token_bucket
 
-_MAX_RANK = 128  # whose sums, (128, rank) each, fit in registers
-_MIN_PROGRAMS = 128  # about one per multiprocessor of a large GPU, as their partial sums are large
-_MIN_ROWS = 512  # that a program sums over, for its partial sum to be worth its memory
+_MAX_RANK = 128  # beyond, the sums, (128, rank) each, leave the registers
+_MIN_PROGRAMS = 128  # one per multiprocessor of a large GPU, since partial sums are large
 
 
 @triton.jit
@@ -86,12 +86,12 @@ def _low_rank_linear_dx_kernel(
     h1 = dt1.to(dt_ptr.dtype.element_ty)
     if RANK2 > 0:
         h2 = dt2.to(dt_ptr.dtype.element_ty)
-    if first_k == 0:  # the other programs of these rows have the same
+    if first_k == 0:  # the other programs of these rows compute the same dt
         store_tile(h1, dt_ptr, offs_m, offs_r1, M, RANK, RANK)
         if RANK2 > 0:
             store_tile(h2, dt_ptr, offs_m, offs_r2, M, RANK, RANK)
 
-    # rows of v past the end repeat the last one, and meet columns of dt that are 0
+    # rows of v past the end repeat the last one, and are multiplied by columns of dt that are 0
     v_rows1 = v_ptr + tl.minimum(offs_r1, RANK - 1)[:, None] * K
     v_rows2 = v_ptr + tl.minimum(offs_r2, RANK - 1)[:, None] * K
     for k in range(first_k, end_k, BLOCK_K):
@@ -107,10 +107,10 @@ def _low_rank_linear_dx_kernel(
 
 @triton.jit
 def _sum_over_rows(
-    wide_ptr,  # (M, end_w), of which columns offs_w
+    wide_ptr,  # (M, end_w)
     thin_ptr,  # (M, RANK)
-    sum_ptr,  # of ``wide.T @ thin``, addressed by the strides
-    ones_sum_ptr,  # (end_w,), of ``wide.T @ 1``
+    sum_ptr,  # (end_w, RANK) by the strides, for ``wide.T @ thin``
+    ones_sum_ptr,  # (end_w,), for ``wide.T @ 1``
     offs_w,
     end_w,
     first_m,
@@ -126,7 +126,7 @@ def _sum_over_rows(
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Write the products of rows first_m to end_m."""
+    """Write columns offs_w of ``wide.T @ thin`` and ``wide.T @ 1``, over rows first_m to end_m."""
     BLOCK_W: tl.constexpr = offs_w.shape[0]
     PADDED: tl.constexpr = RANK1 + RANK2 != RANK
     rows = first_m.to(tl.int64) + tl.arange(0, BLOCK_M)
@@ -138,7 +138,7 @@ def _sum_over_rows(
     acc1 = tl.zeros((BLOCK_W, RANK1), dtype=tl.float32)
     if RANK2 > 0:
         acc2 = tl.zeros((BLOCK_W, RANK2), dtype=tl.float32)
-    if ONES:  # as columns of thin, the fewest that tensor cores take
+    if ONES:  # 16 columns, the fewest that tensor cores take
         ones = tl.full((BLOCK_M, 16), 1.0, wide_ptr.dtype.element_ty)
         ones_acc = tl.zeros((BLOCK_W, 16), dtype=tl.float32)
     for m in range(first_m, end_m, BLOCK_M):
@@ -174,7 +174,7 @@ def _low_rank_linear_dfactors_kernel(
     x_ptr,  # (M, K)
     t_ptr,  # (M, GROUPS * RANK)
     dt_ptr,  # (M, GROUPS * RANK)
-    out_ptr,  # (splits, size) fp32: each du (N, RANK), dv (GROUPS * RANK, K) and dbias (N,)
+    out_ptr,  # (splits, size) fp32: du (N, RANK), dv (GROUPS * RANK, K) and dbias (N,)
     M,
     N,
     K,
@@ -196,7 +196,7 @@ def _low_rank_linear_dfactors_kernel(
     PDL: tl.constexpr,
 ):
     wait_for_predecessor(PDL)
-    du_tiles = tl.cdiv(n_group, BLOCK_N)  # of each group
+    du_tiles = tl.cdiv(n_group, BLOCK_N)  # per group
     tile = tl.program_id(0)
     first_m = tl.program_id(1) * m_per_program
     end_m = tl.minimum(first_m + m_per_program, M)
@@ -228,52 +228,53 @@ def default_dfactors_tiles(rank: int) -> TileConfig:
 
 
 def low_rank_linear_dx(
-    dy: torch.Tensor, u: torch.Tensor, v: torch.Tensor, groups: int = 1, way: Way | None = None
+    dy: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    groups: int = 1,
+    variant: Variant | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients dx (M, K) of x and dt (M, groups * R) of ``t = x @ v.T``, in dy's dtype.
 
-    Operands as of `low_rank_linear_fwd`, dy (M, N) with any row stride.
-
     Args:
-        way: "one_launch", for one group of a rank up to `low_rank_linear.MAX_RANK`, or
-            "two_launches", which are torch's; as `choose` has it for ``dy @ (u @ v)`` if None.
+        dy: (M, N), any row stride.
+        u, v: as in `low_rank_linear_fwd`.
+        variant: ONE_LAUNCH, for one group of a rank up to `low_rank_linear.MAX_RANK`, or
+            TWO_LAUNCHES, two products of torch; that of ``dy @ (u @ v)`` by `choose` if None.
     """
     (m, n), (rank, k) = dy.shape, (u.shape[1], v.shape[1])
     if m == 0:
         return dy.new_empty(0, k), dy.new_empty(0, groups * rank)
-    if way is None:
+    if variant is None:
         size = token_bucket(m), k, n, rank, groups
-        way = choose(*size, dy.dtype, "plain", False, dy.get_device())
-    if way.name == "two_launches" or groups > 1:
-        runs = zip(dy.chunk(groups, 1), u.chunk(groups), strict=True)
-        dt = torch.cat([a @ b for a, b in runs], 1) if groups > 1 else dy @ u
+        variant = choose(*size, dy.dtype, EpilogueKind.PLAIN, False, dy.get_device())
+    if variant.name == VariantName.TWO_LAUNCHES or groups > 1:
+        pairs = zip(dy.chunk(groups, 1), u.chunk(groups), strict=True)
+        dt = torch.cat([a @ b for a, b in pairs], 1) if groups > 1 else dy @ u
         return dt @ v, dt
-    tiles = way.tiles or default_tiles(max(m, 64), rank, dy.dtype)  # few train on fewer rows
-    row_tiles = -(-m // tiles.BLOCK_M)
-    # those of the product that gives dx: its N is our K
+    tiles = variant.tiles or default_tiles(max(m, 64), rank, dy.dtype)  # few train on fewer rows
+    row_tiles = cdiv(m, tiles.BLOCK_M)
+    # tiles are those of the product that gives dx: its N is K here
     tiles = replace(tiles, BLOCK_N=tiles.BLOCK_K, BLOCK_K=tiles.BLOCK_N)
     k_per_program = columns_per_program(k, tiles.BLOCK_K, row_tiles)
-    rank1, rank2 = split_rank(rank)
     dx, dt = dy.new_empty(m, k), dy.new_empty(m, rank)
     constants: dict[str, Any] = {
-        "RANK": rank,
-        "RANK1": rank1,
-        "RANK2": rank2,
         "EVEN_N": n % tiles.BLOCK_N == 0,
         "EVEN_K": k % tiles.BLOCK_K == 0,
     }
-    _low_rank_linear_dx_kernel[(row_tiles * triton.cdiv(k, k_per_program),)](
-        dy,
-        u,
-        v,
-        dt,
-        dx,
-        m,
-        n,
-        k,
-        k_per_program,
-        dy.stride(0),
+    _low_rank_linear_dx_kernel[(row_tiles * cdiv(k, k_per_program),)](
+        dy_ptr=dy,
+        u_ptr=u,
+        v_ptr=v,
+        dt_ptr=dt,
+        dx_ptr=dx,
+        M=m,
+        N=n,
+        K=k,
+        k_per_program=k_per_program,
+        stride_ym=dy.stride(0),
         **constants,
+        **rank_arguments(rank),
         **tiles.kwargs(),
     )
     return dx, dt
@@ -289,8 +290,8 @@ def low_rank_linear_dfactors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of u (N, R), v (groups * R, K) and bias (N,), in dy's dtype, summed in fp32.
 
-    By torch in fp32, where there are no tensor cores to keep busy, and where the rank is too large
-    for registers, unless `tiles` are given.
+    Unless `tiles` are given, torch computes them in fp32, which has no tensor cores to keep busy,
+    and where the rank is too large for registers.
 
     Args:
         dy, x: (M, N) and (M, K), contiguous in the last dimension, any row stride.
@@ -303,41 +304,34 @@ def low_rank_linear_dfactors(
     if m == 0:
         return dy.new_zeros(shapes[0]), dy.new_zeros(shapes[1]), dy.new_zeros(n)
     if tiles is None and (dy.dtype == torch.float32 or rank > _MAX_RANK):
-        runs = zip(dy.chunk(groups, 1), t.chunk(groups, 1), strict=True)
-        return torch.cat([a.T @ b for a, b in runs]), dt.T @ x, dy.sum(0)
+        pairs = zip(dy.chunk(groups, 1), t.chunk(groups, 1), strict=True)
+        return torch.cat([a.T @ b for a, b in pairs]), dt.T @ x, dy.sum(0)
     tiles = tiles or default_dfactors_tiles(rank)
-    programs = groups * (-(-(n // groups) // tiles.BLOCK_N) + -(-k // tiles.BLOCK_K))
-    splits = max(1, min(-(-_MIN_PROGRAMS // programs), m // _MIN_ROWS))
-    m_per_program = -(-m // (splits * tiles.BLOCK_M)) * tiles.BLOCK_M
-    splits = -(-m // m_per_program)
+    n_group = n // groups
+    programs = groups * (cdiv(n_group, tiles.BLOCK_N) + cdiv(k, tiles.BLOCK_K))
+    splits, m_per_program = split_rows(m, tiles.BLOCK_M, programs, _MIN_PROGRAMS)
     sizes = [math.prod(shape) for shape in shapes]
     out = dy.new_empty(splits, sum(sizes), dtype=torch.float32)
-    rank1, rank2 = split_rank(rank)
-    whole_tiles = (m % tiles.BLOCK_M, n // groups % tiles.BLOCK_N, k % tiles.BLOCK_K) == (0, 0, 0)
-    constants: dict[str, Any] = {
-        "RANK": rank,
-        "RANK1": rank1,
-        "RANK2": rank2,
-        "GROUPS": groups,
-        "EVEN": whole_tiles,
-    }
+    whole_tiles = (m % tiles.BLOCK_M, n_group % tiles.BLOCK_N, k % tiles.BLOCK_K) == (0, 0, 0)
+    constants: dict[str, Any] = {"GROUPS": groups, "EVEN": whole_tiles}
     _low_rank_linear_dfactors_kernel[(programs, splits)](
-        dy,
-        x,
-        t,
-        dt,
-        out,
-        m,
-        n,
-        k,
-        n // groups,
-        sum(sizes),
-        m_per_program,
-        dy.stride(0),
-        x.stride(0),
-        t.stride(0),
-        dt.stride(0),
+        dy_ptr=dy,
+        x_ptr=x,
+        t_ptr=t,
+        dt_ptr=dt,
+        out_ptr=out,
+        M=m,
+        N=n,
+        K=k,
+        n_group=n_group,
+        size=sum(sizes),
+        m_per_program=m_per_program,
+        stride_ym=dy.stride(0),
+        stride_xm=x.stride(0),
+        stride_tm=t.stride(0),
+        stride_dm=dt.stride(0),
         **constants,
+        **rank_arguments(rank),
         **tiles.kwargs(),
     )
     total = out.sum(0) if splits > 1 else out[0]

@@ -1,21 +1,31 @@
-"""What the kernels on low-rank weights share: ``h = x @ v.T``, kept on chip, and a sweep by u.
+"""Tiles of the kernels on low-rank weights: ``h = x @ v.T``, kept on chip, and a sweep by u.
 
 A rank that is no power of two is the sum of two that are: h is held in two pieces, and no product
 is padded by more than it must.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from .epilogue import epilogue, merge_moments, normalize, store_tile
+from .epilogue import apply_epilogue, merge_moments, normalize, store_tile
+from .programs import next_power_of_2
 
 
 def split_rank(rank: int) -> tuple[int, int]:
     """Two powers of two, the second perhaps 0, whose sum is `rank` or as little more as can be."""
-    whole = max(16, 1 << (rank - 1).bit_length())
+    whole = max(16, next_power_of_2(rank))
     half = whole // 2
-    rest = max(16, 1 << (rank - half - 1).bit_length()) if 16 <= half < rank else whole
+    rest = max(16, next_power_of_2(rank - half)) if 16 <= half < rank else whole
     return (half, rest) if half + rest < whole else (whole, 0)
+
+
+def rank_arguments(
+    rank: int, names: tuple[str, str, str] = ("RANK", "RANK1", "RANK2")
+) -> dict[str, Any]:
+    """Constants of a kernel on factors of this rank: the rank and its `split_rank`."""
+    return dict(zip(names, (rank, *split_rank(rank)), strict=True))
 
 
 @triton.jit
@@ -116,18 +126,10 @@ def _finished_tile(
     ACTIVATION: tl.constexpr,
 ):
     """``act([h1 | h2] @ u[offs_n].T + bias) + residual``, fp32."""
-    return epilogue(
-        times_ut(h1, h2, u_ptr, offs_n, N, RANK, RANK1, RANK2),
-        bias_ptr,
-        residual_ptr,
-        offs_m,
-        offs_n,
-        M,
-        N,
-        stride_rm,
-        HAS_BIAS,
-        HAS_RESIDUAL,
-        ACTIVATION,
+    acc = times_ut(h1, h2, u_ptr, offs_n, N, RANK, RANK1, RANK2)
+    return apply_epilogue(
+        *(acc, bias_ptr, residual_ptr, offs_m, offs_n, M, N, stride_rm),
+        *(HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
     )
 
 

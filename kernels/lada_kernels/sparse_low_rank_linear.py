@@ -12,13 +12,14 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .activations import kernel_activation
-from .add_norm import add_norm_fwd
-from .block_sparse_linear import block_constants, default_tiles, guess, ways
+from .add_norm import add_norm_fwd, dense_fwd
+from .block_sparse_linear import block_arguments, default_tiles, guess, variants
 from .block_tiles import add_blocks, add_product, first_column, zero_tile
 from .dependent_launch import wait_for_predecessor
-from .epilogue import Norm, epilogue, epilogue_kind, store_tile
-from .tuning import Way, fastest
+from .epilogue import Epilogue, apply_epilogue, store_tile
+from .programs import cdiv
+from .tuning import fastest
+from .variants import Variant, VariantName
 from .weight_names import sparse_low_rank_name, token_bucket
 
 
@@ -51,7 +52,7 @@ def _sparse_low_rank_linear_fwd_kernel(
     BSR_COLS: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     WHOLE_PACKS: tl.constexpr,
-    WEIGHTS_LEFT: tl.constexpr,
+    SWAP_AB: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -68,7 +69,7 @@ def _sparse_low_rank_linear_fwd_kernel(
     offs_n = first_n + tl.arange(0, BLOCK_N)
     offs_r = tl.arange(0, BLOCK_R)
 
-    acc = zero_tile(BLOCK_M, BLOCK_N, WEIGHTS_LEFT)
+    acc = zero_tile(BLOCK_M, BLOCK_N, SWAP_AB)
     t_rows = t_ptr + tl.minimum(offs_m, M - 1) * (GROUPS * RANK)
     if GROUPS > 1:  # a tile lies in a block row, and that in a group
         t_rows += first_n // n_group * RANK
@@ -76,16 +77,16 @@ def _sparse_low_rank_linear_fwd_kernel(
     for r in range(0, rank, BLOCK_R):
         acc = add_product(
             *(acc, t_rows + r, offs_r, u_ptr + r, offs_n * RANK, offs_r),
-            *(offs_r < RANK - r, RANK % BLOCK_R != 0, WEIGHTS_LEFT),
+            *(offs_r < RANK - r, RANK % BLOCK_R != 0, SWAP_AB),
         )
     acc = add_blocks(
         *(acc, x_ptr, crow_ptr, col_ptr, values_ptr, offs_m, first_n, M),
         *(stride_xm, stride_vb, stride_vr, stride_vc),
-        *(BSR_ROWS, BSR_COLS, BLOCK_N, BLOCK_K, WHOLE_PACKS, WEIGHTS_LEFT),
+        *(BSR_ROWS, BSR_COLS, BLOCK_N, BLOCK_K, WHOLE_PACKS, SWAP_AB),
     )
-    if WEIGHTS_LEFT:
+    if SWAP_AB:
         acc = tl.trans(acc)
-    y = epilogue(
+    y = apply_epilogue(
         *(acc, bias_ptr, residual_ptr, offs_m, offs_n, M, N, stride_rm),
         *(HAS_BIAS, HAS_RESIDUAL, ACTIVATION),
     )
@@ -93,7 +94,7 @@ def _sparse_low_rank_linear_fwd_kernel(
 
 
 def rank_step(rank: int, dtype: torch.dtype) -> int:
-    """The terms of t per step: 64, or 32 where that pads less or registers are short."""
+    """Terms of t per step: 64, or 32 where that pads less or registers are short."""
     return 32 if dtype == torch.float32 or -rank % 64 >= 32 else 64
 
 
@@ -111,11 +112,14 @@ def choose(
     epilogue: str,
     dense: bool,
     device_index: int,
-) -> Way:
-    """The fastest way for `m` tokens, "dense" only where the caller has the dense weight."""
+) -> Variant:
+    """The fastest variant by the tuned tables, or else `block_sparse_linear.guess`.
+
+    dense: True if the caller keeps the dense weight. epilogue: an `EpilogueKind`.
+    """
     density = nnz * block_rows * block_cols / (n * k)
     name = sparse_low_rank_name(rank, block_rows, block_cols, density, groups)
-    allowed = ways(block_rows, dense)
+    allowed = variants(block_rows, dense)
     key = (dtype, k, n, name, epilogue, m, device_index, allowed)
     return fastest("sparse_low_rank_linear", *key) or guess(
         m, n, k, rank, groups, block_rows, block_cols, nnz, dtype, dense
@@ -129,32 +133,26 @@ def sparse_low_rank_linear_fwd(
     crow_indices: torch.Tensor,
     col_indices: torch.Tensor,
     values: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None = None,
-    activation: str = "none",
-    norm: Norm | None = None,
+    epilogue: Epilogue,
     groups: int = 1,
     order: torch.Tensor | None = None,
-    exact: bool = False,
     dense: torch.Tensor | None = None,
-    way: Way | None = None,
+    variant: Variant | None = None,
 ) -> torch.Tensor:
-    """``LN(activation(x @ (u @ v + S).T + bias) + residual)``, x @ v.T rounded to x's dtype.
+    """``LN(act(x @ (u @ v + S).T + bias) + residual)``, x @ v.T rounded to x's dtype.
 
     Operands are checked by the caller: one device, one dtype (fp16, bf16 or fp32) but for the
     indices.
 
     Args:
         x: (M, K), contiguous in the last dimension, any row stride.
-        u: (N, R), contiguous, R >= 1; its rows are `groups` equal runs of whole block rows.
-        v: (groups * R, K), contiguous; run g of u is multiplied by run g of v.
-        crow_indices, col_indices, values: S (N, K), as in `block_sparse_linear_fwd`.
-        bias: (N,) or None.
-        residual: (M, N), any row stride, or None; added after the activation.
-        groups: how many low-rank pairs share x, such as 3 for query, key and value.
-        activation, norm, order, exact: as in `block_sparse_linear_fwd`.
+        u: (N, R), contiguous, R >= 1; each of its groups of N / groups rows has whole block rows.
+        v: (groups * R, K), contiguous; group g of u is multiplied by group g of v.
+        crow_indices, col_indices, values, order: S (N, K), as in `block_sparse_linear_fwd`.
+        epilogue: its norm is a launch of its own.
+        groups: low-rank pairs that share x, such as 3 for query, key and value.
         dense: u @ v + S (N, K) as a dense weight, if the caller keeps it; else None.
-        way: "one_launch" (after that of x @ v.T), "weights_left" (br >= 64) or "dense"; chosen by
+        variant: ONE_LAUNCH (after that of x @ v.T), SWAP_AB (br >= 64) or DENSE; chosen by
             `choose` if None.
 
     Returns:
@@ -163,50 +161,39 @@ def sparse_low_rank_linear_fwd(
     (m, k), (n, rank), (nnz, block_rows, block_cols) = x.shape, u.shape, values.shape
     if m == 0 or n == 0:
         return x.new_empty(m, n)
-    if way is None:
-        way = choose(
+    if variant is None:
+        variant = choose(
             *(token_bucket(m), n, k, rank, groups, block_rows, block_cols, nnz, x.dtype),
-            *(epilogue_kind(activation, residual, norm), dense is not None, x.get_device()),
+            *(epilogue.kind, dense is not None, x.get_device()),
         )
-    if way.name == "dense":
-        assert dense is not None, "way 'dense' needs the dense weight"
-        return add_norm_fwd(F.linear(x, dense, bias), activation, residual, norm)
+    if variant.name == VariantName.DENSE:
+        assert dense is not None, "variant 'dense' needs the dense weight"
+        return dense_fwd(x, dense, epilogue)
     y = x.new_empty(m, n)
-    left = way.name == "weights_left"
-    crowded = residual is not None or order is None
-    tiles = way.tiles or default_tiles(m, n, block_rows, block_cols, x.dtype, crowded, left)
+    swap_ab = variant.name == VariantName.SWAP_AB
+    high_pressure = epilogue.residual is not None or order is None
+    tiles = variant.tiles or default_tiles(
+        m, n, block_rows, block_cols, x.dtype, high_pressure, swap_ab
+    )
     constants: dict[str, Any] = {
         "RANK": rank,
         "GROUPS": groups,
         "BLOCK_R": rank_step(rank, x.dtype),
-        **block_constants(block_rows, block_cols, order, left, tiles),
-        "HAS_BIAS": bias is not None,
-        "HAS_RESIDUAL": residual is not None,
-        "ACTIVATION": kernel_activation(activation, x.dtype, exact),
     }
-    t = F.linear(x, v)
-    _sparse_low_rank_linear_fwd_kernel[(triton.cdiv(m, tiles.BLOCK_M) * (n // tiles.BLOCK_N),)](
-        x,
-        t,
-        u,
-        crow_indices,
-        col_indices,
-        values,
-        order,
-        bias,
-        residual,
-        y,
-        m,
-        n,
-        n // groups,
-        rank,
-        x.stride(0),
-        values.stride(0),
-        values.stride(1),
-        values.stride(2),
-        0 if residual is None else residual.stride(0),
-        y.stride(0),
+    _sparse_low_rank_linear_fwd_kernel[(cdiv(m, tiles.BLOCK_M) * (n // tiles.BLOCK_N),)](
+        x_ptr=x,
+        t_ptr=F.linear(x, v),
+        u_ptr=u,
+        y_ptr=y,
+        M=m,
+        N=n,
+        n_group=n // groups,
+        rank=rank,
+        stride_xm=x.stride(0),
+        stride_ym=y.stride(0),
         **constants,
+        **block_arguments(crow_indices, col_indices, values, order, swap_ab, tiles),
+        **epilogue.tile_arguments(x.dtype),
         **tiles.kwargs(),
     )
-    return add_norm_fwd(y, "none", None, norm, way.pdl)
+    return add_norm_fwd(y, epilogue.norm_only, variant.pdl)

@@ -1,9 +1,9 @@
-"""A tuned table: what each way to compute an op took on one GPU, and the JSON file it lives in.
+"""Tuned table: the measured times of the variants of an op on one GPU, and its JSON file.
 
-Every entry holds the dense product's time beside ours, taken in the same run: only the ratio of the
-two can be compared with that of another table. A file with anything wrong in it, tiles that no
-kernel can have among it, is refused as a whole; `tuning` then says so once, and default tiles and
-rules stand in for it.
+Every entry holds the time of the dense product beside ours, measured in the same run: only their
+ratio can be compared with that of another table. A file with any error in it, such as tiles that no
+kernel can have, is refused as a whole; `tuning` then warns once and falls back to rules and default
+tiles.
 """
 
 import json
@@ -13,79 +13,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .variants import EPILOGUES, VARIANTS, TileConfig, check_block_tiles
 from .weight_names import Weight
 
 FORMAT_VERSION = 1
-WAYS = ("one_launch", "two_launches", "weights_left", "split", "dense")
-EPILOGUES = ("plain", "fused", "norm")
 DTYPES = ("bfloat16", "float16", "float32")
-# of tiles: tensor cores take 16 at least, a program has 1024 threads at most; others: 16 to 256
+# tensor cores take tiles of at least 16, and a program has at most 1024 threads
+_TILE_LIMITS = (16, 256)
 _LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
 
 
-@dataclass(frozen=True)
-class TileConfig:
-    """Tile of one program: BLOCK_M rows of x, BLOCK_N columns of y, BLOCK_K terms per step.
-
-    Powers of two; a sparse weight asks for more, see `check_block_tiles`.
-    pdl: whether launches are programmatic dependent ones, which sm_90 and newer can.
-    """
-
-    BLOCK_M: int
-    BLOCK_N: int
-    BLOCK_K: int
-    num_warps: int
-    num_stages: int
-    pdl: bool = False
-
-    def kwargs(self) -> dict[str, Any]:
-        """The fields as keyword arguments of a kernel launch."""
-        fields = asdict(self)
-        return pdl_kwargs(fields.pop("pdl")) | fields
-
-
-def check_block_tiles(owner: str, tiles: TileConfig, block_rows: int, block_cols: int) -> None:
-    """Raise ValueError unless a tile lies in one block row, and a step takes whole blocks."""
-    for name, size, right, expected in (
-        ("BLOCK_N", tiles.BLOCK_N, block_rows % tiles.BLOCK_N == 0, f"a divisor of {block_rows}"),
-        ("BLOCK_K", tiles.BLOCK_K, tiles.BLOCK_K % block_cols == 0, f"a multiple of {block_cols}"),
-    ):
-        if not right:
-            raise ValueError(
-                f"{owner}: {name} is {size} for blocks of {block_rows}x{block_cols}; "
-                f"expected {expected}"
-            )
-
-
-def pdl_kwargs(pdl: bool) -> dict[str, Any]:
-    """Keyword arguments of a launch: whether the kernel is to wait, and that it may start early.
-
-    The second is an option that backends without it refuse.
-    """
-    return {"PDL": pdl} | ({"launch_pdl": True} if pdl else {})
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to compute an op: its name, and the tiles of its kernel.
-
-    ``tiles`` is None for the kernel's default tiles, and where no kernel of ours runs.
-    """
-
-    name: str
-    tiles: TileConfig | None = None
-
-    @property
-    def pdl(self) -> bool:
-        """Whether its kernels are launched as programmatic dependent ones."""
-        return self.tiles is not None and self.tiles.pdl
-
-
 class Key(NamedTuple):
-    """What an entry is about, but for the number of tokens.
+    """Key of an entry, the number of tokens aside.
 
-    x (M, k) of dtype; y (M, n); weight as `lada_kernels.weight_names` has it; epilogue as
-    `lada_kernels.epilogue.epilogue_kind` does.
+    x (M, k) of dtype; y (M, n); weight as named by `lada_kernels.weight_names`; epilogue as spelled
+    by `EpilogueKind`.
     """
 
     dtype: str
@@ -96,7 +38,7 @@ class Key(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The time of one way, in microseconds per call, and the tiles that took it."""
+    """Time of a variant, in microseconds per call, and the tiles it was measured with."""
 
     us: float
     tiles: TileConfig | None = None
@@ -104,14 +46,14 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """Ways measured side by side, "dense" among them; environment: an index into the table's."""
+    """Variants measured side by side, "dense" among them; environment: index in the table."""
 
-    ways: dict[str, Measured]
+    variants: dict[str, Measured]
     environment: int
 
 
 class TableError(ValueError):
-    """A file that is no tuned table: `path`, and in `reason` what is wrong with it."""
+    """Error in a table's file: its `path`, and the `reason` for which it is refused."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{os.fspath(path)} is no tuned table: {reason}")
@@ -121,10 +63,10 @@ class TableError(ValueError):
 
 @dataclass
 class Table:
-    """The entries of one op on one GPU under one minor version of Triton.
+    """Entries of one op on one GPU under one minor version of Triton.
 
-    entries: key -> tokens (a power of two) -> entry. environments: what entries were measured in,
-    each as `lada_ops.host.environment.environment` tells it.
+    entries: key -> tokens (a power of two) -> entry. environments: machine and software of the
+    measurements, as returned by `lada_ops.host.environment.environment`.
     """
 
     stem: str
@@ -135,20 +77,20 @@ class Table:
 
     @staticmethod
     def name(device: str, triton: str) -> str:
-        """The name of the table's file, in a folder named after the op."""
+        """Name of the table's file, in a folder named after the op."""
         return f"{device}-triton{triton}.json"
 
     def add(
-        self, key: Key, tokens: int, ways: dict[str, Measured], environment: dict[str, Any]
+        self, key: Key, tokens: int, variants: dict[str, Measured], environment: dict[str, Any]
     ) -> None:
-        """Enter what was measured, in the place of what was there."""
+        """Add an entry, or replace the one with this key and number of tokens."""
         if environment not in self.environments:
             self.environments.append(environment)
         index = self.environments.index(environment)
-        self.entries.setdefault(key, {})[tokens] = Entry(ways, index)
+        self.entries.setdefault(key, {})[tokens] = Entry(variants, index)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the file, in an order that does not depend on that of measuring."""
+        """JSON content of the file, sorted by key and tokens."""
         entries = [
             {
                 **key._asdict(),
@@ -156,7 +98,7 @@ class Table:
                 "environment": entry.environment,
                 "ways": {
                     name: {"us": m.us} | ({} if m.tiles is None else {"tiles": asdict(m.tiles)})
-                    for name, m in entry.ways.items()
+                    for name, m in entry.variants.items()
                 },
             }
             for key, by_tokens in sorted(self.entries.items())
@@ -173,10 +115,10 @@ class Table:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], stem: str, device: str, triton: str) -> "Table":
-        """The table in `path`, every field checked.
+        """Table in the file `path`, every field checked.
 
-        Raises TableError where something is missing, of another type or out of range, or where the
-        table is not that of this op, device and Triton; OSError where there is no such file.
+        Raises TableError if a field is missing, of a wrong type or out of range, or if the table is
+        of another op, device or Triton; OSError if the file cannot be read.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -202,7 +144,7 @@ class Table:
             _check(isinstance(content["entries"], list), "entries is not a list")
             for index, item in enumerate(content["entries"]):
                 table._read_entry(f"entry {index}", item)
-        except (ValueError, RecursionError) as error:  # of the JSON, of UTF-8, or ours
+        except (ValueError, RecursionError) as error:  # JSON, UTF-8, or a failed check
             raise TableError(path, str(error)) from error
         return table
 
@@ -223,14 +165,14 @@ class Table:
         )
         _check(isinstance(item["ways"], dict), f"{where}: ways is not an object")
         _check("dense" in item["ways"], f"{where}: ways has no 'dense' to compare with")
-        ways = {name: _measured(f"{where}: {name}", way) for name, way in item["ways"].items()}
-        for name, way in ways.items():
-            _check(name in WAYS, f"{where}: way {name!r}; expected one of {WAYS}")
-            if way.tiles is not None and weight.rows:
-                check_block_tiles(f"{where}: {name}", way.tiles, weight.rows, weight.cols)
+        variants = {name: _measured(f"{where}: {name}", m) for name, m in item["ways"].items()}
+        for name, variant in variants.items():
+            _check(name in VARIANTS, f"{where}: way {name!r}; expected one of {VARIANTS}")
+            if variant.tiles is not None and weight.rows:
+                check_block_tiles(f"{where}: {name}", variant.tiles, weight.rows, weight.cols)
         by_tokens = self.entries.setdefault(Key(*(item[name] for name in Key._fields)), {})
         _check(item["tokens"] not in by_tokens, f"{where} is there twice")
-        by_tokens[item["tokens"]] = Entry(ways, index)
+        by_tokens[item["tokens"]] = Entry(variants, index)
 
 
 def _measured(where: str, item: Any) -> Measured:
@@ -245,13 +187,13 @@ def _measured(where: str, item: Any) -> Measured:
         return Measured(float(us))
     tiles = item["tiles"]
     _check(isinstance(tiles, dict), f"{where}: tiles is not an object")
-    not_yet = {"pdl"} - set(tiles)  # in tables that are older than it
-    _check_keys(f"{where}: tiles", tiles, set(TileConfig.__annotations__) - not_yet)
+    missing = {"pdl"} - set(tiles)  # older tables lack it
+    _check_keys(f"{where}: tiles", tiles, set(TileConfig.__annotations__) - missing)
     for name, value in tiles.items():
         if name == "pdl":
             _check(type(value) is bool, f"{where}: pdl is {value!r}; expected true or false")
             continue
-        least, most = _LIMITS.get(name, (16, 256))
+        least, most = _LIMITS.get(name, _TILE_LIMITS)
         _check_size(f"{where}: {name}", value)
         _check(least <= value <= most, f"{where}: {name} is {value}; expected {least} to {most}")
         if name != "num_stages":

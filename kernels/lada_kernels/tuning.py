@@ -1,4 +1,4 @@
-"""Which way is fastest here: the look-up in the tuned tables.
+"""Look-up of the fastest variant in the tuned tables.
 
 A table is read once per process and GPU. Times of different tables are compared as shares of the
 dense product's time in the same entry, so that a GPU that is slower today does not matter.
@@ -14,17 +14,9 @@ import torch
 import triton
 
 from .devices import gpu_slug
-from .table import EPILOGUES, WAYS, Key, Table, TableError, TileConfig, Way
+from .table import Key, Table, TableError
+from .variants import EPILOGUES, VARIANTS, Variant, VariantName
 from .weight_names import token_bucket
-
-__all__ = [
-    "TileConfig",
-    "Way",
-    "add_folder",
-    "dense_is_ever_fastest",
-    "fastest",
-    "unsupported",
-]
 
 SHIPPED = Path(__file__).parent / "configs"
 TRITON = ".".join(triton.__version__.split(".")[:2])
@@ -37,7 +29,7 @@ _folders = [SHIPPED]
 def add_folder(folder: str | os.PathLike[str]) -> None:
     """Search `folder` too, and before the others: `folder`/<stem>/<device>-triton<minor>.json.
 
-    To be called before the first launch, since launchers remember what they were told.
+    To be called before the first launch: launchers cache their choice.
     """
     if Path(folder) not in _folders:
         _folders.insert(0, Path(folder))
@@ -56,38 +48,38 @@ def fastest(
     m: int,
     device_index: int,
     allowed: tuple[str, ...],
-) -> Way | None:
-    """The fastest of the `allowed` ways by the tables, or None where they do not know.
+) -> Variant | None:
+    """The fastest of the `allowed` variants by the tables, or None where no table has the case.
 
-    An entry for the next power of two of M counts, or else the one nearest to it by its logarithm.
+    The entry taken is that for M's next power of two, or else the nearest by its logarithm.
 
     Args:
         stem: the op, such as "low_rank_linear".
-        dtype: of x; k, n: x is (M, k), y is (M, n).
-        weight: as `lada_kernels.weight_names` names it.
-        epilogue: as `epilogue.epilogue_kind` names it.
+        dtype: of x (M, k); y is (M, n).
+        weight: name of the weight, see `lada_kernels.weight_names`.
+        epilogue: an `EpilogueKind`.
         m: tokens, 1 or more.
-        device_index: of x's GPU, ``x.get_device()``; -1 is the CPU, for which there is no table.
-        allowed: names of ways; "dense" only where the caller keeps a dense weight.
+        device_index: ``x.get_device()``; -1 is the CPU, which has no table.
+        allowed: names of variants; "dense" only for a caller that keeps the dense weight.
     """
     if device_index < 0:
         return None
     key = Key(str(dtype).removeprefix("torch."), k, n, weight, epilogue)
     tables = [_table(folder, stem, gpu_slug(device_index)) for folder in _folders]
-    found = [t.entries[key] for t in tables if t is not None and key in t.entries]
+    entries = [t.entries[key] for t in tables if t is not None and key in t.entries]
     wanted = math.log2(token_bucket(m))
     # of two that are equally near, the larger
-    tokens = min(
-        {tokens for entries in found for tokens in entries},
+    nearest = min(
+        {tokens for by_tokens in entries for tokens in by_tokens},
         key=lambda tokens: (abs(math.log2(tokens) - wanted), -tokens),
         default=None,
     )
     best, lowest = None, math.inf
-    for ways in (entries[tokens].ways for entries in found if tokens in entries):
-        for name in sorted(ways.keys() & set(allowed)):
-            share = ways[name].us / ways["dense"].us
+    for measured in (e[nearest].variants for e in entries if nearest in e):
+        for name in sorted(measured.keys() & set(allowed)):
+            share = measured[name].us / measured[VariantName.DENSE].us
             if share < lowest:
-                best, lowest = Way(name, ways[name].tiles), share
+                best, lowest = Variant(name, measured[name].tiles), share
     return best
 
 
@@ -95,21 +87,21 @@ def fastest(
 def dense_is_ever_fastest(
     stem: str, weight: str, dtype: torch.dtype | str, k: int, n: int, device_index: int
 ) -> bool:
-    """Whether the tables have measured a number of tokens at which the dense product is fastest.
+    """True if a table has an entry, for any epilogue and tokens, in which dense is fastest.
 
-    Arguments as those of `fastest`.
+    Arguments as in `fastest`.
     """
-    ways = (
-        fastest(stem, dtype, k, n, weight, epilogue, 2**power, device_index, WAYS)
+    variants = (
+        fastest(stem, dtype, k, n, weight, epilogue, 2**power, device_index, VARIANTS)
         for epilogue in EPILOGUES
         for power in range(17)
     )
-    return any(way is not None and way.name == "dense" for way in ways)
+    return any(v is not None and v.name == VariantName.DENSE for v in variants)
 
 
 @functools.cache
 def unsupported(device_index: int) -> str | None:
-    """Why the kernels cannot run on this GPU and what they need, or None where they can."""
+    """Reason why the kernels cannot run on this GPU, or None where they can."""
     if torch.version.hip is not None:
         return None
     capability = torch.cuda.get_device_capability(device_index)
@@ -124,7 +116,7 @@ def unsupported(device_index: int) -> str | None:
 
 @functools.cache
 def _table(folder: Path, stem: str, device: str) -> Table | None:
-    """The table that fits, or None, having said once what is there and cannot be used."""
+    """Table of the op and device in `folder`, or None, with a warning if one cannot be used."""
     path = folder / stem / Table.name(device, TRITON)
     try:
         return Table.read(path, stem, device, TRITON)

@@ -28,7 +28,7 @@ class Case:
     """ "none", "gelu", "gelu+residual", or "norm", which has a residual too."""
     dtype: torch.dtype = torch.bfloat16
     way: Any = None
-    """A `lada_kernels.tuning.Way`; the launcher's own choice if None."""
+    """A `lada_kernels.variants.Variant`; the launcher's own choice if None."""
     whole_packs: bool = True
     """Whether block rows are sorted by load and hold whole packs; low rank ignores it."""
     gradient: str | None = None
@@ -49,29 +49,28 @@ class Case:
         return launches
 
     def _forward(self) -> None:
+        from lada_kernels.epilogue import Epilogue
+
         module = importlib.import_module(f"lada_kernels.{self.stem}")
         meta = self._meta
-        weights = self._weights()
+        weights: dict[str, Any] = {**self._weights()}
         if self.whole_packs and "crow_indices" in weights:
             rows = weights["crow_indices"].numel() - 1
             weights["order"] = meta(rows, dtype=torch.int32)
         if self.way is not None and self.way.name == "dense":
-            weights |= self._dense
+            weights["dense"] = self._dense
         activation, _, residual = self.epilogue.partition("+")
         norm = (meta(self.n), meta(self.n), 1e-12) if self.epilogue == "norm" else None
         if norm:
             activation, residual = "none", "residual"
+        last = {"residual": meta(self.tokens, self.n) if residual else None, "norm": norm}
         if self.stem == "low_rank_ffn":
-            activation = "gelu"  # between its products
-        getattr(module, f"{self.stem}_fwd")(
-            meta(self.tokens, self.k),
-            **weights,
-            **self._groups,
-            residual=meta(self.tokens, self.n) if residual else None,
-            activation=activation,
-            norm=norm,
-            way=self.way,
-        )
+            weights["epilogue1"] = Epilogue(weights.pop("bias1"), "gelu")
+            weights["epilogue2"] = Epilogue(weights.pop("bias2"), **last)
+        else:
+            weights["epilogue"] = Epilogue(weights.pop("bias"), activation, **last)
+        launcher = getattr(module, f"{self.stem}_fwd")
+        launcher(meta(self.tokens, self.k), **weights, **self._groups, variant=self.way)
 
     def _backward(self) -> None:
         module = importlib.import_module(f"lada_kernels.{self.stem}_bwd")
@@ -80,7 +79,7 @@ class Case:
         if self.stem == "low_rank_linear":
             if self.gradient == "x":
                 factors = weights["u"], weights["v"]
-                module.low_rank_linear_dx(dy, *factors, **self._groups, way=self.way)
+                module.low_rank_linear_dx(dy, *factors, **self._groups, variant=self.way)
             else:
                 t = self._meta(self.tokens, len(weights["v"]))
                 module.low_rank_linear_dfactors(dy, x, t, t, **self._groups)
@@ -128,14 +127,14 @@ class Case:
         return weights
 
     @property
-    def _dense(self) -> dict[str, torch.Tensor]:
-        """The weights multiplied out, by the names of the launcher's parameters."""
+    def _dense(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The weight multiplied out, or both weights of a feed-forward."""
         from lada_kernels.weight_names import Weight
 
         meta, k, n, hidden = self._meta, self.k, self.n, Weight.parse(self.weight).hidden
         if hidden:
-            return {"dense1": meta(hidden, k), "dense2": meta(n, hidden)}
-        return {"dense": meta(n, k)}
+            return meta(hidden, k), meta(n, hidden)
+        return meta(n, k)
 
     @property
     def _groups(self) -> dict[str, int]:

@@ -73,7 +73,8 @@ def tabled(folder: Path | None = None) -> list[Shipped]:
     """
     check_triton()
     from lada_kernels.table import Table
-    from lada_kernels.tuning import SHIPPED, Way
+    from lada_kernels.tuning import SHIPPED
+    from lada_kernels.variants import Variant
 
     found: dict[Launch, Shipped] = {}
     for path in sorted((folder or SHIPPED).glob("*/*.json")):
@@ -81,8 +82,8 @@ def tabled(folder: Path | None = None) -> list[Shipped]:
         for key, by_tokens in Table.read(path, stem, device, version).entries.items():
             size, dtype = (key.k, key.n, key.weight), getattr(torch, key.dtype)
             for tokens, entry in by_tokens.items():
-                for name, measured in entry.ways.items():
-                    way = Way(name, measured.tiles)
+                for name, measured in entry.variants.items():
+                    way = Variant(name, measured.tiles)
                     case = Case(stem, tokens, *size, _EPILOGUES[key.epilogue], dtype, way)
                     for launch in case.launches():
                         found.setdefault(launch, Shipped(case, launch, design(launch)))
@@ -95,7 +96,7 @@ def design(launch: Launch) -> Limits:
         return Limits(tensor_cores=False)
     tile = dict(launch.constants)
     rows = tile["BLOCK_M"]  # of the left operand of the products
-    if tile.get("WEIGHTS_LEFT"):
+    if tile.get("SWAP_AB"):
         rows = tile["BLOCK_N"]
     elif launch.name == DVALUES:
         rows = tile["BLOCK_K"]

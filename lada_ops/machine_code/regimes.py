@@ -33,7 +33,7 @@ class Regime:
 
     def cases(self) -> Iterator[tuple[Case, int, float, float]]:
         """Each with its fewest programs, most issue cycles and most instructions."""
-        from lada_kernels.tuning import Way
+        from lada_kernels.variants import Variant
 
         for tokens in self.tokens:
             for weight, (occupancy, issue) in self.weights.items():
@@ -42,7 +42,7 @@ class Regime:
                     n = 768 if epilogue == "norm" or self.stem == "low_rank_ffn" else 3072
                     case = Case(
                         *(self.stem, tokens, k, n, weight, epilogue, self.dtype),
-                        None if self.way is None else Way(self.way),
+                        None if self.way is None else Variant(self.way),
                         *(self.whole_packs, self.gradient),
                     )
                     yield case, occupancy, issue, instructions

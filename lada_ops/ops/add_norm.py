@@ -6,9 +6,9 @@ from torch import Tensor
 from .epilogue import (
     autocast,
     check_epilogue,
-    contiguous_norm,
     epilogue_backward,
     join_norm,
+    kernel_epilogue,
     kernels_run,
     needs_z,
     on_its_gpu,
@@ -66,8 +66,8 @@ def _(x, activation, residual, norm_weight=None, norm_bias=None, eps=0.0):
         return epilogue_ref(x, activation, residual, norm)
     from lada_kernels.add_norm import add_norm_fwd
 
-    residual = None if residual is None else rows(residual)
-    return add_norm_fwd(rows(x), activation, residual, contiguous_norm(norm)).view(x.shape)
+    epilogue = kernel_epilogue(None, activation, residual, norm)
+    return add_norm_fwd(rows(x), epilogue).view(x.shape)
 
 
 @_op.register_fake

@@ -11,9 +11,9 @@ from .epilogue import (
     check_epilogue,
     check_operands,
     contiguous,
-    contiguous_norm,
     epilogue_backward,
     join_norm,
+    kernel_epilogue,
     kernels_run,
     needs_grad,
     needs_z,
@@ -37,13 +37,13 @@ def block_sparse_linear(
     residual: Tensor | None = None,
     norm: Norm | None = None,
     order: Tensor | None = None,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     """``LN(act(x S^T + bias) + residual)`` (..., out), in time proportional to the stored blocks.
 
     x (..., in); crow_indices (out / block_rows + 1,) and col_indices (nnz,) int32; values (nnz,
-    block_rows, block_cols); bias (out,); residual (..., out). Dtypes, activation, norm, exact,
+    block_rows, block_cols); bias (out,); residual (..., out). Dtypes, activation, norm, exact_gelu,
     autograd and autocast as in `low_rank_linear`. The indices must be valid (`lada_ops.Bsr` checks
     them once), and x as wide as S, which its indices and values do not tell; values laid out by
     `lada_ops.formats.panel_major` are read without a copy.
@@ -65,7 +65,7 @@ def block_sparse_linear(
         return block_sparse_linear_ref(*args, norm)
     trained = needs_grad(x, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:
-        return _op(*args, weight, shift, eps, order, exact, dense)
+        return _op(*args, weight, shift, eps, order, exact_gelu, dense)
     return _forward_cpu(*args, norm)
 
 
@@ -106,7 +106,7 @@ def _op(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
     order: Tensor | None = None,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
@@ -127,7 +127,7 @@ def _(
     norm_bias=None,
     eps=0.0,
     order=None,
-    exact=False,
+    exact_gelu=False,
     dense=None,
 ):
     norm = join_norm(norm_weight, norm_bias, eps)
@@ -142,12 +142,8 @@ def _(
         crow_indices.contiguous(),
         col_indices.contiguous(),
         values,
-        contiguous(bias),
-        None if residual is None else rows(residual),
-        activation,
-        contiguous_norm(norm),
+        kernel_epilogue(bias, activation, residual, norm, exact_gelu),
         contiguous(order),
-        exact,
         dense,
     )
     return y.view(*x.shape[:-1], y.shape[-1])

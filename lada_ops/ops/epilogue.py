@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from ..formats.checks import FLOAT_DTYPES
 from ..host.user_tables import use_user_tables
 from .reference import ACTIVATIONS, Norm, epilogue_ref
 from .tracing import exporter, transforming
+
+if TYPE_CHECKING:
+    from lada_kernels.epilogue import Epilogue
 
 Result = TypeVar("Result")
 
@@ -93,9 +96,20 @@ def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def contiguous_norm(norm: Norm | None) -> Norm | None:
-    """`norm` as the kernels want it."""
-    return norm and Norm(norm.weight.contiguous(), norm.bias.contiguous(), norm.eps)
+def kernel_epilogue(
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+    exact_gelu: bool = False,
+) -> "Epilogue":
+    """Epilogue of a kernel launch, its tensors laid out for the kernels."""
+    from lada_kernels.epilogue import Epilogue
+
+    residual = None if residual is None else rows(residual)
+    if norm is not None:
+        norm = Norm(norm.weight.contiguous(), norm.bias.contiguous(), norm.eps)
+    return Epilogue(contiguous(bias), activation, residual, norm, exact_gelu)
 
 
 def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:

@@ -10,10 +10,9 @@ from .epilogue import (
     check_epilogue,
     check_operands,
     check_x,
-    contiguous,
-    contiguous_norm,
     epilogue_backward,
     join_norm,
+    kernel_epilogue,
     kernels_run,
     needs_z,
     on_its_gpu,
@@ -37,15 +36,15 @@ def low_rank_ffn(
     activation: str = "gelu",
     residual: Tensor | None = None,
     norm: Norm | None = None,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)`` (..., out).
 
     On CUDA, neither the weights nor, up to rank 128, the hidden features between the two linears
     are ever written. x (..., in), u1 (hidden, rank1), v1 (rank1, in), bias1 (hidden,), u2 (out,
-    rank2), v2 (rank2, hidden), bias2 (out,), residual (..., out); dtypes, activation, norm, exact,
-    autograd and autocast as in `low_rank_linear`.
+    rank2), v2 (rank2, hidden), bias2 (out,), residual (..., out); dtypes, activation, norm,
+    exact_gelu, autograd and autocast as in `low_rank_linear`.
 
     dense: ``u1 @ v1`` and ``u2 @ v2``, if the caller keeps them, as in `low_rank_linear`.
 
@@ -60,7 +59,7 @@ def low_rank_ffn(
     _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm, dense1, dense2)
     args = x, u1, v1, bias1, u2, v2, bias2, activation, residual
     if x.is_cuda and not wants_plain():
-        return _op(*args, weight, shift, eps, exact, dense1, dense2)
+        return _op(*args, weight, shift, eps, exact_gelu, dense1, dense2)
     return low_rank_ffn_ref(*args, norm)
 
 
@@ -78,7 +77,7 @@ def _op(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense1: Tensor | None = None,
     dense2: Tensor | None = None,
 ) -> Tensor:
@@ -101,7 +100,7 @@ def _(
     norm_weight=None,
     norm_bias=None,
     eps=0.0,
-    exact=False,
+    exact_gelu=False,
     dense1=None,
     dense2=None,
 ):
@@ -114,16 +113,11 @@ def _(
         rows(x),
         u1.contiguous(),
         v1.contiguous(),
-        contiguous(bias1),
         u2.contiguous(),
         v2.contiguous(),
-        contiguous(bias2),
-        None if residual is None else rows(residual),
-        activation,
-        contiguous_norm(norm),
-        exact,
-        dense1,
-        dense2,
+        kernel_epilogue(bias1, activation, exact_gelu=exact_gelu),
+        kernel_epilogue(bias2, residual=residual, norm=norm),
+        None if dense1 is None or dense2 is None else (dense1, dense2),
     )
     return y.view(*x.shape[:-1], u2.shape[0])
 
@@ -142,7 +136,7 @@ def _(
     norm_weight=None,
     norm_bias=None,
     eps=0.0,
-    exact=False,
+    exact_gelu=False,
     dense1=None,
     dense2=None,
 ):

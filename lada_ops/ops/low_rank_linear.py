@@ -9,10 +9,9 @@ from .epilogue import (
     check_epilogue,
     check_operands,
     check_x,
-    contiguous,
-    contiguous_norm,
     epilogue_backward,
     join_norm,
+    kernel_epilogue,
     kernels_run,
     needs_z,
     on_its_gpu,
@@ -33,7 +32,7 @@ def low_rank_linear(
     residual: Tensor | None = None,
     norm: Norm | None = None,
     groups: int = 1,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     """``LN(act(x v^T u^T + bias) + residual)`` (..., out), without forming ``u @ v``.
@@ -43,7 +42,7 @@ def low_rank_linear(
     autocast as `F.linear` does.
 
     activation: none, relu, gelu, gelu_tanh, silu or tanh. In fp16 and bf16 on CUDA, gelu is a
-        polynomial within 2e-4 of erf's; exact=True asks for erf's there too (3e-7, slower).
+        polynomial within 2e-4 of erf's; exact_gelu=True asks for erf's there too (3e-7, slower).
     norm: a LayerNorm over the output, applied last.
     groups: how many pairs of factors share x, such as 3 for query, key and value: the rows of u,
         and of v, in as many equal runs; run g of the output is by run g of each.
@@ -58,9 +57,10 @@ def low_rank_linear(
     )
     norm = join_norm(weight, shift, eps)
     _check(x, u, v, bias, activation, residual, norm, groups, dense)
+    args = x, u, v, bias, activation, residual
     if x.is_cuda and not wants_plain():
-        return _op(x, u, v, bias, activation, residual, weight, shift, eps, groups, exact, dense)
-    return low_rank_linear_ref(x, u, v, bias, activation, residual, norm, groups)
+        return _op(*args, weight, shift, eps, groups, exact_gelu, dense)
+    return low_rank_linear_ref(*args, norm, groups)
 
 
 @torch.library.custom_op("lada::low_rank_linear", mutates_args=())
@@ -75,7 +75,7 @@ def _op(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
     groups: int = 1,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
@@ -95,7 +95,7 @@ def _(
     norm_bias=None,
     eps=0.0,
     groups=1,
-    exact=False,
+    exact_gelu=False,
     dense=None,
 ):
     norm = join_norm(norm_weight, norm_bias, eps)
@@ -107,12 +107,8 @@ def _(
         rows(x),
         u.contiguous(),
         v.contiguous(),
-        contiguous(bias),
-        None if residual is None else rows(residual),
-        activation,
-        contiguous_norm(norm),
+        kernel_epilogue(bias, activation, residual, norm, exact_gelu),
         groups,
-        exact,
         dense,
     )
     return y.view(*x.shape[:-1], u.shape[0])
@@ -130,7 +126,7 @@ def _(
     norm_bias=None,
     eps=0.0,
     groups=1,
-    exact=False,
+    exact_gelu=False,
     dense=None,
 ):
     return x.new_empty(*x.shape[:-1], u.shape[0])

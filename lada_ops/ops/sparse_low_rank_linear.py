@@ -12,9 +12,9 @@ from .epilogue import (
     check_operands,
     check_x,
     contiguous,
-    contiguous_norm,
     epilogue_backward,
     join_norm,
+    kernel_epilogue,
     needs_grad,
     needs_z,
     on_its_gpu,
@@ -41,14 +41,14 @@ def sparse_low_rank_linear(
     norm: Norm | None = None,
     groups: int = 1,
     order: Tensor | None = None,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     """``LN(act(x v^T u^T + x S^T + bias) + residual)`` (..., out), into one accumulator.
 
     x (..., in), u (out, rank), v (groups * rank, in); crow_indices, col_indices, values and order
-    as in `block_sparse_linear`; dtypes, activation, norm, groups, exact, autograd and autocast as
-    in `low_rank_linear`. A group has whole block rows.
+    as in `block_sparse_linear`; dtypes, activation, norm, groups, exact_gelu, autograd and autocast
+    as in `low_rank_linear`. A group has whole block rows.
 
     dense: ``u @ v + S``, if the caller keeps it, as in `low_rank_linear`.
 
@@ -65,7 +65,7 @@ def sparse_low_rank_linear(
         return sparse_low_rank_linear_ref(*args, norm, groups)
     trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:
-        return _op(*args, weight, shift, eps, order, groups, exact, dense)
+        return _op(*args, weight, shift, eps, order, groups, exact_gelu, dense)
     return _forward_cpu(*args, norm, groups)
 
 
@@ -94,7 +94,7 @@ def _op(
     eps: float = 0.0,
     order: Tensor | None = None,
     groups: int = 1,
-    exact: bool = False,
+    exact_gelu: bool = False,
     dense: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
@@ -119,7 +119,7 @@ def _(
     eps=0.0,
     order=None,
     groups=1,
-    exact=False,
+    exact_gelu=False,
     dense=None,
 ):
     norm = join_norm(norm_weight, norm_bias, eps)
@@ -135,13 +135,9 @@ def _(
         crow_indices.contiguous(),
         col_indices.contiguous(),
         values,
-        contiguous(bias),
-        None if residual is None else rows(residual),
-        activation,
-        contiguous_norm(norm),
+        kernel_epilogue(bias, activation, residual, norm, exact_gelu),
         groups,
         contiguous(order),
-        exact,
         dense,
     )
     return y.view(*x.shape[:-1], u.shape[0])

@@ -46,7 +46,8 @@ class Case:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        from lada_kernels.table import DTYPES, EPILOGUES
+        from lada_kernels.table import DTYPES
+        from lada_kernels.variants import EPILOGUES
         from lada_kernels.weight_names import Weight, token_bucket
 
         parsed = Weight.parse(self.weight)

@@ -21,9 +21,9 @@ from ..machine_code.targets import TARGETS, Target
 from .case import Case
 
 if TYPE_CHECKING:
-    from lada_kernels.tuning import Way
+    from lada_kernels.variants import Variant
 
-Faults = Callable[[Case, "Way"], list[str]]
+Faults = Callable[[Case, "Variant"], list[str]]
 
 # what some kernels do by design, and the clock tells whether it pays
 _FOR_THE_CLOCK = {"copy_bits": 0, "synchronous_loads": 1 << 30, "shared_stores": 1 << 30}
@@ -101,7 +101,7 @@ def gate_for(target: Target) -> Faults:
         except CompileError as error:
             return [str(error)]
 
-    def gate(case: Case, way: Way) -> list[str]:
+    def gate(case: Case, way: Variant) -> list[str]:
         dtype, epilogue = getattr(torch, case.dtype), _EPILOGUES[case.epilogue]
         size = case.tokens, case.k, case.n
         launches = LaunchCase(case.stem, *size, case.weight, epilogue, dtype, way).launches()

@@ -19,7 +19,7 @@ from ..ops.reference import Norm
 from .case import Case
 
 if TYPE_CHECKING:
-    from lada_kernels.tuning import Way
+    from lada_kernels.variants import Variant
 
 EPS = 1e-12  # of BERT's LayerNorm
 CHECKED_ROWS = 4096
@@ -63,7 +63,7 @@ class Problem:
         dense = both | {name: t.to(dtype) for name, t in weights.items()}
         return cls(case, both | ours, dense, rows, _dense(case, **exact))
 
-    def candidate(self, way: Way, l2_bytes: int) -> Candidate:
+    def candidate(self, way: Variant, l2_bytes: int) -> Candidate:
         """`way` over so many copies of its operands that none is found in an L2 this large."""
         run, tensors = partial(_launch, self.case, way), self.ours
         if way.name == "dense":
@@ -135,19 +135,26 @@ def _activation(case: Case) -> str:
 
 def _launch(
     case: Case,
-    way: Way,
+    way: Variant,
+    residual: Tensor | None = None,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     **operands: Tensor,
 ) -> Tensor:
+    from lada_kernels.epilogue import Epilogue
+
     launcher = getattr(importlib.import_module(f"lada_kernels.{case.stem}"), f"{case.stem}_fwd")
-    return launcher(
-        **operands,
-        **({"groups": case.parts.groups} if case.parts.groups > 1 else {}),
-        activation=_activation(case),
-        norm=None if norm_weight is None else (norm_weight, norm_bias, EPS),
-        way=way,
-    )
+    norm = None if norm_weight is None or norm_bias is None else (norm_weight, norm_bias, EPS)
+    last = {"residual": residual, "norm": norm}
+    if case.parts.hidden:
+        epilogues = {
+            "epilogue1": Epilogue(operands.pop("bias1"), _activation(case)),
+            "epilogue2": Epilogue(operands.pop("bias2"), **last),
+        }
+    else:
+        epilogues = {"epilogue": Epilogue(operands.pop("bias"), _activation(case), **last)}
+    groups = {"groups": case.parts.groups} if case.parts.groups > 1 else {}
+    return launcher(**operands, **epilogues, **groups, variant=way)
 
 
 def _dense(

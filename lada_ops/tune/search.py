@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lada_kernels.tuning import TileConfig
+    from lada_kernels.variants import TileConfig
 
 # one alone often makes a program too big or too small
 _TOGETHER = (("BLOCK_M", "num_warps"), ("BLOCK_N", "num_warps"))

@@ -24,7 +24,7 @@ from .variants import ways_of
 
 if TYPE_CHECKING:
     from lada_kernels.table import Measured, Table
-    from lada_kernels.tuning import TileConfig, Way
+    from lada_kernels.variants import TileConfig, Variant
 
 
 class _OutOfTime(Exception):
@@ -115,14 +115,14 @@ def _measure(
     case: Case, bench: Bench, deadline: float, say: Callable[[str], None]
 ) -> dict[str, Measured]:
     from lada_kernels.table import Measured
-    from lada_kernels.tuning import Way
+    from lada_kernels.variants import Variant
 
     torch.manual_seed(0)
     problem = Problem.draw(case, bench.device)
-    ways = [Way("dense")]
+    ways = [Variant("dense")]
     for name, space in ways_of(case).items():
         if space is None:
-            ways.append(Way(name))
+            ways.append(Variant(name))
             continue
         if bench.pdl:  # a replay is one launch after the other, as in a model
             space = replace(space, axes={**space.axes, "pdl": (False, True)})
@@ -130,7 +130,7 @@ def _measure(
         if tiles is None:
             say(f"{case}: {name} does not run: {reasons[0]}")
         else:
-            ways.append(Way(name, tiles))
+            ways.append(Variant(name, tiles))
     if len(ways) == 1:
         raise RuntimeError("no way of ours runs")
     found = compare(
@@ -150,14 +150,14 @@ def _best_tiles(
     problem: Problem, name: str, space: Space, bench: Bench, deadline: float
 ) -> tuple[TileConfig | None, list[str]]:
     """The fastest tiles of a way, or None and why each that was tried does not do."""
-    from lada_kernels.tuning import Way
+    from lada_kernels.variants import Variant
 
     reasons: list[str] = []
 
     def seconds(tiles: TileConfig) -> float:
         if bench.now() >= deadline:
             raise _OutOfTime
-        way = Way(name, tiles)
+        way = Variant(name, tiles)
         try:
             faults = bench.faults(problem.case, way)
             if not faults:
@@ -172,7 +172,7 @@ def _best_tiles(
 
 
 @torch.no_grad()
-def _seconds(problem: Problem, way: Way, bench: Bench) -> float:
+def _seconds(problem: Problem, way: Variant, bench: Bench) -> float:
     """Roughly, to tell tiles apart: `compare` has the last word, on the best of each way."""
     candidate = problem.candidate(way, bench.l2_bytes)
     calls, expected = itertools.cycle(candidate.calls), candidate.expect()

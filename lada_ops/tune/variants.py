@@ -11,7 +11,7 @@ from .case import Case
 from .search import Space
 
 if TYPE_CHECKING:
-    from lada_kernels.tuning import TileConfig
+    from lada_kernels.variants import TileConfig
 
 Axes = dict[str, tuple[int, ...]]
 Spaces = dict[str, Space | None]
@@ -61,7 +61,7 @@ def _sparse(case: Case) -> Spaces:
         "BLOCK_K": tuple(size for size in (32, 64) if size % parts.cols == 0) or (parts.cols,),
     }
     ways: Spaces = {}
-    for name in block_sparse_linear.ways(parts.rows, dense=False):
+    for name in block_sparse_linear.variants(parts.rows, dense=False):
         left = name == "weights_left"
         tiles = block_sparse_linear.default_tiles(
             case.tokens, case.n, *block, _dtype(case), norm, left

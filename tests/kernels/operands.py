@@ -24,8 +24,42 @@ ACTIVATIONS = {
 }
 
 
+WEIGHTS = {  # operands between x and the epilogue
+    "linear": 1,
+    "low_rank_linear": 2,
+    "block_sparse_linear": 3,
+    "sparse_low_rank_linear": 5,
+}
+
+
+def launcher(kernels, stem, **fixed):
+    """The launcher as a function of x, its weights, bias, residual, activation and norm."""
+    fwd, weights = getattr(getattr(kernels, stem), f"{stem}_fwd"), 1 + WEIGHTS[stem]
+
+    def call(*args, **kwargs):
+        steps = dict(zip(("bias", "residual", "activation", "norm"), args[weights:], strict=False))
+        steps |= {n: kwargs.pop(n) for n in kernels.epilogue.Epilogue._fields if n in kwargs}
+        return fwd(*args[:weights], kernels.epilogue.Epilogue(**steps), **kwargs, **fixed)
+
+    return call
+
+
+def ffn_launcher(kernels, **fixed):
+    """The feed-forward's launcher as a function of operands in the order of `low_rank_ffn_ref`."""
+    fwd, epilogue = kernels.low_rank_ffn.low_rank_ffn_fwd, kernels.epilogue.Epilogue
+
+    def call(*operands, residual=None, activation="gelu", norm=None, exact_gelu=False, **kwargs):
+        x, u1, v1, bias1, u2, v2, bias2, *given = operands
+        residual, activation = [*given, *(residual, activation)[len(given) :]]
+        first = epilogue(bias1, activation, exact_gelu=exact_gelu)
+        last = epilogue(bias2, residual=residual, norm=norm)
+        return fwd(x, u1, v1, u2, v2, first, last, **kwargs, **fixed)
+
+    return call
+
+
 def token_counts(device):
-    """Every number of tokens up to 300, and large ones that no tile divides."""
+    """All numbers of tokens up to 300, and large ones that no tile divides."""
     large = [4736] if device.type == "cpu" else [4736, 65535]  # the interpreter is slow
     return [*range(301), *large]
 

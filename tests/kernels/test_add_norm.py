@@ -17,12 +17,18 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 @pytest.fixture
 def fwd(kernels):
-    return kernels.add_norm.add_norm_fwd
+    """The launcher as a function of x, activation, residual, norm and bias."""
+
+    def call(x, activation, residual, norm, bias=None):
+        epilogue = kernels.epilogue.Epilogue(bias, activation, residual, norm)
+        return kernels.add_norm.add_norm_fwd(x, epilogue)
+
+    return call
 
 
-def expected(x, activation, residual, norm):
+def expected(x, activation, residual, norm, bias=None):
     one = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-    return dense_oracle(x, one, None, residual, activation, norm)
+    return dense_oracle(x, one, bias, residual, activation, norm)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -41,13 +47,15 @@ def test_any_size(fwd, m, n, has_norm, dtype, device):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("has_residual", [True, False], ids=["residual", "no-residual"])
 @pytest.mark.parametrize("has_norm", [True, False], ids=["norm", "no-norm"])
-def test_every_step_may_be_left_out(fwd, has_norm, has_residual, activation, device):
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
+def test_every_step_may_be_left_out(fwd, has_bias, has_norm, has_residual, activation, device):
     kind = {"dtype": torch.float32, "device": device}
     x = normal(19, 24, **kind)
+    bias = normal(24, **kind) if has_bias else None
     residual = normal(19, 24, **kind) if has_residual else None
     norm = layer_norm(24, **kind) if has_norm else None
-    want = expected(x, activation, residual, norm)
-    assert_matches(fwd(x, activation, residual, norm), want)
+    want = expected(x, activation, residual, norm, bias)
+    assert_matches(fwd(x, activation, residual, norm, bias), want)
 
 
 def test_without_any_step_it_is_x_itself(fwd, device):

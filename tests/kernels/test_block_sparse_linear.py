@@ -3,6 +3,7 @@ import functools
 import pytest
 import torch
 
+from lada_kernels.variants import VariantName
 from tests.kernels.operands import (
     ACTIVATIONS,
     TOLERANCE,
@@ -10,6 +11,7 @@ from tests.kernels.operands import (
     dense_oracle,
     far_apart_rows,
     fenced,
+    launcher,
     layer_norm,
     normal,
     row_strided,
@@ -55,12 +57,12 @@ def heaviest_first(crow):
 
 @pytest.fixture
 def fwd(kernels):
-    return kernels.block_sparse_linear.block_sparse_linear_fwd
+    return launcher(kernels, "block_sparse_linear")
 
 
 @pytest.fixture
-def weights_left(kernels, fwd):
-    return functools.partial(fwd, way=kernels.tuning.Way("weights_left"))
+def swap_ab(kernels, fwd):
+    return functools.partial(fwd, variant=kernels.variants.Variant(VariantName.SWAP_AB))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -153,8 +155,8 @@ def test_tiles_narrower_than_a_block(kernels, fwd, device):
     weight = sparse_weight(random(2, 6), (64, 32), **kind)
     x = normal(20, weight.shape[1], **kind)
     tiles = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    way = kernels.tuning.Way("one_launch", kernels.tuning.TileConfig(**tiles))
-    y = fwd(x, *to_bsr(weight, (64, 32)), None, way=way)
+    variant = kernels.variants.Variant("one_launch", kernels.variants.TileConfig(**tiles))
+    y = fwd(x, *to_bsr(weight, (64, 32)), None, variant=variant)
     assert_matches(y, dense_oracle(x, weight))
 
 
@@ -178,13 +180,15 @@ def test_steps_of_any_depth_in_order(kernels, fwd, block_k, device):
     weight = sparse_weight(whole_packs(4, 3, 4), (32, 16), **kind)
     x, bsr = normal(20, weight.shape[1], **kind), to_bsr(weight, (32, 16))
     tiles = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 2}
-    way = kernels.tuning.Way("one_launch", kernels.tuning.TileConfig(**tiles))
-    y = fwd(x, *bsr, None, order=heaviest_first(bsr[0]), way=way)
+    variant = kernels.variants.Variant("one_launch", kernels.variants.TileConfig(**tiles))
+    y = fwd(x, *bsr, None, order=heaviest_first(bsr[0]), variant=variant)
     assert_matches(y, dense_oracle(x, weight))
 
 
-@pytest.mark.parametrize("way", ["one_launch", "weights_left"])
-def test_whole_packs_read_nothing_outside_their_operands(kernels, fwd, watch_reads, way, device):
+@pytest.mark.parametrize("variant", ["one_launch", VariantName.SWAP_AB])
+def test_whole_packs_read_nothing_outside_their_operands(
+    kernels, fwd, watch_reads, variant, device
+):
     kind = {"dtype": torch.float16, "device": device}
     weight = sparse_weight(whole_packs(4, 3, 4), (64, 16), **kind)
     x = normal(5, weight.shape[1], **kind)
@@ -193,29 +197,29 @@ def test_whole_packs_read_nothing_outside_their_operands(kernels, fwd, watch_rea
     x = row_strided(x)
     crow, col = fenced(crow, col.numel() + 4), fenced(col, 12)
     watch_reads(x, crow, col, values, order)
-    y = fwd(x, crow, col, values, None, order=order, way=kernels.tuning.Way(way))
+    y = fwd(x, crow, col, values, None, order=order, variant=kernels.variants.Variant(variant))
     assert_matches(y, want)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("m", [1, 17, 33, 63])
-def test_weights_on_the_left(weights_left, pattern, m, dtype, device):
+def test_weights_on_the_left(swap_ab, pattern, m, dtype, device):
     kind = {"dtype": dtype, "device": device}
     weight = sparse_weight(PATTERNS[pattern](), (64, 16), **kind)
     n, k = weight.shape
     x, bias, residual = normal(m, k, **kind), normal(n, **kind), normal(m, n, **kind)
     want = dense_oracle(x, weight, bias, residual, "gelu")
-    assert_matches(weights_left(x, *to_bsr(weight, (64, 16)), bias, residual, "gelu"), want)
+    assert_matches(swap_ab(x, *to_bsr(weight, (64, 16)), bias, residual, "gelu"), want)
 
 
 @pytest.mark.parametrize("column_major", [True, False], ids=["column-major", "row-major"])
 @pytest.mark.parametrize("block", [(64, 32), (128, 16), (128, 128)], ids=str)
-def test_weights_on_the_left_of_any_block(weights_left, block, column_major, device):
+def test_weights_on_the_left_of_any_block(swap_ab, block, column_major, device):
     kind = {"dtype": torch.float16, "device": device}
     weight = sparse_weight(random(2, 5), block, **kind)
     x = normal(3, weight.shape[1], **kind)
     assert_matches(
-        weights_left(x, *to_bsr(weight, block, column_major), None), x.double() @ weight.double().T
+        swap_ab(x, *to_bsr(weight, block, column_major), None), x.double() @ weight.double().T
     )
 
 
@@ -236,7 +240,7 @@ def test_gelu_is_as_exact_as_asked(fwd, exact, device):
     """Where gelu is so small that fp16 rounds it by less than 1e-6."""
     bias = torch.linspace(-6, -4, 64, dtype=torch.float64).to(device, torch.float16)
     x, crow = bias.new_zeros(1, 16), torch.tensor([0, 0], dtype=torch.int32, device=device)
-    y = fwd(x, crow, crow[:0], x.new_zeros(0, 64, 16), bias, None, "gelu", exact=exact)
+    y = fwd(x, crow, crow[:0], x.new_zeros(0, 64, 16), bias, None, "gelu", exact_gelu=exact)
     error = (y.double() - torch.nn.functional.gelu(bias.double())).abs().max()
     assert error <= 2e-4
     assert (error <= 1e-6) == exact
@@ -246,8 +250,8 @@ def test_dense_way_takes_the_dense_weight(kernels, fwd, device):
     kind = {"dtype": torch.float32, "device": device}
     weight = sparse_weight(random(2, 3), (16, 16), **kind)
     x, residual, dense = normal(5, 48, **kind), normal(5, 32, **kind), normal(32, 48, **kind)
-    way = kernels.tuning.Way("dense")
-    y = fwd(x, *to_bsr(weight, (16, 16)), None, residual, "tanh", dense=dense, way=way)
+    variant = kernels.variants.Variant("dense")
+    y = fwd(x, *to_bsr(weight, (16, 16)), None, residual, "tanh", dense=dense, variant=variant)
     assert_matches(y, dense_oracle(x, dense, None, residual, "tanh"))
 
 
@@ -260,13 +264,13 @@ def test_every_token_count(fwd, device):
         assert_matches(fwd(x, *bsr, None, order=order), dense_oracle(x, weight))
 
 
-def test_every_few_tokens_with_the_weights_on_the_left(weights_left, device):
+def test_every_few_tokens_with_the_weights_on_the_left(swap_ab, device):
     kind = {"dtype": torch.float16, "device": device}
     weight = sparse_weight(torch.ones(1, 4) > 0, (64, 16), **kind)
     bsr = to_bsr(weight, (64, 16))
     for m in range(1, 70):
         x = normal(m, 64, **kind)
-        assert_matches(weights_left(x, *bsr, None), dense_oracle(x, weight))
+        assert_matches(swap_ab(x, *bsr, None), dense_oracle(x, weight))
 
 
 def test_no_rows(fwd, device):
@@ -284,7 +288,7 @@ def test_no_columns(fwd, device):
 class TestChoose:
     @pytest.fixture
     def choose(self, kernels):
-        """The name of the way for 768 -> 3072 with blocks `rows` x 16 at a density."""
+        """The name of the variant for 768 -> 3072 with blocks `rows` x 16 at a density."""
 
         def name(m, rows, density, dense=True, dtype=torch.float16):
             nnz = round(density * 768 * 3072 / rows / 16)
@@ -302,10 +306,10 @@ class TestChoose:
         assert choose(8192, 128, 0.9, dense=False) == "one_launch"
 
     @pytest.mark.parametrize(
-        ("m", "way"), [(1, "weights_left"), (64, "weights_left"), (128, "one_launch")]
+        ("m", "variant"), [(1, VariantName.SWAP_AB), (64, VariantName.SWAP_AB), (128, "one_launch")]
     )
-    def test_few_tokens_have_the_weights_on_the_left(self, choose, m, way):
-        assert choose(m, 128, 0.1) == way
+    def test_few_tokens_have_the_weights_on_the_left(self, choose, m, variant):
+        assert choose(m, 128, 0.1) == variant
 
     def test_low_blocks_stay_on_the_right(self, choose):
         assert choose(16, 32, 0.1) == "one_launch"
@@ -315,7 +319,7 @@ class TestChoose:
 
     def test_a_table_decides_where_there_is_one(self, kernels, monkeypatch):
         module = kernels.block_sparse_linear
-        measured = kernels.tuning.Way("weights_left")
+        measured = kernels.variants.Variant(VariantName.SWAP_AB)
         monkeypatch.setattr(module, "fastest", lambda *key: measured)
         module.choose.cache_clear()
         assert module.choose(8192, 64, 64, 64, 16, 4, torch.float16, "plain", False, -1) is measured

@@ -32,9 +32,9 @@ def bwd(kernels):
 @pytest.fixture
 def stay_sparse(bwd, kernels, monkeypatch):
     """The kernels run, however full the pattern is."""
-    way = kernels.tuning.Way("one_launch")
-    monkeypatch.setattr(bwd, "choose", lambda *args: way)
-    monkeypatch.setattr(bwd, "guess", lambda *args, **kwargs: way)
+    variant = kernels.variants.Variant("one_launch")
+    monkeypatch.setattr(bwd, "choose", lambda *args: variant)
+    monkeypatch.setattr(bwd, "guess", lambda *args, **kwargs: variant)
 
 
 def operands(m, pattern, block, dtype, device):
@@ -100,9 +100,9 @@ def test_dvalues_of_any_block(bwd, block, device):
 
 @pytest.mark.usefixtures("stay_sparse")
 @pytest.mark.parametrize("m", [1, 32, 64, 65, 130])
-def test_dvalues_of_any_number_of_rows(bwd, m, dtype, device, monkeypatch):
+def test_dvalues_of_any_number_of_rows(bwd, kernels, m, dtype, device, monkeypatch):
     """From 64 rows on, they are split over programs."""
-    monkeypatch.setattr(bwd, "_MIN_ROWS", 32)
+    monkeypatch.setattr(kernels.programs, "MIN_ROWS", 32)
     dy, x, _, (crow, col, _) = operands(m, PATTERNS["half"](), (16, 16), dtype, device)
     got = bwd.block_sparse_linear_dvalues(dy, x, crow, col, 16, 16)
     assert_matches(got, dvalues_oracle(dy, x, crow, col, (16, 16)))
@@ -117,7 +117,7 @@ def test_dvalues_by_the_whole_product(bwd, dtype, device):
 def test_dvalues_with_tiles_narrower_than_a_block(bwd, kernels, device):
     dy, x, _, (crow, col, _) = operands(20, torch.rand(2, 7) < 0.5, (64, 16), torch.float16, device)
     tiles = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    tiles = kernels.tuning.TileConfig(**tiles)
+    tiles = kernels.variants.TileConfig(**tiles)
     got = bwd.block_sparse_linear_dvalues(dy, x, crow, col, 64, 16, tiles)
     assert_matches(got, dvalues_oracle(dy, x, crow, col, (64, 16)))
 
@@ -132,9 +132,9 @@ def test_dvalues_are_laid_out_by_columns(bwd, device):
 
 @pytest.mark.usefixtures("stay_sparse")
 @pytest.mark.parametrize("splits", [1, 2])
-def test_reads_nothing_outside_its_operands(bwd, watch_reads, splits, device, monkeypatch):
+def test_reads_nothing_outside_its_operands(bwd, kernels, watch_reads, splits, device, monkeypatch):
     m = 33
-    monkeypatch.setattr(bwd, "_MIN_ROWS", m // splits)
+    monkeypatch.setattr(kernels.programs, "MIN_ROWS", m // splits)
     pattern = PATTERNS["empty-rows"]()
     dy, x, _, (crow, col, _) = operands(m, pattern, (16, 16), torch.float32, device)
     want = dvalues_oracle(dy, x, crow, col, (16, 16))

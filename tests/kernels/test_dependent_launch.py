@@ -7,6 +7,8 @@ import torch
 
 from tests.kernels.operands import (
     factors,
+    ffn_launcher,
+    launcher,
     layer_norm,
     normal,
     random_pattern,
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 @pytest.fixture
 def calls(kernels, device):
-    """By the kernels that it launches: a launcher as a function of its way, and the way's name."""
+    """Kernels launched -> a launcher as a function of its variant, and the variant's name."""
     kind = {"dtype": torch.float16, "device": device}
     m, n, k, rank = 19, 48, 32, 20
     x, residual, bias = normal(m, k, **kind), normal(m, n, **kind), normal(n, **kind)
@@ -28,30 +30,33 @@ def calls(kernels, device):
     bsr = to_bsr(sparse_weight(random_pattern(3, 2, 0.6), (16, 16), **kind), (16, 16))
     last, t = (residual, "tanh", norm), normal(m, rank, **kind)
 
-    def low_rank(way):
-        return kernels.low_rank_linear.low_rank_linear_fwd(x, *factored, bias, *last, way=way)
+    def low_rank(variant):
+        return launcher(kernels, "low_rank_linear")(x, *factored, bias, *last, variant=variant)
 
-    def block_sparse(way):
-        return kernels.block_sparse_linear.block_sparse_linear_fwd(x, *bsr, bias, *last, way=way)
+    def block_sparse(variant):
+        return launcher(kernels, "block_sparse_linear")(x, *bsr, bias, *last, variant=variant)
 
-    def both(way):
-        fwd = kernels.sparse_low_rank_linear.sparse_low_rank_linear_fwd
-        return fwd(x, *factored, *bsr, bias, *last, way=way)
+    def both(variant):
+        fwd = launcher(kernels, "sparse_low_rank_linear")
+        return fwd(x, *factored, *bsr, bias, *last, variant=variant)
 
-    def ffn(way):
-        fwd = kernels.low_rank_ffn.low_rank_ffn_fwd
-        return fwd(x, *up, None, *down, bias, *last, way=way)
+    def ffn(variant):
+        return ffn_launcher(kernels)(
+            x, *up, None, *down, bias, *last[:2], norm=norm, variant=variant
+        )
 
-    def dx(way):
-        return kernels.low_rank_linear_bwd.low_rank_linear_dx(residual, *factored, way=way)[0]
+    def dx(variant):
+        return kernels.low_rank_linear_bwd.low_rank_linear_dx(residual, *factored, variant=variant)[
+            0
+        ]
 
-    def dfactors(way):
+    def dfactors(variant):
         by = kernels.low_rank_linear_bwd.low_rank_linear_dfactors
-        return by(residual, x, t, t, tiles=way.tiles)[0]
+        return by(residual, x, t, t, tiles=variant.tiles)[0]
 
-    def dvalues(way):
+    def dvalues(variant):
         by = kernels.block_sparse_linear_bwd.block_sparse_linear_dvalues
-        return by(residual, x, *bsr[:2], 16, 16, tiles=way.tiles)
+        return by(residual, x, *bsr[:2], 16, 16, tiles=variant.tiles)
 
     return {
         "low_rank_linear": (low_rank, "one_launch"),
@@ -115,9 +120,9 @@ def watch_waits(kernels, device, monkeypatch):
     ],
 )
 def test_every_program_waits_once_and_computes_the_same(name, kernels, calls, watch_waits):
-    call, way = calls[name]
-    tiles = kernels.tuning.TileConfig(16, 16, 16, 4, 2)
-    want = call(kernels.tuning.Way(way, tiles))
+    call, variant = calls[name]
+    tiles = kernels.variants.TileConfig(16, 16, 16, 4, 2)
+    want = call(kernels.variants.Variant(variant, tiles))
     waits = watch_waits()
-    assert torch.equal(call(kernels.tuning.Way(way, replace(tiles, pdl=True))), want)
+    assert torch.equal(call(kernels.variants.Variant(variant, replace(tiles, pdl=True))), want)
     assert set(waits) == {1}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.operands import dense_oracle, layer_norm
+from tests.kernels.operands import dense_oracle, launcher, layer_norm
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
@@ -13,9 +13,9 @@ def normalized(kernels, device):
     def run(rows, norm):
         (m, n), zero = rows.shape, torch.zeros(16, 16, device=device)
         x, u = zero.new_zeros((m, 16)), zero.new_zeros((n, 16))
-        way = kernels.tuning.Way("one_launch")
-        fwd = kernels.low_rank_linear.low_rank_linear_fwd
-        return fwd(x, u, zero, None, rows.to(device), norm=norm, way=way).cpu()
+        variant = kernels.variants.Variant("one_launch")
+        fwd = launcher(kernels, "low_rank_linear", variant=variant)
+        return fwd(x, u, zero, None, rows.to(device), norm=norm).cpu()
 
     return run
 

@@ -1,14 +1,21 @@
 import pytest
 import torch
 
-from tests.kernels.operands import ACTIVATIONS, assert_matches, dense_oracle, normal, row_strided
+from tests.kernels.operands import (
+    ACTIVATIONS,
+    assert_matches,
+    dense_oracle,
+    launcher,
+    normal,
+    row_strided,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 @pytest.fixture
 def fwd(kernels):
-    return kernels.linear.linear_fwd
+    return launcher(kernels, "linear")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def test_exact_gelu_is_that_of_erf(fwd, device):
     x, w, bias = operands
     want = torch.nn.functional.gelu(bias.double())
     errors = [
-        float((fwd(x, w, bias, None, "gelu", exact=exact)[0].double() - want).abs().max())
+        float((fwd(x, w, bias, None, "gelu", exact_gelu=exact)[0].double() - want).abs().max())
         for exact in (True, False)
     ]
     assert errors[0] < 1e-4 < errors[1] < 3e-4

@@ -1,9 +1,11 @@
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lada_kernels.variants import VariantName
 from lada_ops.machine_code.compile import compile_launch
 from lada_ops.machine_code.launches import recorded
 from lada_ops.machine_code.targets import TARGETS
@@ -14,6 +16,7 @@ from tests.kernels.operands import (
     factors,
     far_apart_rows,
     fenced,
+    ffn_launcher,
     layer_norm,
     normal,
     row_strided,
@@ -23,6 +26,8 @@ from tests.kernels.operands import (
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 FP32, FP16 = torch.float32, torch.float16
+ONE_LAUNCH, SPLIT_K = VariantName.ONE_LAUNCH, VariantName.SPLIT_K
+TWO_LAUNCHES, DENSE = VariantName.TWO_LAUNCHES, VariantName.DENSE
 SHAPES = [  # M, N, F, K, R1, R2
     pytest.param((1, 16, 16, 16, 16, 16), id="one-row"),
     pytest.param((2, 1, 1, 1, 1, 1), id="all-ones"),
@@ -34,22 +39,17 @@ SHAPES = [  # M, N, F, K, R1, R2
 ]
 
 
-@pytest.fixture(params=["one_launch", "split", "two_launches"])
+@pytest.fixture(params=[ONE_LAUNCH, SPLIT_K, TWO_LAUNCHES], ids=str)
 def fwd(request, kernels):
-    """The launcher, made to go one way."""
-    way = kernels.tuning.Way(request.param)
-
-    def fwd(*args, **kwargs):
-        return kernels.low_rank_ffn.low_rank_ffn_fwd(*args, **kwargs, way=way)
-
-    return fwd
+    """The launcher, by one variant."""
+    return ffn_launcher(kernels, variant=kernels.variants.Variant(request.param))
 
 
 @pytest.fixture
-def split(kernels):
+def split_k(kernels):
     def fwd(*args, tiles=None, **kwargs):
-        way = kernels.tuning.Way("split", tiles)
-        return kernels.low_rank_ffn.low_rank_ffn_fwd(*args, **kwargs, way=way)
+        variant = kernels.variants.Variant(SPLIT_K, tiles)
+        return ffn_launcher(kernels)(*args, **kwargs, variant=variant)
 
     return fwd
 
@@ -97,14 +97,14 @@ def test_norm(fwd, shape, dtype, device):
     torch.testing.assert_close(y.double(), oracle(*args, norm=norm), rtol=0, atol=atol)
 
 
-def test_exact_asks_for_the_gelu_of_erf(fwd, device):
+def test_exact_gelu_is_that_of_erf(fwd, device):
     """Ones for factors leave nothing but the gelu and its roundings."""
     x = torch.linspace(-4, 4, 257, device=device, dtype=FP16)[:, None]
     one = torch.ones(1, 1, device=device, dtype=FP16)
     args = x, one, one, None, one, one, None
     want = oracle(*args)
     spacing = 2.0**-11 * want.abs()
-    fast, exact = ((fwd(*args, exact=e).double() - want).abs() for e in (False, True))
+    fast, exact = ((fwd(*args, exact_gelu=e).double() - want).abs() for e in (False, True))
     assert (exact <= 1.01 * spacing + 1e-6).all()
     assert (fast <= 1.01 * spacing + 2e-4).all()
     assert (fast > 1.01 * spacing + 1e-6).any()
@@ -148,56 +148,57 @@ def test_every_token_count(kernels, norm, device):
     edges = [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300]
     for m in edges if device.type == "cpu" else token_counts(device):
         given = x[:m], *args, residual[:m]
-        y = kernels.low_rank_ffn.low_rank_ffn_fwd(*given, norm=norm)
+        y = ffn_launcher(kernels)(*given, norm=norm)
         want = oracle(*given, norm=norm)
         torch.testing.assert_close(y.double(), want, rtol=0.03, atol=0.03)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
-@pytest.mark.parametrize("way", ["one_launch", "split"])
-def test_compiles_for_one_row(way):
+@pytest.mark.parametrize("variant", [ONE_LAUNCH, SPLIT_K])
+def test_compiles_for_one_row(variant):
     """A size of 1 is a constant to the compiler, and not to the interpreter."""
-    from lada_kernels import low_rank_ffn, tuning
+    from lada_kernels import epilogue, low_rank_ffn, variants
 
+    kernels = SimpleNamespace(epilogue=epilogue, low_rank_ffn=low_rank_ffn)
     args = operands((1, 768, 3072, 768, 64, 64), torch.bfloat16, "meta")
     norm = layer_norm(768, torch.bfloat16, "meta")
     with recorded() as launches:
-        low_rank_ffn.low_rank_ffn_fwd(*args, norm=norm, way=tuning.Way(way))
-    assert len(launches) == (2 if way == "split" else 1)
+        ffn_launcher(kernels)(*args, norm=norm, variant=variants.Variant(variant))
+    assert len(launches) == (2 if variant == SPLIT_K else 1)
     for launch in launches:
         assert compile_launch(launch, TARGETS["sm_90"]).code
 
 
-class TestSplit:
+class TestSplitK:
     """d_ff over programs, whose partial sums a second launch adds up."""
 
     @pytest.mark.parametrize("most", [1, 2, 3, 100])
     @pytest.mark.parametrize("f", [320, 330])
-    def test_covers_f(self, kernels, split, f, most, device, monkeypatch):
+    def test_covers_f(self, kernels, split_k, f, most, device, monkeypatch):
         """However many programs share F, each column of it counts once."""
         monkeypatch.setattr(kernels.low_rank_ffn, "_MAX_SPLITS", most)
         args = operands((3, 8, f, 16, 8, 8), FP32, device)
-        assert_matches(split(*args), oracle(*args))
+        assert_matches(split_k(*args), oracle(*args))
 
-    def test_keeps_partial_sums_in_fp32(self, split, device):
+    def test_keeps_partial_sums_in_fp32(self, split_k, device):
         """Sums of large terms that cancel: in fp16 they would overflow."""
         kind = {"device": device, "dtype": FP16}
         one, x = torch.ones(1, 1, **kind), torch.full((2, 1), 4.0, **kind)
         v2 = torch.full((1, 256), 400.0, **kind)
         v2[:, 128:] *= -1
         args = x, one.expand(256, 1).contiguous(), one, None, one, v2, None
-        assert (split(*args, activation="none") == 0).all()
+        assert (split_k(*args, activation="none") == 0).all()
 
-    def test_same_result_every_time(self, split, device):
+    def test_same_result_every_time(self, split_k, device):
         args = operands((70, 24, 300, 40, 7, 9), FP16, device)
-        assert torch.equal(split(*args), split(*args))
+        assert torch.equal(split_k(*args), split_k(*args))
 
-    def test_tiles_are_those_of_the_way(self, kernels, split, device, monkeypatch):
+    def test_tiles_are_those_of_the_way(self, kernels, split_k, device, monkeypatch):
         """One that holds all of F leaves nothing to add up."""
         monkeypatch.setattr(kernels.low_rank_ffn, "_low_rank_ffn_sum_kernel", None)
         args = operands((50, 40, 100, 48, 16, 24), FP16, device)
-        tiles = kernels.tuning.TileConfig(16, 128, 16, num_warps=4, num_stages=2)
-        assert_matches(split(*args, tiles=tiles), oracle(*args))
+        tiles = kernels.variants.TileConfig(16, 128, 16, num_warps=4, num_stages=2)
+        assert_matches(split_k(*args, tiles=tiles), oracle(*args))
 
 
 def test_dense_way_takes_the_dense_weights(kernels, device):
@@ -205,8 +206,8 @@ def test_dense_way_takes_the_dense_weights(kernels, device):
     x, u1, v1, bias1, u2, v2, bias2, residual = args
     norm = layer_norm(16, FP32, device)
     first, second = (torch.randn_like(u @ v) for u, v in ((u1, v1), (u2, v2)))
-    y = kernels.low_rank_ffn.low_rank_ffn_fwd(
-        *args, norm=norm, dense1=first, dense2=second, way=kernels.tuning.Way("dense")
+    y = ffn_launcher(kernels)(
+        *args, norm=norm, dense=(first, second), variant=kernels.variants.Variant(DENSE)
     )
     h = dense_oracle(x, first, bias1, None, "gelu")
     assert_matches(y, dense_oracle(h, second, bias2, residual, norm=norm))
@@ -218,33 +219,33 @@ class TestChoose:
     @pytest.fixture
     def choose(self, kernels):
         def choose(m=8192, rank1=64, rank2=64, dtype=torch.bfloat16, dense=False):
-            way = kernels.low_rank_ffn.choose
-            return way(m, 768, 3072, 768, rank1, rank2, dtype, "norm", dense, -1).name
+            variant = kernels.low_rank_ffn.choose
+            return variant(m, 768, 3072, 768, rank1, rank2, dtype, "norm", dense, -1).name
 
         return choose
 
     def test_few_tokens_split_d_ff(self, choose):
-        assert choose(m=1024) == "split"
-        assert choose(m=2048) == "one_launch"
+        assert choose(m=1024) == SPLIT_K
+        assert choose(m=2048) == ONE_LAUNCH
 
     def test_few_tokens_take_the_dense_weights_where_they_are_kept(self, choose):
-        assert choose(m=256, dense=True) == "dense"
-        assert choose(m=512, dense=True) == "split"
+        assert choose(m=256, dense=True) == DENSE
+        assert choose(m=512, dense=True) == SPLIT_K
 
     def test_a_large_rank_takes_two_launches(self, choose):
-        assert choose(rank1=128, rank2=128) == "one_launch"
-        assert choose(rank1=129) == choose(rank2=129) == "two_launches"
-        assert choose(m=16, rank1=129) == "two_launches"
+        assert choose(rank1=128, rank2=128) == ONE_LAUNCH
+        assert choose(rank1=129) == choose(rank2=129) == TWO_LAUNCHES
+        assert choose(m=16, rank1=129) == TWO_LAUNCHES
 
     def test_fp32_takes_two_launches(self, choose):
-        assert choose(dtype=FP32) == "two_launches"
+        assert choose(dtype=FP32) == TWO_LAUNCHES
 
     @pytest.mark.parametrize(
-        ("rank", "dense", "allowed"),
+        ("rank", DENSE, "allowed"),
         [
-            (128, False, ("two_launches", "one_launch", "split")),
-            (129, False, ("two_launches",)),
-            (129, True, ("two_launches", "dense")),
+            (128, False, (TWO_LAUNCHES, ONE_LAUNCH, SPLIT_K)),
+            (129, False, (TWO_LAUNCHES,)),
+            (129, True, (TWO_LAUNCHES, DENSE)),
         ],
     )
     def test_a_table_decides_where_there_is_one(self, kernels, rank, dense, allowed, monkeypatch):
@@ -252,18 +253,18 @@ class TestChoose:
 
         def fastest(*key):
             asked.append(key)
-            return kernels.tuning.Way("two_launches")
+            return kernels.variants.Variant(TWO_LAUNCHES)
 
         module = kernels.low_rank_ffn
         monkeypatch.setattr(module, "fastest", fastest)
         module.choose.cache_clear()
-        way = module.choose(16, 768, 3072, 384, rank, 64, torch.bfloat16, "norm", dense, 0)
+        variant = module.choose(16, 768, 3072, 384, rank, 64, torch.bfloat16, "norm", dense, 0)
         module.choose.cache_clear()
-        assert way.name == "two_launches"
+        assert variant.name == TWO_LAUNCHES
         weight = kernels.weight_names.ffn_name(rank, 3072, 64)
         key = ("low_rank_ffn", torch.bfloat16, 384, 768, weight, "norm", 16, 0, allowed)
         assert asked == [key]
 
     def test_ranks_beyond_registers_are_computed(self, kernels, device):
         args = operands((3, 16, 40, 300, 150, 16), FP16, device)
-        assert_matches(kernels.low_rank_ffn.low_rank_ffn_fwd(*args), oracle(*args))
+        assert_matches(ffn_launcher(kernels)(*args), oracle(*args))

@@ -8,6 +8,7 @@ from tests.kernels.operands import (
     factors,
     far_apart_rows,
     fenced,
+    launcher,
     layer_norm,
     normal,
     row_strided,
@@ -31,20 +32,15 @@ SHAPES = [
 
 @pytest.fixture(params=["one_launch", "two_launches"])
 def fwd(request, kernels):
-    """The launcher, made to go one way."""
-    way = kernels.tuning.Way(request.param)
-
-    def fwd(*args, **kwargs):
-        return kernels.low_rank_linear.low_rank_linear_fwd(*args, **kwargs, way=way)
-
-    return fwd
+    """The launcher, by one variant."""
+    return launcher(kernels, "low_rank_linear", variant=kernels.variants.Variant(request.param))
 
 
 @pytest.fixture
 def one_launch(kernels):
     def fwd(*args, tiles=None, **kwargs):
-        way = kernels.tuning.Way("one_launch", tiles)
-        return kernels.low_rank_linear.low_rank_linear_fwd(*args, **kwargs, way=way)
+        variant = kernels.variants.Variant("one_launch", tiles)
+        return launcher(kernels, "low_rank_linear")(*args, **kwargs, variant=variant)
 
     return fwd
 
@@ -100,8 +96,8 @@ def test_groups_are_pairs_side_by_side(fwd, kernels, m, n, k, rank, norm, device
     if norm:
         norm = layer_norm(n, **kind)
         want = dense_oracle(x, grouped(u, v, 3), bias, residual, "gelu", norm)
-        launcher = kernels.low_rank_linear.low_rank_linear_fwd
-        assert_matches(launcher(*args, norm=norm, groups=3), want)
+        chosen = launcher(kernels, "low_rank_linear")
+        assert_matches(chosen(*args, norm=norm, groups=3), want)
     else:
         assert_matches(fwd(*args, groups=3), want)
 
@@ -146,14 +142,14 @@ def test_output_beyond_32_bit_offsets(one_launch, device):
 @pytest.mark.parametrize("shape", [(0, 12), (3, 0)], ids=["no-rows", "no-columns"])
 def test_empty_output(kernels, shape, device):
     (m, n), kind = shape, {"dtype": torch.float32, "device": device}
-    fwd = kernels.low_rank_linear.low_rank_linear_fwd
+    fwd = launcher(kernels, "low_rank_linear")
     assert fwd(normal(m, 8, **kind), *factors(n, 8, 4, **kind), None).shape == shape
 
 
 @pytest.mark.parametrize("m", [1, 100, 300])
 def test_split_covers_n(kernels, one_launch, m, device, monkeypatch):
     """However few programs are asked for, each column is computed."""
-    monkeypatch.setattr(kernels.low_rank_linear, "_MIN_PROGRAMS", 12)
+    monkeypatch.setattr(kernels.programs, "MIN_PROGRAMS", 12)
     kind = {"dtype": torch.float32, "device": device}
     x, (u, v) = normal(m, 16, **kind), factors(330, 16, 8, **kind)
     assert_matches(one_launch(x, u, v, None), dense_oracle(x, u.double() @ v.double()))
@@ -164,7 +160,7 @@ def test_every_token_count(kernels, norm, device):
     kind = {"dtype": torch.float16, "device": device}
     (u, v), bias = factors(24, 16, 16, **kind), normal(24, **kind)
     norm = layer_norm(24, **kind) if norm else None
-    fwd = kernels.low_rank_linear.low_rank_linear_fwd
+    fwd = launcher(kernels, "low_rank_linear")
     # a norm is slow in the interpreter: there, the tiles' edges and a few counts beyond
     some = [*range(35), 64, 65, 127, 129, 300, 4736]
     for m in some if norm and device.type == "cpu" else token_counts(device):
@@ -177,15 +173,15 @@ def test_every_token_count(kernels, norm, device):
 def test_tiles_are_those_of_the_way(kernels, one_launch, device):
     kind = {"dtype": torch.float16, "device": device}
     x, (u, v) = normal(50, 48, **kind), factors(70, 48, 16, **kind)
-    tiles = kernels.tuning.TileConfig(16, 32, 16, num_warps=4, num_stages=2)
+    tiles = kernels.variants.TileConfig(16, 32, 16, num_warps=4, num_stages=2)
     assert_matches(one_launch(x, u, v, None, tiles=tiles), dense_oracle(x, u.double() @ v.double()))
 
 
 def test_dense_way_takes_the_dense_weight(kernels, device):
     kind = {"dtype": torch.float32, "device": device}
     x, (u, v), weight = normal(3, 8, **kind), factors(5, 8, 2, **kind), normal(5, 8, **kind)
-    way = kernels.tuning.Way("dense")
-    y = kernels.low_rank_linear.low_rank_linear_fwd(x, u, v, None, dense=weight, way=way)
+    variant = kernels.variants.Variant("dense")
+    y = launcher(kernels, "low_rank_linear", variant=variant)(x, u, v, None, dense=weight)
     assert_matches(y, dense_oracle(x, weight))
 
 
@@ -195,8 +191,8 @@ class TestChoose:
     @pytest.fixture
     def choose(self, kernels):
         def choose(m=2048, rank=64, groups=1, dtype=torch.bfloat16, epilogue="fused", dense=False):
-            way = kernels.low_rank_linear.choose
-            return way(m, 768, 768, rank, groups, dtype, epilogue, dense, -1).name
+            variant = kernels.low_rank_linear.choose
+            return variant(m, 768, 768, rank, groups, dtype, epilogue, dense, -1).name
 
         return choose
 
@@ -225,14 +221,14 @@ class TestChoose:
 
         def fastest(*key):
             asked.append(key)
-            return kernels.tuning.Way("two_launches")
+            return kernels.variants.Variant("two_launches")
 
         module = kernels.low_rank_linear
         monkeypatch.setattr(module, "fastest", fastest)
         module.choose.cache_clear()
-        way = module.choose(16, 3072, 768, 64, 3, torch.bfloat16, "fused", True, 0)
+        variant = module.choose(16, 3072, 768, 64, 3, torch.bfloat16, "fused", True, 0)
         module.choose.cache_clear()
-        assert way.name == "two_launches"
+        assert variant.name == "two_launches"
         ((*key, allowed),) = asked
         assert key == ["low_rank_linear", torch.bfloat16, 768, 3072, "r64x3", "fused", 16, 0]
         assert set(allowed) == {"one_launch", "two_launches", "dense"}

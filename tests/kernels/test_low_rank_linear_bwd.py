@@ -32,12 +32,12 @@ def bwd(kernels):
 
 @pytest.fixture
 def tiles(kernels):
-    return kernels.tuning.TileConfig(**TILES)
+    return kernels.variants.TileConfig(**TILES)
 
 
 @pytest.fixture
 def one_launch(kernels, tiles):
-    return kernels.tuning.Way("one_launch", tiles)
+    return kernels.variants.Variant("one_launch", tiles)
 
 
 def dx_operands(m, n, k, rank, *kind, groups=1):
@@ -76,21 +76,21 @@ def assert_dfactors(got, dy, x, t, dt, groups=1):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_dx_of_any_size(bwd, one_launch, size, dtype, device):
     given = dx_operands(*size, dtype, device)
-    assert_dx(bwd.low_rank_linear_dx(*given, way=one_launch), *given)
+    assert_dx(bwd.low_rank_linear_dx(*given, variant=one_launch), *given)
 
 
 @pytest.mark.parametrize("rank", [16, 96, 160, 256])
 def test_dx_by_the_default_tiles(bwd, kernels, rank, device):
     given = dx_operands(70, 128, 192, rank, torch.float16, device)
-    way = kernels.tuning.Way("one_launch")
-    assert_dx(bwd.low_rank_linear_dx(*given, way=way), *given)
+    variant = kernels.variants.Variant("one_launch")
+    assert_dx(bwd.low_rank_linear_dx(*given, variant=variant), *given)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_dx_by_torch(bwd, kernels, groups, dtype, device):
     given = dx_operands(9, 48, 40, 8, dtype, device, groups=groups)
-    way = kernels.tuning.Way("two_launches")
-    assert_dx(bwd.low_rank_linear_dx(*given, groups, way), *given, groups)
+    variant = kernels.variants.Variant("two_launches")
+    assert_dx(bwd.low_rank_linear_dx(*given, groups, variant), *given, groups)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -104,7 +104,7 @@ def test_dx_with_its_columns_split_over_programs(bwd, one_launch, split, device,
     tiles = {1: 5, 3: 2}[split]  # of the 5 that 300 columns are
     monkeypatch.setattr(bwd, "columns_per_program", lambda n, block_n, _: tiles * block_n)
     given = dx_operands(33, 40, 300, 24, torch.float16, device)
-    assert_dx(bwd.low_rank_linear_dx(*given, way=one_launch), *given)
+    assert_dx(bwd.low_rank_linear_dx(*given, variant=one_launch), *given)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -116,9 +116,9 @@ def test_dfactors_of_any_size(bwd, tiles, size, groups, dtype, device):
 
 
 @pytest.mark.parametrize("m", [1, 32, 64, 65, 96, 130])
-def test_dfactors_of_any_number_of_rows(bwd, tiles, m, dtype, device, monkeypatch):
+def test_dfactors_of_any_number_of_rows(bwd, kernels, tiles, m, dtype, device, monkeypatch):
     """From 64 rows on, they are split over programs."""
-    monkeypatch.setattr(bwd, "_MIN_ROWS", 32)
+    monkeypatch.setattr(kernels.programs, "MIN_ROWS", 32)
     given = dfactors_operands(m, 64, 64, 16, dtype, device)
     assert_dfactors(bwd.low_rank_linear_dfactors(*given, 1, tiles), *given)
 
@@ -134,7 +134,7 @@ def test_dx_reads_nothing_outside_its_operands(bwd, one_launch, watch_reads, dev
     want = dy, u, v
     dy, u, v = row_strided(dy), fenced(u, float("nan")), fenced(v, float("nan"))
     watch_reads(dy, u, v)
-    assert_dx(bwd.low_rank_linear_dx(dy, u, v, way=one_launch), *want)
+    assert_dx(bwd.low_rank_linear_dx(dy, u, v, variant=one_launch), *want)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
@@ -144,9 +144,9 @@ def test_dx_reads_nothing_outside_its_operands(bwd, one_launch, watch_reads, dev
     ids=str,
 )
 def test_dfactors_read_nothing_outside_their_operands(
-    bwd, tiles, watch_reads, size, splits, device, monkeypatch
+    bwd, kernels, tiles, watch_reads, size, splits, device, monkeypatch
 ):
-    monkeypatch.setattr(bwd, "_MIN_ROWS", size[0] // splits)
+    monkeypatch.setattr(kernels.programs, "MIN_ROWS", size[0] // splits)
     given = dfactors_operands(*size, torch.float32, device)
     strided = [row_strided(t) for t in given]
     watch_reads(*strided)
@@ -158,14 +158,14 @@ def test_dx_of_rows_beyond_32_bit_offsets(bwd, one_launch, device):
         pytest.skip("memory is not allocated lazily on a GPU")
     _, u, v = dx_operands(1, 48, 40, 16, torch.float16, device)
     dy = far_apart_rows(33, 48)
-    assert_dx(bwd.low_rank_linear_dx(dy, u, v, way=one_launch), dy, u, v)
+    assert_dx(bwd.low_rank_linear_dx(dy, u, v, variant=one_launch), dy, u, v)
 
 
 @pytest.mark.parametrize("which", ["dy", "x", "t", "dt"])
-def test_dfactors_of_rows_beyond_32_bit_offsets(bwd, tiles, which, device, monkeypatch):
+def test_dfactors_of_rows_beyond_32_bit_offsets(bwd, kernels, tiles, which, device, monkeypatch):
     if device.type == "cuda":
         pytest.skip("memory is not allocated lazily on a GPU")
-    monkeypatch.setattr(bwd, "_MIN_ROWS", 16)  # the last row is a program's first
+    monkeypatch.setattr(kernels.programs, "MIN_ROWS", 16)  # the last row is a program's first
     operands = dfactors_operands(33, 48, 40, 16, torch.float16, device)
     given = dict(zip(("dy", "x", "t", "dt"), operands, strict=True))
     given[which] = far_apart_rows(33, given[which].shape[1]).copy_(given[which])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lada_kernels.variants import VariantName
 from tests.kernels.operands import (
     ACTIVATIONS,
     TOLERANCE,
@@ -8,6 +9,7 @@ from tests.kernels.operands import (
     dense_oracle,
     factors,
     fenced,
+    launcher,
     layer_norm,
     normal,
     row_strided,
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 @pytest.fixture
 def fwd(kernels):
-    return kernels.sparse_low_rank_linear.sparse_low_rank_linear_fwd
+    return launcher(kernels, "sparse_low_rank_linear")
 
 
 def operands(m, pattern, block, rank, dtype, device):
@@ -103,22 +105,22 @@ def whole_rows(*packs):
 
 
 @pytest.mark.parametrize("m", [5, 70])
-@pytest.mark.parametrize("way", ["one_launch", "weights_left"])
+@pytest.mark.parametrize("variant", ["one_launch", VariantName.SWAP_AB])
 @pytest.mark.parametrize("rank", [7, 32, 64])
-def test_rows_of_whole_packs_in_any_order(kernels, fwd, rank, way, m, device):
+def test_rows_of_whole_packs_in_any_order(kernels, fwd, rank, variant, m, device):
     pattern, block = whole_rows(1, 0, 3, 2), (64, 16)
     x, u, v, sparse, weight = operands(m, pattern, block, rank, torch.float16, device)
     residual = normal(m, 256, dtype=torch.float16, device=device)
     order = torch.tensor([2, 3, 0, 1], dtype=torch.int32, device=device)
     given = x, u, v, *to_bsr(sparse, block), None, residual
-    y = fwd(*given, order=order, way=kernels.tuning.Way(way))
+    y = fwd(*given, order=order, variant=kernels.variants.Variant(variant))
     assert_matches(y, dense_oracle(x, weight, None, residual))
 
 
-@pytest.mark.parametrize("way", ["one_launch", "weights_left"])
+@pytest.mark.parametrize("variant", ["one_launch", VariantName.SWAP_AB])
 @pytest.mark.parametrize("rank", [7, 32])
 @pytest.mark.parametrize("m", [1, 33])
-def test_groups_are_pairs_side_by_side(kernels, fwd, m, rank, way, device):
+def test_groups_are_pairs_side_by_side(kernels, fwd, m, rank, variant, device):
     kind = {"dtype": torch.float16, "device": device}
     pattern, block = whole_rows(1, 0, 3, 2, 2, 1), (64, 16)
     x, _, _, sparse, _ = operands(m, pattern, block, rank, **kind)
@@ -127,7 +129,7 @@ def test_groups_are_pairs_side_by_side(kernels, fwd, m, rank, way, device):
     weight = torch.cat([a.double() @ b.double() for a, b in pairs]) + sparse.double()
     order = torch.tensor([2, 3, 4, 0, 5, 1], dtype=torch.int32, device=device)
     given = x, u, v, *to_bsr(sparse, block), normal(384, **kind)
-    y = fwd(*given, groups=3, order=order, way=kernels.tuning.Way(way))
+    y = fwd(*given, groups=3, order=order, variant=kernels.variants.Variant(variant))
     assert_matches(y, dense_oracle(x, weight, given[-1]))
 
 
@@ -144,8 +146,8 @@ def test_norm(fwd, dtype, device):
 def test_dense_way_takes_the_dense_weight(kernels, fwd, device):
     kind = {"dtype": torch.float32, "device": device}
     x, u, v, sparse, _ = operands(5, torch.rand(2, 3) < 0.5, (16, 16), 4, **kind)
-    dense, way = normal(32, 48, **kind), kernels.tuning.Way("dense")
-    y = fwd(x, u, v, *to_bsr(sparse, (16, 16)), None, None, "tanh", dense=dense, way=way)
+    dense, variant = normal(32, 48, **kind), kernels.variants.Variant("dense")
+    y = fwd(x, u, v, *to_bsr(sparse, (16, 16)), None, None, "tanh", dense=dense, variant=variant)
     assert_matches(y, dense_oracle(x, dense, None, None, "tanh"))
 
 
@@ -165,13 +167,13 @@ def test_ranks_are_padded_little(kernels, rank, step):
     assert kernels.sparse_low_rank_linear.rank_step(rank, torch.float16) == step
 
 
-@pytest.mark.parametrize(("rank", "way"), [(64, "one_launch"), (256, "dense")])
-def test_the_rank_counts_against_a_dense_product(kernels, rank, way):
+@pytest.mark.parametrize(("rank", "variant"), [(64, "one_launch"), (256, "dense")])
+def test_the_rank_counts_against_a_dense_product(kernels, rank, variant):
     """768 -> 3072 with 30 % of 128x16 blocks: .6 of a dense product, and the factors' share."""
     nnz = round(0.3 * 768 * 3072 / 128 / 16)
     choose = kernels.sparse_low_rank_linear.choose
     given = 8192, 3072, 768, rank, 1, 128, 16, nnz, torch.float16, "fused", True, -1
-    assert choose(*given).name == way
+    assert choose(*given).name == variant
 
 
 def test_each_group_reads_x_for_its_factors(kernels):

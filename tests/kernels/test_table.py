@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 
 from lada_kernels import tuning
-from lada_kernels.table import Measured, Table, TableError, TileConfig
+from lada_kernels.table import Measured, Table, TableError
+from lada_kernels.variants import TileConfig
 from tests.kernels.tables import DEVICE, KEY, STEM, TILES, table, with_entry, write
 from tests.properties import FEW, NO_JSON, damaged, same
 
@@ -25,10 +26,10 @@ def test_what_is_written_is_what_is_read(tmp_path):
 def test_the_file_does_not_depend_on_the_order_of_measuring():
     entries = [(2048, {"dense": 60.0}), (64, {"dense": 5.0})]
     made, reverse = (Table(STEM, DEVICE, tuning.TRITON) for _ in range(2))
-    for tokens, ways in entries:
-        with_entry(made, tokens, KEY, **ways)
-    for tokens, ways in entries[::-1]:
-        with_entry(reverse, tokens, KEY, **ways)
+    for tokens, variants in entries:
+        with_entry(made, tokens, KEY, **variants)
+    for tokens, variants in entries[::-1]:
+        with_entry(reverse, tokens, KEY, **variants)
     assert made.to_dict() == reverse.to_dict()
 
 
@@ -138,9 +139,9 @@ def test_what_is_read_is_what_the_file_says(tmp_path, content):
         read = Table.read(path, STEM, DEVICE, tuning.TRITON)
     except TableError:
         return
-    for way in (way for entry in content["entries"] for way in entry["ways"].values()):
-        if "tiles" in way:
-            way["tiles"].setdefault("pdl", False)  # older tables lack it
+    for measured in (m for entry in content["entries"] for m in entry["ways"].values()):
+        if "tiles" in measured:
+            measured["tiles"].setdefault("pdl", False)  # older tables lack it
     assert same(read.to_dict(), content)
 
 
@@ -159,7 +160,7 @@ def test_a_dependent_launch_is_read_again(pdl, tmp_path):
 def test_older_tables_have_no_dependent_launches(content, tmp_path):
     del content["entries"][0]["ways"]["one_launch"]["tiles"]["pdl"]
     read = Table.read(write(content, tmp_path), STEM, DEVICE, tuning.TRITON)
-    assert read.entries[KEY][2048].ways["one_launch"].tiles == TILES
+    assert read.entries[KEY][2048].variants["one_launch"].tiles == TILES
 
 
 def test_only_dependent_launches_have_the_option():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lada_kernels import tuning
-from lada_kernels.table import Table, Way
+from lada_kernels.table import Table
+from lada_kernels.variants import Variant, VariantName
 from tests.kernels.tables import DEVICE, KEY, OTHERS, STEM, TILES, table, with_entry, write
 
 EVERY = ("dense", "one_launch", "two_launches")
@@ -36,20 +37,20 @@ def shipped(folders):
 class TestFastest:
     def test_it_is_the_way_that_took_least_with_its_tiles(self, shipped):
         write(table(dense=60.0, one_launch=(30.0, TILES), two_launches=40.0), shipped)
-        assert look_up() == Way("one_launch", TILES)
+        assert look_up() == Variant("one_launch", TILES)
 
     def test_a_way_without_tiles_has_none(self, shipped):
         write(table(dense=60.0, one_launch=(50.0, TILES), two_launches=40.0), shipped)
-        assert look_up() == Way("two_launches")
+        assert look_up() == Variant("two_launches")
 
     def test_dense_counts_only_where_it_is_allowed(self, shipped):
         write(table(dense=20.0, one_launch=(30.0, TILES)), shipped)
-        assert look_up() == Way("dense")
-        assert look_up(allowed=("one_launch",)) == Way("one_launch", TILES)
+        assert look_up() == Variant("dense")
+        assert look_up(allowed=("one_launch",)) == Variant("one_launch", TILES)
 
     def test_it_is_none_where_nothing_that_is_allowed_was_measured(self, shipped):
         write(table(dense=20.0, one_launch=(30.0, TILES)), shipped)
-        assert look_up(allowed=("split",)) is None
+        assert look_up(allowed=(VariantName.SPLIT_K,)) is None
 
     @pytest.mark.parametrize(
         "changes",
@@ -62,7 +63,7 @@ class TestFastest:
 
     def test_a_torch_dtype_is_as_good_as_its_name(self, shipped):
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
-        assert look_up(dtype=torch.bfloat16) == Way("one_launch", TILES)
+        assert look_up(dtype=torch.bfloat16) == Variant("one_launch", TILES)
 
     def test_it_is_none_without_tables(self, folders):
         assert look_up() is None
@@ -106,7 +107,7 @@ class TestFastest:
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         look_up()
         monkeypatch.setattr(Table, "read", lambda *key: pytest.fail("read again"))
-        assert look_up(m=17) == Way("one_launch", TILES)
+        assert look_up(m=17) == Variant("one_launch", TILES)
 
 
 class TestFolders:
@@ -118,23 +119,23 @@ class TestFolders:
     def test_the_users_table_wins_where_it_is_faster(self, shipped, users):
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write(table(dense=60.0, one_launch=(20.0, OTHERS)), users)
-        assert look_up() == Way("one_launch", OTHERS)
+        assert look_up() == Variant("one_launch", OTHERS)
 
     def test_the_shipped_table_stays_where_it_is_faster(self, shipped, users):
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write(table(dense=60.0, one_launch=(40.0, OTHERS)), users)
-        assert look_up() == Way("one_launch", TILES)
+        assert look_up() == Variant("one_launch", TILES)
 
     def test_times_count_as_shares_of_dense_in_the_same_table(self, shipped, users):
         """A GPU at half its clock measures twice the time; its tiles may still be the better."""
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write(table(dense=120.0, one_launch=(50.0, OTHERS)), users)
-        assert look_up() == Way("one_launch", OTHERS)
+        assert look_up() == Variant("one_launch", OTHERS)
 
     def test_the_users_is_taken_where_both_are_as_fast(self, shipped, users):
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write(table(dense=60.0, one_launch=(30.0, OTHERS)), users)
-        assert look_up() == Way("one_launch", OTHERS)
+        assert look_up() == Variant("one_launch", OTHERS)
 
     def test_the_nearest_number_of_tokens_is_that_of_all_tables(self, shipped, users):
         write(table(dense=60.0, one_launch=(50.0, TILES)), shipped)
@@ -142,15 +143,15 @@ class TestFolders:
             Table(STEM, DEVICE, tuning.TRITON), 64, dense=9.0, one_launch=(1.0, OTHERS)
         )
         write(far, users)
-        assert look_up() == Way("one_launch", TILES)
-        assert look_up(m=64) == Way("one_launch", OTHERS)
+        assert look_up() == Variant("one_launch", TILES)
+        assert look_up(m=64) == Variant("one_launch", OTHERS)
 
     def test_a_folder_added_later_is_seen(self, shipped, tmp_path):
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write(table(dense=60.0, one_launch=(20.0, OTHERS)), tmp_path / "late")
-        assert look_up() == Way("one_launch", TILES)
+        assert look_up() == Variant("one_launch", TILES)
         tuning.add_folder(tmp_path / "late")
-        assert look_up() == Way("one_launch", OTHERS)
+        assert look_up() == Variant("one_launch", OTHERS)
 
     def test_a_folder_is_searched_once(self, folders, tmp_path):
         tuning.add_folder(str(tmp_path / "twice"))
@@ -172,7 +173,7 @@ class TestWhatCannotBeUsed:
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped, triton="2.1")
         with caplog.at_level(logging.WARNING, "lada_kernels"):
-            assert look_up() == Way("one_launch", TILES)
+            assert look_up() == Variant("one_launch", TILES)
         assert caplog.records == []
 
     def test_a_corrupted_table_is_ignored_with_one_reason(self, shipped, caplog):
@@ -188,7 +189,7 @@ class TestWhatCannotBeUsed:
         write(table(dense=60.0, one_launch=(30.0, TILES)), shipped)
         write({}, tmp_path / "users")
         tuning.add_folder(tmp_path / "users")
-        assert look_up() == Way("one_launch", TILES)
+        assert look_up() == Variant("one_launch", TILES)
 
 
 class TestUnsupported:

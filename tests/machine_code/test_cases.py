@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lada_kernels.tuning import Way
+from lada_kernels.variants import Variant
 from lada_ops.machine_code.cases import Case
 
 
@@ -29,7 +29,7 @@ def test_norm_comes_with_a_residual():
 def test_feed_forward_activates_between_its_products():
     launch = Case("low_rank_ffn", 8192, 768, 768, "r64-3072-r32", "none").launches()[0]
     constants = dict(launch.constants)
-    assert (constants["R1"], constants["R2"], constants["ACTIVATION"]) == (64, 32, "gelu_poly")
+    assert (constants["R1"], constants["R2"], constants["ACTIVATION1"]) == (64, 32, "gelu_poly")
 
 
 @pytest.mark.parametrize("whole_packs", [True, False])
@@ -87,7 +87,7 @@ def test_what_torch_does_alone_launches_nothing():
     + [("sparse_low_rank_linear", "r64+64x16-d05", 1), ("low_rank_ffn", "r64-3072-r64", 2)],
 )
 def test_a_dense_product_is_followed_by_the_rest(stem, weight, launches):
-    case = Case(stem, 8192, 768, 768, weight, "norm", way=Way("dense"))
+    case = Case(stem, 8192, 768, 768, weight, "norm", way=Variant("dense"))
     assert kernels(case) == ["_add_norm_kernel"] * launches
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lada_kernels.table import Key, Measured, Table, TableError, TileConfig
+from lada_kernels.table import Key, Measured, Table, TableError
+from lada_kernels.variants import TileConfig
 from lada_ops.machine_code.catalogue import design, launches_of, shipped, tabled
 from lada_ops.machine_code.regimes import ADD_NORM, FFN, LINEAR, LOW_RANK, REGIMES, Regime
 from tests.test_layout import STEMS

@@ -11,6 +11,7 @@ from torch import nn
 
 import lada_ops
 from lada_kernels import tuning
+from lada_kernels.variants import Variant
 from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
 from lada_ops.modules import compressed_linear
 from lada_ops.modules.dense_copy import DenseCopy
@@ -32,12 +33,12 @@ def module():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """To be called with the ways that a tuned table finds fastest."""
+    """To be called with the variants that a tuned table finds fastest."""
 
-    def measured(*ways):
-        asked = iter(ways)
-        way = lambda *key: tuning.Way(next(asked, "one_launch"))  # noqa: E731
-        monkeypatch.setattr(tuning, "fastest", way)
+    def measured(*variants):
+        asked = iter(variants)
+        variant = lambda *key: Variant(next(asked, "one_launch"))  # noqa: E731
+        monkeypatch.setattr(tuning, "fastest", variant)
         tuning.dense_is_ever_fastest.cache_clear()
 
     yield measured
@@ -119,8 +120,8 @@ class TestKeepDense:
     )
     def test_blocks_too(self, make, names, monkeypatch):
         asked = []
-        way = tuning.Way("dense")
-        monkeypatch.setattr(tuning, "fastest", lambda *key: asked.append(key) or way)
+        variant = Variant("dense")
+        monkeypatch.setattr(tuning, "fastest", lambda *key: asked.append(key) or variant)
         tuning.dense_is_ever_fastest.cache_clear()
         module = make().requires_grad_(False)
         assert torch.equal(module.dense_for(ON_GPU), module.format.to_dense())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lada_kernels import tuning
-from lada_kernels.tuning import TileConfig, Way
+from lada_kernels.variants import TileConfig, Variant
 from lada_ops.latency import GraphClock
 from lada_ops.machine_code.targets import TARGETS
 from lada_ops.tune import Bench, Case, NoGpu
@@ -56,7 +56,7 @@ def test_a_gpu_is_measured_by_graphs_with_its_own_cache_and_gate(gpu, monkeypatc
 def test_a_gpu_that_the_gate_does_not_know_has_none(gpu, monkeypatch):
     asked = gated_for(monkeypatch)
     gpu((10, 3))
-    assert Bench.of_gpu().faults(CASE, Way("one_launch")) == []
+    assert Bench.of_gpu().faults(CASE, Variant("one_launch")) == []
     assert asked == []
 
 
@@ -117,24 +117,24 @@ class TestGate:
         case = replace(CASE, weight=weight, epilogue=epilogue)
         for name, space in ways_of(case).items():
             if space is not None:
-                assert self.gate(case, Way(name, space.start)) == []
+                assert self.gate(case, Variant(name, space.start)) == []
 
     def test_numbers_of_tokens_that_launch_the_same_are_compiled_once(self, monkeypatch):
-        self.gate(CASE, Way("one_launch", TileConfig(16, 64, 64, 4, 3)))
+        self.gate(CASE, Variant("one_launch", TileConfig(16, 64, 64, 4, 3)))
         monkeypatch.setattr(module, "compile_launch", lambda *launch: pytest.fail("compiled"))
-        self.gate(replace(CASE, tokens=4096), Way("one_launch", TileConfig(16, 64, 64, 4, 3)))
+        self.gate(replace(CASE, tokens=4096), Variant("one_launch", TileConfig(16, 64, 64, 4, 3)))
 
     def test_low_tiles_pass_without_a_warpgroups_products(self):
-        assert self.gate(CASE, Way("one_launch", TileConfig(16, 64, 64, 4, 3))) == []
+        assert self.gate(CASE, Variant("one_launch", TileConfig(16, 64, 64, 4, 3))) == []
 
     def test_tiles_too_large_for_the_shared_memory_are_refused(self):
-        faults = self.gate(CASE, Way("one_launch", TileConfig(128, 128, 128, 8, 8)))
+        faults = self.gate(CASE, Variant("one_launch", TileConfig(128, 128, 128, 8, 8)))
         assert any("shared memory" in fault for fault in faults)
 
     def test_tiles_too_large_for_the_registers_are_refused(self):
         wide = replace(CASE, weight="r256")
-        faults = self.gate(wide, Way("one_launch", TileConfig(128, 64, 32, 4, 2)))
+        faults = self.gate(wide, Variant("one_launch", TileConfig(128, 64, 32, 4, 2)))
         assert any("spill" in fault for fault in faults)
 
     def test_what_torch_computes_has_no_faults(self):
-        assert self.gate(replace(CASE, epilogue="plain"), Way("two_launches")) == []
+        assert self.gate(replace(CASE, epilogue="plain"), Variant("two_launches")) == []

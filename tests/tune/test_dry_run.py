@@ -11,7 +11,8 @@ import triton
 
 from benchmarks import tune
 from lada_kernels.table import Table
-from lada_kernels.tuning import TRITON, TileConfig
+from lada_kernels.tuning import TRITON
+from lada_kernels.variants import TileConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +38,7 @@ def test_every_kind_is_measured_right_and_written(tmp_path):
     for case in cases:
         path = tmp_path / case.stem / Table.name("interpreter", TRITON)
         entry = Table.read(path, case.stem, "interpreter", TRITON).entries[case.key][case.tokens]
-        assert isinstance(entry.ways["one_launch"].tiles, TileConfig)
+        assert isinstance(entry.variants["one_launch"].tiles, TileConfig)
     again = run("--dry-run", "--out", tmp_path)
     assert f"0 measured, {len(cases)} there before" in again.stdout
 

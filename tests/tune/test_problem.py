@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from lada_kernels.tuning import Way
+from lada_kernels.variants import Variant
 from lada_ops.latency import Rotation
 from lada_ops.ops import reference
 from lada_ops.tune import Case
@@ -41,7 +41,7 @@ def test_the_answer_is_that_of_the_reference(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_dense_product_gives_the_same_answer(case):
     problem = Problem.draw(case, CPU)
-    candidate = problem.candidate(Way("dense"), l2_bytes=1)
+    candidate = problem.candidate(Variant("dense"), l2_bytes=1)
     assert candidate.error(candidate.calls[0](), candidate.expect()) < 1e-5
 
 
@@ -65,7 +65,7 @@ def test_a_feed_forward_is_two_products_with_a_gelu_between(epilogue):
         want = (want - want.mean(1, keepdim=True)) / (want.var(1, False, keepdim=True) + EPS).sqrt()
         want = want * ours["norm_weight"] + ours["norm_bias"]
     torch.testing.assert_close(problem.expected, want)
-    candidate = problem.candidate(Way("dense"), l2_bytes=1)
+    candidate = problem.candidate(Variant("dense"), l2_bytes=1)
     assert candidate.error(candidate.calls[0](), candidate.expect()) < 1e-5
 
 
@@ -84,7 +84,7 @@ def test_rows_that_are_checked_reach_from_the_first_to_the_last():
 
 def test_a_wrong_row_among_them_is_seen():
     problem = Problem.draw(CASES[0], CPU)
-    candidate = problem.candidate(Way("dense"), l2_bytes=1)
+    candidate = problem.candidate(Variant("dense"), l2_bytes=1)
     output = candidate.calls[0]()
     output[-1] += 1
     with pytest.raises(RuntimeError, match="no time is reported"):
@@ -94,7 +94,7 @@ def test_a_wrong_row_among_them_is_seen():
 def test_copies_overflow_the_cache_and_share_nothing():
     problem = Problem.draw(CASES[0], CPU)
     touched = 4 * (8 * 32 + 32 * 48 + 48 + 8 * 48)  # x, weight, bias and output
-    rotation = problem.candidate(Way("dense"), l2_bytes=10 * touched).run
+    rotation = problem.candidate(Variant("dense"), l2_bytes=10 * touched).run
     assert isinstance(rotation, Rotation)
     assert len(rotation.calls) == 30
     weights = {

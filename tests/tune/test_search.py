@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lada_kernels.tuning import TileConfig
+from lada_kernels.variants import TileConfig
 from lada_ops.tune.search import Space, descend
 
 START = TileConfig(64, 64, 64, 4, 3)

@@ -9,7 +9,8 @@ import torch
 
 from lada_kernels import low_rank_linear
 from lada_kernels.table import Measured, Table, TableError
-from lada_kernels.tuning import TRITON, TileConfig, Way
+from lada_kernels.tuning import TRITON
+from lada_kernels.variants import TileConfig, Variant
 from lada_ops.host.environment import environment
 from lada_ops.ops.reference import low_rank_linear_ref
 from lada_ops.tune import Bench, Case, NoGpu, tune
@@ -73,7 +74,7 @@ def table_in(folder):
 def test_an_entry_holds_every_way_at_its_best_and_dense(launcher, bench, tmp_path):
     summary = tune([CASE], tmp_path, bench=bench)
     entry = table_in(tmp_path).entries[CASE.key][16]
-    assert entry.ways == {
+    assert entry.variants == {
         "dense": Measured(1e6),  # what the clock says of a call that spends nothing
         "two_launches": Measured(5.0),
         "one_launch": Measured(2.0, BEST),
@@ -93,7 +94,7 @@ def test_a_dependent_launch_is_taken_where_it_is_faster(launcher, bench, tmp_pat
     launcher.seconds |= {replace(tiles, pdl=True): 8e-6 for tiles in (START, FASTER, WORST)}
     launcher.seconds[best] = 1e-6
     tune([CASE], tmp_path, bench=replace(bench, pdl=True))
-    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"] == Measured(1.0, best)
+    assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"] == Measured(1.0, best)
 
 
 def test_dependent_launches_are_not_tried_where_there_are_none(launcher, bench, tmp_path):
@@ -104,20 +105,20 @@ def test_dependent_launches_are_not_tried_where_there_are_none(launcher, bench, 
 def test_wrong_tiles_are_not_taken_however_fast(launcher, bench, tmp_path):
     launcher.wrong = {BEST}
     tune([CASE], tmp_path, bench=bench)
-    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == FASTER
+    assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"].tiles == FASTER
 
 
 @pytest.mark.parametrize("call", [1, 3], ids=["before timing", "while timed"])
 def test_tiles_that_are_wrong_but_once_are_not_taken(call, launcher, bench, tmp_path):
     launcher.wrong_calls = {(BEST, call)}
     tune([CASE], tmp_path, bench=bench)
-    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == FASTER
+    assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"].tiles == FASTER
 
 
 def test_tiles_that_do_not_run_are_passed_over(launcher, bench, tmp_path):
     launcher.broken = {START}
     tune([CASE], tmp_path, bench=bench)
-    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == BEST
+    assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"].tiles == BEST
 
 
 def test_what_the_gate_refuses_is_not_run(launcher, clock, tmp_path):
@@ -128,15 +129,15 @@ def test_what_the_gate_refuses_is_not_run(launcher, clock, tmp_path):
 
     bench = Bench(torch.device("cpu"), "FAKE", clock, 1, faults, rounds=2)
     tune([CASE], tmp_path, bench=bench)
-    assert Way("one_launch", FASTER) not in launcher.seen
-    assert table_in(tmp_path).entries[CASE.key][16].ways["one_launch"].tiles == START
+    assert Variant("one_launch", FASTER) not in launcher.seen
+    assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"].tiles == START
 
 
 def test_a_way_without_tiles_that_run_is_left_out_and_told(launcher, bench, tmp_path):
     launcher.broken = {START, FASTER, BEST, WORST}
     lines = []
     tune([CASE], tmp_path, bench=bench, say=lines.append)
-    assert set(table_in(tmp_path).entries[CASE.key][16].ways) == {"dense", "two_launches"}
+    assert set(table_in(tmp_path).entries[CASE.key][16].variants) == {"dense", "two_launches"}
     assert lines[0] == f"{CASE}: one_launch does not run: RuntimeError: out of resources"
 
 
@@ -234,7 +235,7 @@ def test_the_kernels_find_what_was_written(launcher, bench, monkeypatch, tmp_pat
     tuning.fastest.cache_clear()
     way = tuning.fastest("low_rank_linear", *CASE.key, 16, 0, ("dense", "one_launch"))
     tuning.fastest.cache_clear()
-    assert way == Way("one_launch", BEST)
+    assert way == Variant("one_launch", BEST)
 
 
 def test_the_summary_is_json(launcher, bench, tmp_path):
