@@ -13,12 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .activations import activate, kernel_activation
+from .activations import kernel_activation
 from .add_norm import dense_fwd
 from .dependent_launch import wait_for_predecessor
 from .epilogue import Epilogue, store_tile
 from .low_rank_linear import low_rank_linear_fwd
-from .low_rank_tiles import rank_arguments, sweep, times_ut, times_vt
+from .low_rank_tiles import rank_arguments, sweep, times_ffn
 from .programs import MIN_PROGRAMS, cdiv
 from .tuning import fastest
 from .variants import EpilogueKind, TileConfig, Variant, VariantName, pdl_kwargs
@@ -30,71 +30,6 @@ MAX_RANK = 128
 _MAX_SPLITS = 16  # beyond, the first product that each repeats outweighs its share of F
 # tiles of few rows, since SPLIT_K is for few rows
 _SUM_TILES: dict[str, Any] = {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-
-
-@triton.jit
-def _load_v2t(v2_rows, offs_f, F, EVEN_F: tl.constexpr):
-    if EVEN_F:
-        return tl.load(v2_rows + offs_f[:, None])
-    return tl.load(v2_rows + offs_f[:, None], mask=(offs_f < F)[:, None], other=0.0)
-
-
-@triton.jit
-def _reduce_rows(
-    x_ptr,
-    u1_ptr,
-    v1_ptr,
-    bias1_ptr,
-    v2_ptr,
-    offs_m,
-    first_f,
-    end_f,
-    M,
-    F,
-    K,
-    stride_xm,
-    R1: tl.constexpr,
-    R1A: tl.constexpr,
-    R1B: tl.constexpr,
-    R2: tl.constexpr,
-    R2A: tl.constexpr,
-    R2B: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    EVEN_F: tl.constexpr,
-    HAS_BIAS1: tl.constexpr,
-    ACTIVATION1: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """``act(x[offs_m] v1.T u1.T + bias1) v2.T`` over first_f to end_f: R2A and R2B columns, fp32.
-
-    Columns past R2 repeat the last one, as in `times_vt`; where R2B is 0, the second is unused.
-    """
-    s1 = tl.zeros((BLOCK_M, R2A), dtype=tl.float32)
-    s2 = s1
-    if R2B > 0:
-        s2 = tl.zeros((BLOCK_M, R2B), dtype=tl.float32)
-    t1, t2 = times_vt(
-        x_ptr, v1_ptr, offs_m, M, K, stride_xm, R1, R1A, R1B, BLOCK_M, BLOCK_K, EVEN_K
-    )
-    v2_rows1 = v2_ptr + tl.minimum(tl.arange(0, R2A), R2 - 1)[None, :] * F
-    if R2B > 0:
-        v2_rows2 = v2_ptr + tl.minimum(R2A + tl.arange(0, R2B), R2 - 1)[None, :] * F
-    if HAS_BIAS1:  # fetched one step ahead, so that no product waits for it
-        offs_f = first_f + tl.arange(0, BLOCK_N)
-        bias = tl.load(bias1_ptr + offs_f, mask=offs_f < F, other=0.0)
-    for f in range(first_f, end_f, BLOCK_N):
-        offs_f = f + tl.arange(0, BLOCK_N)
-        h = times_ut(t1, t2, u1_ptr, offs_f, F, R1, R1A, R1B)
-        if HAS_BIAS1:
-            h += bias.to(tl.float32)[None, :]
-            bias = tl.load(bias1_ptr + BLOCK_N + offs_f, mask=offs_f < F - BLOCK_N, other=0.0)
-        h = activate(h, ACTIVATION1).to(x_ptr.dtype.element_ty)
-        s1 = tl.dot(h, _load_v2t(v2_rows1, offs_f, F, EVEN_F), s1, input_precision="ieee")
-        if R2B > 0:
-            s2 = tl.dot(h, _load_v2t(v2_rows2, offs_f, F, EVEN_F), s2, input_precision="ieee")
-    return s1, s2
 
 
 @triton.jit
@@ -145,7 +80,7 @@ def _low_rank_ffn_fwd_kernel(
     end_f = tl.minimum(first_f + f_per_program, F)
     offs_m = (tl.program_id(0) // splits).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     wait_for_predecessor(PDL)
-    s1, s2 = _reduce_rows(
+    s1, s2 = times_ffn(
         *(x_ptr, u1_ptr, v1_ptr, bias1_ptr, v2_ptr, offs_m, first_f, end_f, M, F, K, stride_xm),
         *(R1, R1A, R1B, R2, R2A, R2B, EVEN_K, EVEN_F, HAS_BIAS1, ACTIVATION1),
         *(BLOCK_M, BLOCK_N, BLOCK_K),

@@ -9,6 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .activations import activate
 from .epilogue import apply_epilogue, merge_moments, normalize, store_tile
 from .programs import next_power_of_2
 
@@ -104,6 +105,71 @@ def times_vt(
         return h1, h2.to(x_ptr.dtype.element_ty)
     else:
         return h1, h1
+
+
+@triton.jit
+def _load_v2t(v2_rows, offs_f, F, EVEN_F: tl.constexpr):
+    if EVEN_F:
+        return tl.load(v2_rows + offs_f[:, None])
+    return tl.load(v2_rows + offs_f[:, None], mask=(offs_f < F)[:, None], other=0.0)
+
+
+@triton.jit
+def times_ffn(
+    x_ptr,  # (M, K)
+    u1_ptr,  # (F, R1)
+    v1_ptr,  # (R1, K)
+    bias1_ptr,  # (F,)
+    v2_ptr,  # (R2, F)
+    offs_m,
+    first_f,
+    end_f,
+    M,
+    F,
+    K,
+    stride_xm,
+    R1: tl.constexpr,
+    R1A: tl.constexpr,
+    R1B: tl.constexpr,
+    R2: tl.constexpr,
+    R2A: tl.constexpr,
+    R2B: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_F: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    ACTIVATION1: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``act(x[offs_m] v1.T u1.T + bias1) v2.T`` over first_f to end_f: R2A and R2B columns, fp32.
+
+    Columns past R2 repeat the last one, as in `times_vt`; where R2B is 0, the second is unused.
+    """
+    s1 = tl.zeros((BLOCK_M, R2A), dtype=tl.float32)
+    s2 = s1
+    if R2B > 0:
+        s2 = tl.zeros((BLOCK_M, R2B), dtype=tl.float32)
+    t1, t2 = times_vt(
+        x_ptr, v1_ptr, offs_m, M, K, stride_xm, R1, R1A, R1B, BLOCK_M, BLOCK_K, EVEN_K
+    )
+    v2_rows1 = v2_ptr + tl.minimum(tl.arange(0, R2A), R2 - 1)[None, :] * F
+    if R2B > 0:
+        v2_rows2 = v2_ptr + tl.minimum(R2A + tl.arange(0, R2B), R2 - 1)[None, :] * F
+    if HAS_BIAS1:  # fetched one step ahead, so that no product waits for it
+        offs_f = first_f + tl.arange(0, BLOCK_N)
+        bias = tl.load(bias1_ptr + offs_f, mask=offs_f < F, other=0.0)
+    for f in range(first_f, end_f, BLOCK_N):
+        offs_f = f + tl.arange(0, BLOCK_N)
+        h = times_ut(t1, t2, u1_ptr, offs_f, F, R1, R1A, R1B)
+        if HAS_BIAS1:
+            h += bias.to(tl.float32)[None, :]
+            bias = tl.load(bias1_ptr + BLOCK_N + offs_f, mask=offs_f < F - BLOCK_N, other=0.0)
+        h = activate(h, ACTIVATION1).to(x_ptr.dtype.element_ty)
+        s1 = tl.dot(h, _load_v2t(v2_rows1, offs_f, F, EVEN_F), s1, input_precision="ieee")
+        if R2B > 0:
+            s2 = tl.dot(h, _load_v2t(v2_rows2, offs_f, F, EVEN_F), s2, input_precision="ieee")
+    return s1, s2
 
 
 @triton.jit
