@@ -2,7 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SET_UP := .venv/.set-up
 TRITONS := 3.6.0 3.9.0
-NATIVE := $(wildcard kernels/lada_kernels/cpu/*.h kernels/lada_kernels/cpu/*.cpp)
+NATIVE := $(wildcard kernels/lada_kernels/cpu/*.h kernels/lada_kernels/cpu/*.cpp) \
+	kernels/lada_kernels/cpu/instruction_sets.py
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CHECKED := -O1 -g -Wall -Wextra -Werror

@@ -20,9 +20,9 @@ GROUP_SIZE = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 TILE_DEPTH = 16
 """VNNI groups of an AMX tile along K."""
 MAX_NR = 32
-"""Columns of a wide panel."""
+"""Columns of a wide panel: two AMX tiles or AVX-512 vectors."""
 MIN_NR = 16
-"""Columns of a narrow panel."""
+"""Columns of a narrow panel: one AMX tile or AVX-512 vector."""
 
 
 class Panels(Structure):

@@ -5,31 +5,34 @@
 
 namespace {
 
-// Carves aligned arrays out of one piece of memory; without one it counts their bytes.
-struct Carver {
+constexpr int64_t ALIGNMENT = 64;  // a cache line, and the row of an AMX tile
+
+// Bump allocator of aligned arrays in one block of memory; without a block it counts their bytes.
+struct BumpAllocator {
     char* next;
     int64_t bytes = 0;
 
-    template <class T> T* take(int64_t count) {
-        const int64_t size = (count * (int64_t)sizeof(T) + 63) / 64 * 64;
-        T* taken = (T*)next;
+    template <class T> T* allocate(int64_t count) {
+        const int64_t bytes_needed = count * (int64_t)sizeof(T);
+        const int64_t size = (bytes_needed + (ALIGNMENT - 1)) / ALIGNMENT * ALIGNMENT;
+        T* array = (T*)next;
         if (next) next += size;
         bytes += size;
-        return taken;
+        return array;
     }
 };
 
-// What one thread of the caller's has used so far; freed with the thread.
-class Arena {
+// Block of memory that grows to the largest size requested and is freed with its thread.
+class Workspace {
   public:
-    ~Arena() { free(data); }
+    ~Workspace() { free(data); }
 
-    // Null where there is not enough memory.
+    // Block of at least this size, or null where there is not enough memory.
     char* at_least(int64_t bytes) {
         if (!data || bytes > size) {
             free(data);
-            size = bytes / 64 * 64 + 64;  // never 0, of which there may be none
-            data = (char*)aligned_alloc(64, size);
+            size = bytes / ALIGNMENT * ALIGNMENT + ALIGNMENT;  // not 0, which may allocate nothing
+            data = (char*)aligned_alloc(ALIGNMENT, size);
             if (!data) size = 0;
         }
         return data;

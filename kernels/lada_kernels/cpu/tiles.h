@@ -1,5 +1,5 @@
-// Products by the matrix unit (AMX): 16 rows of x times 16 units of 16 columns in one instruction.
-// It takes units as `linear.h` stores them, x in rows and weights in columns.
+// Matrix products by AMX tiles: one instruction multiplies 16 rows of x by 16 columns of weights, 16
+// VNNI groups deep. Tiles are loaded from groups as `linear.h` stores them.
 #pragma once
 #include <type_traits>
 
@@ -7,25 +7,25 @@
 
 namespace {
 
-// Whether products of T are by the matrix unit; it has none of fp32.
+// True if products of T use AMX, which has none of fp32.
 #if defined(__AMX_TILE__)
-template <class T> constexpr bool TILED = !std::is_same<T, float>::value;
+template <class T> constexpr bool USES_AMX = !std::is_same<T, float>::value;
 #else
-template <class T> constexpr bool TILED = false;
+template <class T> constexpr bool USES_AMX = false;
 #endif
 
-constexpr int DEPTH = 16;  // units that a tile is deep
+constexpr int TILE_DEPTH = 16;  // VNNI groups of a tile along K, and rows of a tile
 
 #if defined(__AMX_TILE__)
 
-constexpr int64_t TILE_BYTES = 64;  // of a tile's row
+constexpr int64_t TILE_BYTES = 64;  // of a tile's row: 16 groups, or 16 sums
 
-// What each tile is for: two of sums, and rows of x and two halves of a stripe's weights that meet,
-// DEPTH units deep, or as many as there are left.
-enum Tile { SUMS, SUMS_RIGHT, X, LEFT, RIGHT, X_REST, LEFT_REST, RIGHT_REST };
+// Tile registers: sums of the left and the right 16 columns of a panel; x and the panel's left and
+// right columns, TILE_DEPTH groups deep; the same at the depth of the tail.
+enum Tile { SUMS, SUMS_RIGHT, X, LEFT, RIGHT, X_TAIL, LEFT_TAIL, RIGHT_TAIL };
 
-// The shapes of all tiles, as the instruction that sets them reads them.
-struct alignas(64) TileShapes {
+// Operand of ldtilecfg.
+struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
@@ -36,34 +36,35 @@ struct alignas(64) TileShapes {
     }
 };
 
-// By the units of a rest.
-struct AllTileShapes {
-    TileShapes by_rest[DEPTH];
+// Configuration for each depth of the tail.
+struct TileConfigs {
+    TileConfig by_tail[TILE_DEPTH];
 
-    constexpr AllTileShapes() : by_rest() {
-        for (int rest = 0; rest < DEPTH; rest++) {
+    constexpr TileConfigs() : by_tail() {
+        for (int tail = 0; tail < TILE_DEPTH; tail++) {
             for (Tile tile : {SUMS, SUMS_RIGHT, X, LEFT, RIGHT})
-                by_rest[rest].set(tile, DEPTH, TILE_BYTES);
-            if (rest == 0) continue;
-            by_rest[rest].set(X_REST, DEPTH, 4 * rest);
-            by_rest[rest].set(LEFT_REST, rest, TILE_BYTES);
-            by_rest[rest].set(RIGHT_REST, rest, TILE_BYTES);
+                by_tail[tail].set(tile, TILE_DEPTH, TILE_BYTES);
+            if (tail == 0) continue;
+            by_tail[tail].set(X_TAIL, TILE_DEPTH, 4 * tail);
+            by_tail[tail].set(LEFT_TAIL, tail, TILE_BYTES);
+            by_tail[tail].set(RIGHT_TAIL, tail, TILE_BYTES);
         }
     }
 };
 
-constexpr AllTileShapes TILE_SHAPES;
+constexpr TileConfigs TILE_CONFIGS;
 
-// What the tiles of this thread have for a rest; -1 while they have no shape.
-thread_local int shaped_rest = -1;
+// Tail for which this thread's tiles are configured; -1 if they are not.
+thread_local int configured_tail = -1;
 
-// The compiler knows nothing of tiles: each of these instructions may touch any memory to it.
+// The compiler does not model tiles: the "memory" clobber keeps loads and stores around each
+// instruction in order.
 
-// To set shapes takes longer than many a product, so they stay until others are needed.
-inline void shape_tiles(int rest) {
-    if (shaped_rest >= 0 && (rest == 0 || rest == shaped_rest)) return;
-    asm volatile("ldtilecfg %0" ::"m"(TILE_SHAPES.by_rest[rest]) : "memory");
-    shaped_rest = rest;
+// Skips ldtilecfg where the configuration suffices: it takes longer than many a product.
+inline void configure_tiles(int tail) {
+    if (configured_tail >= 0 && (tail == 0 || tail == configured_tail)) return;
+    asm volatile("ldtilecfg %0" ::"m"(TILE_CONFIGS.by_tail[tail]) : "memory");
+    configured_tail = tail;
 }
 
 template <Tile tile> inline void clear_tile() {
@@ -87,11 +88,12 @@ template <class T, Tile sums, Tile x, Tile weights> inline void multiply_add_til
                      : "memory");
 }
 
-// Rows of x times a stripe's weights, as deep as the tiles x, left and right are.
+// Adds rows of x times a panel's weights to the sums, at the depth of the tiles x, left and right.
+// Strides in bytes.
 template <class T, bool WIDE, Tile x, Tile left, Tile right>
-inline void multiply_add_tiles(const uint32_t* units, int64_t x_stride, const uint32_t* weights,
+inline void multiply_add_tiles(const uint32_t* groups, int64_t x_stride, const uint32_t* weights,
                                int64_t w_stride) {
-    load_tile<x>(units, x_stride);
+    load_tile<x>(groups, x_stride);
     load_tile<left>(weights, w_stride);
     multiply_add_tile<T, SUMS, x, left>();
     if constexpr (WIDE) {
@@ -102,13 +104,12 @@ inline void multiply_add_tiles(const uint32_t* units, int64_t x_stride, const ui
 
 #endif
 
-// While there is one, a thread may use tiles. Without its end, the thread would go on saving them
-// whenever it is interrupted.
-struct TileUse {
-    ~TileUse() {
+// RAII guard: releases the AMX tile state, so that context switches stop saving it.
+struct TileGuard {
+    ~TileGuard() {
 #if defined(__AMX_TILE__)
         asm volatile("tilerelease" ::: "memory");
-        shaped_rest = -1;
+        configured_tail = -1;
 #endif
     }
 };

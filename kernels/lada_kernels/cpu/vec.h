@@ -1,6 +1,6 @@
-// One vector of the machine, by the compiler's own vector types: the same source becomes AVX-512,
-// AVX2 or whatever else the target has. Everything is internal to its translation unit, since one
-// library per instruction set is built from it.
+// SIMD vectors of the target's width, by GCC's vector extensions: the same source becomes AVX-512,
+// AVX2 or whatever else the target has. Everything has internal linkage, since one library per
+// instruction set is built from it.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -11,7 +11,7 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
+constexpr int LANES = 16;  // fp32 elements of a vector
 #elif defined(__AVX__)
 constexpr int LANES = 8;
 #else
@@ -27,7 +27,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-// An fp32 that products meet as an int8, see quantized.h.
+// fp32 in memory, int8 in matrix products (quantized.h).
 struct quantized {
     float value;
 };
@@ -44,31 +44,31 @@ inline vec splat(float f) { return f - vec{}; }
 
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
-// Of each lane, the ones 1, 2, 4 and 8 away.
-struct Others {
+// Butterfly shuffles: they swap lanes that are 1, 2, 4 and 8 apart.
+struct Butterfly {
     int32_t lanes[4][LANES];
-    constexpr Others() : lanes() {
+    constexpr Butterfly() : lanes() {
         for (int i = 0; i < 4; i++)
             for (int lane = 0; lane < LANES; lane++) lanes[i][lane] = lane ^ 1 << i;
     }
 };
 
-constexpr Others OTHERS;
+constexpr Butterfly BUTTERFLY;
 
-// What joining all lanes gives.
-template <class V, class Join> inline auto fold(V v, Join join) {
+// Horizontal reduction of all lanes by a commutative, associative `op`.
+template <class V, class Op> inline auto horizontal_reduce(V v, Op op) {
     for (int i = 0; 1 << i < LANES; i++)
-        v = join(v, __builtin_shuffle(v, load<ivec>(OTHERS.lanes[i])));
+        v = op(v, __builtin_shuffle(v, load<ivec>(BUTTERFLY.lanes[i])));
     return v[0];
 }
 
-inline float sum(vec v) {
-    return fold(v, [](vec a, vec b) { return a + b; });
+inline float horizontal_sum(vec v) {
+    return horizontal_reduce(v, [](vec a, vec b) { return a + b; });
 }
 
-inline float largest(vec v) { return fold(v, max); }
+inline float horizontal_max(vec v) { return horizontal_reduce(v, max); }
 
-// Elements in memory: fp32, or bf16, rounded to nearest even.
+// Conversions between elements in memory and fp32; to bf16, rounded to nearest even.
 
 inline float widen(float f) { return f; }
 
@@ -85,7 +85,7 @@ inline void narrow(float f, quantized* p) { p->value = f; }
 
 inline void narrow(float f, bf16* p) {
     uint32_t bits = load<uint32_t>(&f);
-    bool nan = f != f;  // whose carry would make it infinite
+    bool nan = f != f;  // rounding up could carry into the exponent and make it infinite
     p->bits = nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
@@ -112,7 +112,7 @@ inline void store_narrow(bf16* p, vec v) {
 #endif
 }
 
-// The first n of a vector's elements, the others 0.
+// Loads the first n elements of a vector; the others are 0.
 template <class T> inline vec load_first(const T* p, int64_t n) {
     if (n >= LANES) return load_wide(p);
     vec v = {};
@@ -120,27 +120,29 @@ template <class T> inline vec load_first(const T* p, int64_t n) {
     return v;
 }
 
+// Stores the first n elements of a vector.
 template <class T> inline void store_first(T* p, vec v, int64_t n) {
     if (n >= LANES) return store_narrow(p, v);
     for (int i = 0; i < n; i++) narrow(v[i], p + i);
 }
 
-// Products. Operands come in units of 32 bits: one fp32, two bf16 or four int8.
-template <class T> struct Unit;
+// VNNI group: 32 bits of SIZE elements that are consecutive along K, which one instruction multiplies
+// and adds to a 32-bit sum: one fp32, two bf16 or four int8.
+template <class T> struct Group;
 
-template <> struct Unit<float> {
+template <> struct Group<float> {
     typedef vec Sum;
-    static constexpr int TERMS = 1;
+    static constexpr int SIZE = 1;
     static vec multiply_add(uint32_t x, uvec w, vec acc) {
         return acc + splat(load<float>(&x)) * (vec)w;
     }
-    // Units of a row, and of the next one where a unit holds two.
-    static uvec zip(vec row, vec) { return (uvec)row; }
+    // Interleaves a row with the next one into groups; an fp32 group holds one row alone.
+    static uvec interleave(vec row, vec) { return (uvec)row; }
 };
 
-template <> struct Unit<bf16> {
+template <> struct Group<bf16> {
     typedef vec Sum;
-    static constexpr int TERMS = 2;
+    static constexpr int SIZE = 2;
     static vec multiply_add(uint32_t x, uvec w, vec acc) {
 #if defined(__AVX512BF16__)
         return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x), (__m512bh)w);
@@ -150,13 +152,13 @@ template <> struct Unit<bf16> {
         return acc + splat(load<float>(&high)) * (vec)(w & 0xffff0000);
 #endif
     }
-    static uvec zip(vec row, vec next) { return (uvec)row >> 16 | (uvec)next; }
+    static uvec interleave(vec row, vec next) { return (uvec)row >> 16 | (uvec)next; }
 };
 
-template <> struct Unit<quantized> {
+template <> struct Group<quantized> {
     typedef ivec Sum;
-    static constexpr int TERMS = 4;
-    // Bytes of x without sign, those of w with.
+    static constexpr int SIZE = 4;
+    // x unsigned, w signed, as VNNI wants them.
     static ivec multiply_add(uint32_t x, uvec w, ivec acc) {
 #if defined(__AVX512VNNI__)
         return (ivec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(x), (__m512i)w);
@@ -168,8 +170,9 @@ template <> struct Unit<quantized> {
     }
 };
 
-template <class T> constexpr int64_t units(int64_t terms) {
-    return (terms + Unit<T>::TERMS - 1) / Unit<T>::TERMS;
+// Groups that hold k elements.
+template <class T> constexpr int64_t group_count(int64_t k) {
+    return (k + Group<T>::SIZE - 1) / Group<T>::SIZE;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Each build of the native kernels that this machine runs, in turn."""
+"""Fixtures: every native build that this machine runs, and every weight dtype."""
 
 import ctypes
 import os
@@ -40,7 +40,7 @@ def _seed_and_threads():
 
 @pytest.fixture
 def poisoned_outputs(monkeypatch):
-    """Outputs start as NaN between two fences: what is left unwritten or overrun fails the test."""
+    """Outputs that start as NaN between two fences: unwritten or overrun ones fail the test."""
     new_empty, buffers, pad = torch.Tensor.new_empty, [], 256
 
     def poisoned(self, *size, **kwargs):

@@ -1,4 +1,4 @@
-"""Weights of every kind, and what they do in fp64, with the roundings that a packed dtype makes."""
+"""Weights of every format, and their fp64 oracle with the roundings of a packed dtype."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from torch import Tensor
 from lada_kernels.cpu.packing import Weight
 
 # Relative to outputs of unit size. fp32: sums in another order. bf16: roundings of x v^T and of the
-# output. int8: what a value between two whole numbers is rounded to may differ.
+# output. int8: a value halfway between two integers may be rounded to either.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.int8: 2e-2}
 
 
 @dataclass(frozen=True)
-class Made:
+class WeightCase:
+    """Weight and the dtype that it is packed in."""
+
     weight: Weight
     dtype: torch.dtype
 
     def oracle(self, x: Tensor) -> Tensor:
-        """x W^T in fp64, of weights and x as the packed dtype has them."""
+        """x W^T in fp64, of weights and x as rounded to the packed dtype."""
         u, v, sparse = (
             self._rounded(t) for t in (self.weight.u, self.weight.v, self.weight.sparse)
         )
@@ -41,13 +43,13 @@ class Made:
 
 
 def quantized(t: Tensor) -> Tensor:
-    """Rows of fp32 as int8 with a scale each would have them."""
+    """`t`, fp32, as rounded to int8 with a scale per row."""
     scale = t.abs().amax(1, keepdim=True) / 127
     return torch.where(scale > 0, (t / torch.where(scale > 0, scale, 1)).round() * scale, t)
 
 
-def make(n, k, dtype, rank=0, block=None, density=0.4, mask=None) -> Made:
-    """A weight (n, k): low rank, block sparse or both; dense without either."""
+def weight_case(n, k, dtype, rank=0, block=None, density=0.4, mask=None) -> WeightCase:
+    """Weight (n, k): low rank, block sparse or both; dense without either."""
     u = v = sparse = None
     scale = max(k, 1) ** -0.5
     if rank:
@@ -59,7 +61,7 @@ def make(n, k, dtype, rank=0, block=None, density=0.4, mask=None) -> Made:
         sparse = torch.randn(n, k) * scale * elements
     elif not rank:
         sparse = torch.randn(n, k) * scale
-    return Made(Weight(n, k, u, v, sparse, mask), dtype)
+    return WeightCase(Weight(n, k, u, v, sparse, mask), dtype)
 
 
 def io_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Elementwise functions, seen as those of a bias to which nothing is added."""
+"""Activations, as those of a linear with weight 0, which are the activations of its bias."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from tests.kernels.operands import ACTIVATIONS
 
 INF = float("inf")
 TAILS = [-INF, -3e38, -1e33, -1e4, -104.0, -88.8, -87.0, -20.0, 20.0, 87.0, 88.8, 104.0, 1e4, INF]
-NANS = [0x7FC00000, 0x7F800001, 0x7FC00001, 0x7FC001FF, 0x7FFFFFFF, -1]  # by their bits
+NANS = [0x7FC00000, 0x7F800001, 0x7FC00001, 0x7FC001FF, 0x7FFFFFFF, -1]  # bits
 
 
 def activated(library, activation, values, dtype=torch.float32):
-    """Of fp32 values (n,), in `dtype`."""
+    """Activations (n,) of fp32 values (n,), in `dtype`."""
     n = len(values)
     packed = pack([Weight(n, 1, sparse=torch.zeros(n, 1))], [values], dtype)
     x = torch.zeros(1, 1, dtype=dtype)
@@ -43,9 +43,9 @@ def test_nan_stays_nan_whatever_its_bits(library, activation):
 
 
 def test_bf16_is_rounded_to_nearest_even(library):
-    """Whatever the bits of what is rounded, denormals aside."""
+    """Random bits, without denormals; every other value is halfway between two bf16."""
     bits = torch.randint(-(2**31), 2**31, (20001,)).int()
-    bits[::2] = bits[::2] & ~0xFFFF | 0x8000  # halfway between two
+    bits[::2] = bits[::2] & ~0xFFFF | 0x8000
     values = bits.view(torch.float32)
     values[values.abs() < 1e-37] = 0
     got = activated(library, "none", values, torch.bfloat16)

@@ -12,15 +12,15 @@ from lada_kernels.cpu.encoder import PackedEncoder, PackedLayer, reach_for
 from lada_kernels.cpu.linear import packed_linear_fwd
 from lada_kernels.cpu.packing import Weight, pack
 
-# by dtype: the least cosine of a token to fp64
+# least cosine similarity of a token to fp64
 COSINE = {torch.float32: 1 - 1e-9, torch.bfloat16: 0.999, torch.int8: 0.99}
 LENGTHS = {
     "one token": [1],
     "ragged": [7, 8, 9, 33, 1],
     "an empty one between": [5, 0, 40],
-    "beyond a stripe of keys": [70, 129],
+    "beyond a panel of keys": [70, 129],
     "many tokens": [64] * 9,
-    "short ones, that share their tiles": [13] * 12,
+    "short ones in one batch": [13] * 12,
 }
 
 
@@ -35,7 +35,7 @@ def bert_layers(hidden=64, heads=2, count=2, intermediate=100):
     return layers
 
 
-def packed(layers, heads, dtype, bias=None):
+def packed(layers, heads, dtype, position_bias=None):
     def linear(*modules):
         weights = [Weight(m.out_features, m.in_features, sparse=m.weight.detach()) for m in modules]
         return pack(weights, [m.bias.detach() for m in modules], dtype)
@@ -58,21 +58,22 @@ def packed(layers, heads, dtype, bias=None):
             )
         )
     hidden = layers[0].output.dense.out_features
-    bias = None if bias is None else bias.numpy()
-    return PackedEncoder(packed_layers, heads, (hidden / heads) ** -0.5, bias)
+    position_bias = None if position_bias is None else position_bias.numpy()
+    return PackedEncoder(packed_layers, heads, (hidden / heads) ** -0.5, position_bias)
 
 
 @torch.no_grad()
 def oracle(layers, x, lengths, bias=None):
-    """Sequence by sequence, in fp64."""
+    """Outputs in fp64, sequence by sequence."""
     outputs = []
     for sequence in x.double().split(lengths):
-        hidden, added = sequence[None], None
+        hidden, mask = sequence[None], None
         if bias is not None:
-            at = torch.arange(len(sequence))
-            added = bias.double()[:, at - at[:, None] + bias.shape[1] // 2][None]
+            position = torch.arange(len(sequence))
+            distance = position - position[:, None]
+            mask = bias.double()[:, distance + bias.shape[1] // 2][None]
         for layer in (copy.deepcopy(layer).double() for layer in layers):
-            hidden = layer(hidden, added) if len(sequence) else hidden
+            hidden = layer(hidden, mask) if len(sequence) else hidden
         outputs.append(hidden[0])
     return torch.cat(outputs)
 
@@ -102,7 +103,7 @@ def test_sequences_of_any_length(lengths, threads, dtype, library):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_a_bias_by_distance(lengths, threads, dtype, library):
+def test_relative_position_bias(lengths, threads, dtype, library):
     torch.set_num_threads(threads)
     layers = bert_layers()
     x, bias = torch.randn(sum(lengths), 64), 2 * torch.randn(2, 2 * reach_for(max(lengths)))
@@ -112,7 +113,7 @@ def test_a_bias_by_distance(lengths, threads, dtype, library):
     assert_near(y, oracle(layers, x, lengths, bias), dtype)
 
 
-def test_without_a_bias_any_length_will_do():
+def test_length_is_unlimited_without_position_bias():
     assert packed(bert_layers(), 2, torch.float32).max_length is None
 
 
@@ -142,7 +143,8 @@ def test_memory_that_was_used_before_changes_nothing(dtype, library):
 
 
 def test_memory_that_is_not_finite_changes_nothing(dtype, library):
-    x, layers = torch.randn(21, 64), bert_layers(intermediate=77)  # the last unit is not whole
+    x = torch.randn(21, 64)
+    layers = bert_layers(intermediate=77)  # the last VNNI group is not whole
     poison = pack([Weight(32, 8192, sparse=torch.ones(32, 8192))], [None], torch.float32)
     packed_linear_fwd(poison, torch.full((32, 8192), torch.nan), library=library)
     assert_near(run(packed(layers, 2, dtype), x, [21], library), oracle(layers, x, [21]), dtype)

@@ -1,4 +1,4 @@
-"""Operands wherever they may lie, and calls that need next to no memory."""
+"""Operands off alignment and far apart, and calls that need next to no scratch memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,7 +24,7 @@ def normal(*shape, dtype=torch.float32):
 
 
 def linear(n, k, dtype):
-    """A packed weight with low rank and one more part, its dense fp64 matrix and its bias."""
+    """Packed weight of low rank plus a sparse part, its dense fp64 matrix and its bias."""
     u, v, sparse = (normal(*shape, dtype=dtype) / 8 for shape in [(n, 3), (3, k), (n, k)])
     bias = torch.randn(n)
     packed = pack([Weight(n, k, u, v, sparse)], [bias], dtype)
@@ -32,13 +32,13 @@ def linear(n, k, dtype):
 
 
 def tight(tensor):
-    """The same matrix, one element behind the start of its memory and right up to its end."""
+    """Copy of a matrix, one element behind the start of its memory and right up to its end."""
     buffer = torch.empty(1 + tensor.numel(), dtype=tensor.dtype)
     return buffer[1:].view(tensor.shape).copy_(tensor)
 
 
 def called_by_a_new_thread(function, *args, **kwargs):
-    """Which has no memory from earlier calls."""
+    """Result of a call on a new thread, which has no memory from earlier calls."""
     with ThreadPoolExecutor(1) as pool:
         threads = torch.get_num_threads()
         pool.submit(torch.set_num_threads, threads).result()

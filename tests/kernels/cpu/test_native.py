@@ -20,7 +20,7 @@ packed = pack([Weight(640, 64, sparse=torch.randn(640, 64))], [None], torch.bflo
 x = torch.randn(300, 64).bfloat16()
 want = packed_linear_fwd(packed, x)
 child = os.fork()
-if child == 0:  # where torch's own parallel operators would wait for ever
+if child == 0:  # torch's own parallel operators would deadlock here
     got, want = (y.view(torch.int16).numpy() for y in (packed_linear_fwd(packed, x), want))
     os._exit(0 if (got == want).all() else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -81,24 +81,24 @@ class TestBest:
         (set(), "portable"),
     ],
 )
-def test_a_cpu_runs_what_it_has_the_flags_of(flags, best, monkeypatch):
+def test_a_cpu_runs_the_best_build_whose_flags_it_has(flags, best, monkeypatch):
     monkeypatch.setattr(native, "_cpu_flags", lambda: flags)
     monkeypatch.setattr(native, "_amx_permitted", lambda: True)
     assert next(name for name in INSTRUCTION_SETS if native.supported(name)) == best
 
 
-def test_a_system_may_refuse_the_matrix_unit(monkeypatch):
+def test_a_system_may_refuse_amx(monkeypatch):
     monkeypatch.setattr(native, "_cpu_flags", lambda: INSTRUCTION_SETS["amx"].cpu_flags)
     monkeypatch.setattr(native, "_amx_permitted", lambda: False)
     assert not native.supported("amx")
     assert native.supported("avx512bf16")
 
 
-@pytest.mark.skipif(not native.supported("amx"), reason="this CPU has no matrix unit")
-def test_others_may_use_the_matrix_unit_between_calls():
+@pytest.mark.skipif(not native.supported("amx"), reason="this CPU has no AMX")
+def test_other_libraries_may_use_amx_between_calls():
     x, weight = torch.randn(64, 200).bfloat16(), torch.randn(96, 200)
     packed = pack([Weight(96, 200, sparse=weight)], [None], torch.bfloat16)
-    ours, theirs = packed_linear_fwd(packed, x), x @ weight.bfloat16().T  # oneDNN takes tiles
+    ours, theirs = packed_linear_fwd(packed, x), x @ weight.bfloat16().T  # oneDNN uses tiles
     for _ in range(3):
         assert torch.equal(packed_linear_fwd(packed, x), ours)
         assert torch.equal(x @ weight.bfloat16().T, theirs)

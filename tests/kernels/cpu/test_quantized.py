@@ -1,4 +1,4 @@
-"""int8 on whole numbers, where no rounding excuses an error."""
+"""int8 products of integers, which are exact."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ ROWS = [*range(71), 129, 300]
 
 
 def whole(rows, columns, step=1.0):
-    """Multiples of `step` whose scale is `step`: each row has 127 of them, or -127."""
+    """Random multiples of `step`; each row holds 127 or -127 of them, so its scale is `step`."""
     t = torch.randint(-127, 128, (rows, columns)).float()
     t[:, 0] = torch.randint(2, (rows,)) * 254.0 - 127
     return t * step
@@ -43,7 +43,7 @@ def test_any_number_of_inputs(library, k):
 @pytest.mark.parametrize("block", [(32, 16), (16, 16), (8, 4), (3, 5), (1, 1)], ids=str)
 def test_blocks_between_holes(library, block):
     mask = torch.rand(5, 7) < 0.4
-    mask[:, 0] = True  # where the largest weights are
+    mask[:, 0] = True  # column 0 has the largest weights
     mask[2] = False
     elements = mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     n, k = elements.shape
@@ -55,14 +55,14 @@ def test_blocks_between_holes(library, block):
 
 @pytest.mark.parametrize("rank", [1, 4, 15, 16, 17, 32, 33, 48])
 def test_low_rank_beside_blocks(library, rank):
-    """v picks inputs, so that x v^T is whole as well."""
+    """Rows of v are unit vectors, so that x v^T is integer as well."""
     v = torch.eye(37)[torch.randint(37, (rank,))]
-    v[0] = torch.eye(37)[0]  # the input that is the largest
+    v[0] = torch.eye(37)[0]  # input 0 is the largest
     u, sparse, x = whole(45, rank), whole(45, 37), whole(9, 37)
     packed = pack([Weight(45, 37, u, v, sparse)], [None], torch.int8)
     want = exact(x, u @ v + sparse)
     y = packed_linear_fwd(packed, x, library=library)
-    # v's scale is 1 / 127, which is rounded
+    # the scale of v is 1 / 127, which is rounded
     torch.testing.assert_close(y, want, rtol=1e-6, atol=0.5)
 
 

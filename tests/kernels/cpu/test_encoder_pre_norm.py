@@ -1,4 +1,4 @@
-"""Encoders whose norms come first: ModernBERT's, with rotary positions, windows and gates."""
+"""Pre-norm encoders: ModernBERT's, with RoPE, sliding windows and gated linear units."""
 
 import copy
 
@@ -16,7 +16,7 @@ POSITIONS = 130
 
 
 def modern_layers(hidden=64, heads=2, count=3, intermediate=96, window=4):
-    """The first sees everything, the others what is in a window."""
+    """ModernBERT layers: the first attends globally, the others within a window."""
     config = ModernBertConfig(
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -32,8 +32,8 @@ def modern_layers(hidden=64, heads=2, count=3, intermediate=96, window=4):
     return layers
 
 
-def angles_of(layer):
-    """(positions, features of a head), cosines and then sines."""
+def cos_sin_of(layer):
+    """Rotary embedding (positions, features of a head): cosines, then sines."""
     head = layer.config.hidden_size // layer.config.num_attention_heads
     base = layer.config.rope_parameters[layer.attention_type]["rope_theta"]
     frequencies = base ** -(torch.arange(0, head, 2) / head)
@@ -64,7 +64,7 @@ def packed(layers, dtype):
             "gelu",
             input_norm=None if isinstance(layer.attn_norm, nn.Identity) else norm(layer.attn_norm),
             gated=True,
-            cos_sin=angles_of(layer).numpy(),
+            cos_sin=cos_sin_of(layer).numpy(),
             window=window_of(layer),
         )
         for layer in layers
@@ -76,16 +76,17 @@ def packed(layers, dtype):
 
 @torch.no_grad()
 def oracle(layers, x, lengths):
-    """Sequence by sequence, in fp64."""
+    """Outputs in fp64, sequence by sequence."""
     outputs = []
     for sequence in x.double().split(lengths):
-        hidden, at = sequence[None], torch.arange(len(sequence))
+        hidden, position = sequence[None], torch.arange(len(sequence))
+        distance = (position - position[:, None]).abs()
         for layer in (copy.deepcopy(layer).double() for layer in layers):
             window = window_of(layer)
-            far = (at - at[:, None]).abs() > (len(sequence) if window is None else window)
+            far = distance > (len(sequence) if window is None else window)
             mask = torch.zeros(far.shape).masked_fill(far, -torch.inf)[None, None]
-            angles = angles_of(layer).double()[: len(sequence)]
-            cos, sin = (half.repeat(1, 2)[None] for half in angles.chunk(2, 1))
+            cos_sin = cos_sin_of(layer).double()[: len(sequence)]
+            cos, sin = (half.repeat(1, 2)[None] for half in cos_sin.chunk(2, 1))
             if len(sequence):
                 hidden = layer(hidden, mask, (cos, sin))
         outputs.append(hidden[0])
@@ -125,7 +126,7 @@ def test_some_of_the_layers(layers, library):
     assert_near(y, oracle(whole[layers], x, lengths), torch.float32)
 
 
-def test_what_is_beyond_the_window_is_not_seen(dtype, library):
+def test_keys_beyond_the_window_have_no_effect(dtype, library):
     encoder = packed(modern_layers(count=2)[1:], dtype)
     x = torch.randn(40, 64)
     before = run(encoder, x, [40], library)
@@ -136,7 +137,7 @@ def test_what_is_beyond_the_window_is_not_seen(dtype, library):
     assert (after[21:] != before[21:]).any(1).all()
 
 
-def test_as_long_as_there_are_angles():
+def test_max_length_is_the_number_of_rotary_positions():
     encoder = packed(modern_layers(), torch.float32)
     assert encoder.max_length == POSITIONS
     assert encoder.position_dependent
