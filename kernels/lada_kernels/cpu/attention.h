@@ -1,6 +1,6 @@
-// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, a row tile of queries at a
-// time, over all keys or a sliding window. Both products are those of `linear.h`: the keys, and then
-// the values, are dense panels of MAX_NR columns.
+// Attention of one head of one sequence: softmax(q k^T * scale + bias) v, a row tile of queries at
+// a time, over all keys or a sliding window. Both products are those of `linear.h`: the keys, and
+// then the values, are dense panels of MAX_NR columns.
 #pragma once
 #include "linear.h"
 #include "memory.h"
@@ -97,8 +97,9 @@ void rotate(T* x, int64_t stride, int64_t length, int64_t features, const float*
 }
 
 // e^(score - max) of the first `rows` rows of a tile, and the inverse of each row's sum.
-// The first row attends to keys `begin` to `end` of `length`, each next row to keys one later; other
-// keys get 0. bias: null, or added to the first row's scaled scores; it shifts likewise.
+// The first row attends to keys `begin` to `end` of `length`, each next row to keys one later;
+// other keys get 0. bias: null, or that of the first row, added to the scaled scores; each next
+// row's is shifted to one key later.
 template <class T>
 void softmax(float* scores, int64_t rows, int64_t length, int64_t begin, int64_t end, float scale,
              const float* bias, T* out, float (&inverse_sums)[TILE_ROWS<T>]) {

@@ -1,5 +1,6 @@
-// Transformer encoder. Post-norm, layer by layer: x = LN(x + attention(x)); x = LN(x + ffn(x)), with
-// ffn(x) = output(act(intermediate(x))). Pre-norm: x = x + attention(LN(x)); x = x + ffn(LN(x)).
+// Transformer encoder. Each layer, with ffn(x) = output(act(intermediate(x))):
+//   post-norm: x = LN(x + attention(x)); x = LN(x + ffn(x))
+//   pre-norm: x = x + attention(LN(x)); x = x + ffn(LN(x))
 // Sequences are packed one behind the other, without padding.
 #pragma once
 #include <numeric>
@@ -145,8 +146,8 @@ Y* output_columns(const Step<T, Y>& step, int64_t begin, int64_t end, int64_t ro
     return step.y + begin % nr;
 }
 
-// Attention of all sequences, from `layer_input`, whose x v^T is known, to `context`. Queries, keys
-// and values are computed head by head, so that they stay in the cache of the thread that needs them.
+// Attention of all sequences, from `layer_input`, behind whose rows x v^T is stored, to `context`.
+// Queries, keys and values are computed head by head, so that they stay in the thread's cache.
 template <class T>
 void attend_all(const Encoder& e, const Layer& layer, const int64_t* starts, int64_t batches,
                 const EncoderScratch<T>& s) {

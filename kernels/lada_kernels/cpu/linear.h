@@ -1,5 +1,5 @@
-// y = LN(act([x | x v^T] [sparse | u]^T + bias) + residual). A low-rank weight has no sparse part, a
-// block-sparse one no u and v, a dense one is sparse without holes.
+// y = LN(act([x | x v^T] [sparse | u]^T + bias) + residual). A low-rank weight has no sparse part,
+// a block-sparse one no u and v, a dense one is sparse without holes.
 //
 // The output's columns are cut into panels of NR. A panel stores only the K segments that hold
 // weights: where in [x | x v^T] a segment starts, and its weights in the order in which they are
@@ -52,9 +52,10 @@ constexpr int MR = 8;
 #else
 constexpr int MR = 4;
 #endif
-// Rows of x per call of the micro-kernel: those of an AMX tile, or one or two register tiles.
+// Rows of x per call of the micro-kernel (a row tile): those of an AMX tile, or one or two register
+// tiles.
 template <class T> constexpr int TILE_ROWS = USES_AMX<T> ? 16 : 8;
-// Widest panel: two vectors or AMX tiles, so that each load of x serves two products.
+// Widest panel: two AVX-512 vectors or AMX tiles, so that each load of x serves two products.
 constexpr int MAX_NR = 32;
 
 // Rank, padded to whole panels.
@@ -141,7 +142,8 @@ __attribute__((always_inline)) inline void amx_microkernel(Panel p, Rows<T> x, E
         for (; left >= TILE_DEPTH; left -= TILE_DEPTH, group += TILE_DEPTH, w += TILE_DEPTH * p.nr)
             multiply_add_tiles<T, WIDE, X, LEFT, RIGHT>(group, x_stride, w, w_stride);
         for (; left > 0; left -= p.tail, group += p.tail, w += p.tail * p.nr)
-            multiply_add_tiles<T, WIDE, X_TAIL, LEFT_TAIL, RIGHT_TAIL>(group, x_stride, w, w_stride);
+            multiply_add_tiles<T, WIDE, X_TAIL, LEFT_TAIL, RIGHT_TAIL>(group, x_stride, w,
+                                                                       w_stride);
     }
     typedef typename Group<T>::Sum Sum;
     alignas(64) Sum sums[TILE_ROWS<T>][VECS];
@@ -214,8 +216,8 @@ template <class T, class Y> struct Output {
     }
 };
 
-// Output of one panel for the first `rows` rows of a tile: straight from registers where there is no
-// activation and the panel is whole.
+// Output of one panel for the first `rows` rows of a tile: straight from registers where there is
+// no activation and the panel is whole.
 template <class T, class Y>
 void output_panel(const Linear& l, int panel, Rows<T> x, int64_t rows, Output<T, Y> out) {
     const int64_t nr = l.sparse_u.nr, left = l.out_features - panel * nr;

@@ -2,8 +2,8 @@
 // multiply x, one for those that multiply x v^T. Rows of x, and then of x v^T, are quantized on the
 // fly with one scale each.
 //
-// x is stored with zero point 128, since VNNI wants one operand unsigned; the compensation, 128 times
-// the sum of a column's weights, is subtracted from each sum.
+// x is stored with zero point 128, since VNNI wants one operand unsigned; the compensation, 128
+// times the sum of a column's weights, is subtracted from each sum.
 #pragma once
 #include "linear.h"
 

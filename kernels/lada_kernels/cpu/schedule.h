@@ -1,9 +1,9 @@
-// Distribution of a linear's work over the threads of a parallel region. With many rows, each thread
-// takes a block of them through a whole chain of linears, so that intermediate results stay in its
-// cache; with few, the threads share the panels of each linear.
+// Distribution of a linear's work over the threads of a parallel region. With many rows, each
+// thread takes a block of them through a whole chain of linears, so that intermediate results stay
+// in its cache; with few, the threads share the panels of each linear.
 //
-// OpenMP is torch's own: the library is linked against none and finds the one that torch has loaded,
-// so that there is one pool of threads.
+// OpenMP is torch's own: the library is linked against none and finds the one that torch has
+// loaded, so that there is one pool of threads.
 #pragma once
 #include <omp.h>
 
@@ -14,8 +14,8 @@
 
 namespace {
 
-// MC: rows of a block. 16 are a whole number of row tiles. With AMX more, so that products outlast
-// the loads of their weights, as long as there are two blocks for each thread.
+// MC: rows of a block. Two row tiles; with AMX two or four, so that products outlast the loads of
+// their weights, as long as there are two such blocks for each thread.
 template <class T> int64_t block_rows(int64_t rows, int threads) {
     if (!USES_AMX<T>) return 16;
     return threads == 1 || rows >= 2 * threads * 64 ? 64 : 32;
@@ -63,8 +63,8 @@ template <class T, class Y = T> struct Step {
     Activation gate = NONE;     // gated linear unit: y is gate(first half) * second half
 };
 
-// Elements from a row of x to the next, with room for x v^T: a multiple of 32, so that rows begin at
-// cache lines, and at VNNI groups.
+// Elements from a row of x to the next, with room for x v^T: a multiple of 32, so that rows begin
+// at cache lines, and at VNNI groups.
 template <class T> int64_t row_stride(int64_t features, int64_t rank) {
     return round_up(features + (QUANTIZED<T> ? 0 : rank), 32);
 }

@@ -1,5 +1,5 @@
-// Matrix products by AMX tiles: one instruction multiplies 16 rows of x by 16 columns of weights, 16
-// VNNI groups deep. Tiles are loaded from groups as `linear.h` stores them.
+// Matrix products by AMX tiles: one instruction multiplies 16 rows of x by 16 columns of weights,
+// 16 VNNI groups deep. Tiles are loaded from groups as `linear.h` stores them.
 #pragma once
 #include <type_traits>
 

@@ -126,8 +126,8 @@ template <class T> inline void store_first(T* p, vec v, int64_t n) {
     for (int i = 0; i < n; i++) narrow(v[i], p + i);
 }
 
-// VNNI group: 32 bits of SIZE elements that are consecutive along K, which one instruction multiplies
-// and adds to a 32-bit sum: one fp32, two bf16 or four int8.
+// VNNI group: 32 bits of SIZE elements that are consecutive along K, which one instruction
+// multiplies and adds to a 32-bit sum: one fp32, two bf16 or four int8.
 template <class T> struct Group;
 
 template <> struct Group<float> {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lada_kernels.cpu import abi
+from lada_ops.engine.find import FEATURES_MULTIPLE
 
 FOLDER = Path(abi.__file__).parent
 SOURCES = "\n".join(path.read_text() for path in [*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])
@@ -68,3 +69,7 @@ def test_groups_have_the_sizes_of_the_headers():
 def test_constants_are_those_of_the_headers(name):
     (value,) = re.findall(rf"constexpr int {name} = (\d+);", SOURCES)
     assert getattr(abi, name) == int(value)
+
+
+def test_queries_keys_and_values_of_the_engine_fill_whole_panels():
+    assert FEATURES_MULTIPLE == abi.MAX_NR
