@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import lada_ops
 from benchmarks.shapes import torch_bsr
-from benchmarks.suite.measure import reason
 from benchmarks.suite.peers import prune_2to4
 from lada_ops import BlockSparseLinear, LowRankLinear
 from lada_ops.architectures.encoders import encoder_linears
+from lada_ops.tune.device import reason
 
 BSR_TOKENS = 1024  # on a CPU; it takes minutes for more, eight times as long as dense
 

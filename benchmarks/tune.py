@@ -1,11 +1,11 @@
-"""Write the tuned tables that are committed, for the GPU at hand and the shapes of BERT.
+"""Tune the committed tables for the current GPU and the shapes of BERT.
 
 ``PYTHONPATH=.:kernels python benchmarks/tune.py --budget 1800``
 
-The cases are those of `benchmarks/gpu_suite.py`, the most valuable first. Entries go to
+Cases are those of `benchmarks/gpu_suite.py`, the most valuable first. Entries go to
 ``kernels/lada_kernels/configs`` one by one; a second run goes on where the first one stopped.
-``--dry-run`` takes the same path without a GPU: tiny shapes, Triton's interpreter, a clock that
-stands still, and tables in a folder of their own.
+``--dry-run`` runs the same code without a GPU: tiny shapes, Triton's interpreter, a stopped clock,
+and tables in a folder of their own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds in all")
     parser.add_argument("--out", type=Path, help="folder of tables (default: the committed ones)")
-    parser.add_argument("--dtype", default="bfloat16", help="of all operands")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of all operands")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU, on tiny shapes")
     given = parser.parse_args(arguments)
     if given.budget <= 0:
@@ -66,32 +66,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def all_cases(dtype: str = "bfloat16"):
-    """Those of the suite, in its order: the goals, BERT-base, BERT-large."""
+    """Forward cases of the suite in its order, each in its bucket of tuned tables."""
     from benchmarks.suite import cases as suite
-    from lada_kernels.weight_names import Weight
     from lada_ops.tune import Case
 
-    def tuned(case: suite.Case) -> Case:
-        parts = Weight(
-            case.stem,
-            rank=case.rank,
-            groups=case.groups,
-            rows=case.block[0],
-            cols=case.block[1],
-            percent=round(100 * case.density),
-            hidden=case.hidden,
-            rank2=case.rank if case.hidden else 0,
-        )
-        epilogue = "fused" if case.epilogue == "gelu" else case.epilogue
-        size = case.in_features, case.out_features
-        return Case(*size, parts.name, epilogue, case.tokens, dtype)
-
-    cases = [tuned(case) for case in suite.all_cases() if not case.backward]
+    cases = [
+        Case(case.k, case.n, case.parts.name, case.epilogue, case.tokens, dtype)
+        for case in suite.all_cases()
+        if not case.backward
+    ]
     return list(dict.fromkeys(cases))
 
 
 def tiny_cases():
-    """One of each op, small enough for the interpreter."""
+    """One case per op, small enough for Triton's interpreter."""
     from lada_ops.tune import Case
 
     return [
@@ -103,7 +91,7 @@ def tiny_cases():
 
 
 class StoppedClock:
-    """Makes every call, and says that it took a second: a dry run measures nothing."""
+    """Clock that makes every call and reports one second each, for dry runs."""
 
     name = "stopped"
     min_sample_seconds = 0.0
@@ -115,12 +103,10 @@ class StoppedClock:
 
 
 def interpreter():
-    """A bench without a GPU."""
+    """Bench on Triton's interpreter."""
     from lada_ops.tune import Bench
 
-    return Bench(
-        torch.device("cpu"), "interpreter", StoppedClock(), 1, lambda case, way: [], rounds=1
-    )
+    return Bench(torch.device("cpu"), StoppedClock(), l2_bytes=1, rounds=1, name="interpreter")
 
 
 if __name__ == "__main__":

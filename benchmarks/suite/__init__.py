@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/gpu_suite.py`: cases, the ways to compute them, clocks, results."""
+"""Parts of `benchmarks/gpu_suite.py`: cases, their implementations, measurement, results."""

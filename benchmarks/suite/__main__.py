@@ -1,4 +1,4 @@
-"""One stage in this process: ``python -m benchmarks.suite kernels --out DIR --deadline EPOCH``."""
+"""Run one stage: ``python -m benchmarks.suite kernels --out DIR --deadline EPOCH``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--deadline", type=float, default=math.inf, help="seconds since the epoch")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--after-crash", action="store_true", help="the stage ended in a row")
+    parser.add_argument("--after-crash", action="store_true", help="restarted after a crash")
     given = parser.parse_args()
     if given.dry_run:
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton asks once, when it is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, on import
     warnings.filterwarnings("ignore", "Sparse BSR tensor support|The PyTorch API of Sparse")
     import torch
 

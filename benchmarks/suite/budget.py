@@ -1,4 +1,4 @@
-"""Time: what is left, and whether a row still fits into it."""
+"""Time budget of the suite: seconds left, and the expected seconds of a row."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
-FIRST = 30.0  # seconds: compiling, beside all else
+FIRST = 30.0  # seconds of a first row, which compiles
 MARGIN = 1.5
-MEMORY = 8  # rows
+WINDOW = 8  # rows
 
-# of the time that is left when a stage begins, how much it may take; the last one takes the rest
+# share of the remaining time that a stage may take; the last one takes all
 SHARES = {"tests": 0.35, "ceilings": 1.0, "kernels": 0.75, "tune": 1.0}
 
 
 class Budget:
-    """The seconds until `deadline`, on the clock `now` (by default seconds since the epoch)."""
+    """Seconds until `deadline` by the clock `now`, by default since the epoch."""
 
     def __init__(self, deadline: float, now: Callable[[], float] = time.time) -> None:
         self._deadline = deadline
@@ -29,19 +29,19 @@ class Budget:
 
 
 class Pace:
-    """How long rows take, by kind: the slowest of the last few, and a margin."""
+    """Expected seconds of a row by kind: the slowest of the last rows, times a margin."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MEMORY))
+        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def took(self, kind: str, seconds: float) -> None:
         self._seconds[kind].append(seconds)
 
     def expected(self, kind: str) -> float:
-        seen = self._seconds.get(kind)
-        return MARGIN * max(seen) if seen else FIRST
+        last = self._seconds.get(kind)
+        return MARGIN * max(last) if last else FIRST
 
 
 def seconds_for(stage: str, stages: Sequence[str], left: float) -> float:
-    """What `stage` may take of `left` seconds, if those of `stages` behind it want the rest."""
+    """Seconds of `left` that `stage` may take, so that the `stages` behind it get theirs."""
     return left if stage == stages[-1] else SHARES[stage] * left

@@ -1,168 +1,180 @@
-"""What is measured, the most valuable first.
+"""Cases of the GPU suite, the most valuable first.
 
-First the goals, then backward, then the grid: BERT-base with the epilogue each linear has in the
-model, BERT-base without, BERT-large. Within each, kernels take turns, so that wherever the time
-ends, all of them have been measured about as far.
+First the goals, then training steps, then the grid: BERT-base with the epilogue of each linear in
+the model, BERT-base without, BERT-large. Within each, the kernels alternate, so that all of them
+are measured about as far wherever the time ends.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lada_ops.tune import Case
 
 TOKENS = (8192, 2048, 128, 512, 32768, 16, 65536)
 RANKS = (64, 128, 32, 96, 192, 256)
-DENSITIES = (0.1, 0.3, 0.2, 0.05, 0.5)
+DENSITIES = (10, 30, 20, 5, 50)  # per cent
 BLOCKS = ((128, 16), (64, 16), (64, 32), (32, 32), (16, 16))
-BASE, LARGE = 768, 1024  # hidden sizes; the inner one of the feed-forward is four times as wide
+BASE, LARGE = 768, 1024  # hidden sizes; a feed-forward's inner size is four times as large
+_EPILOGUES = {"plain": "plain", "fused": "gelu", "norm": "norm"}  # of a linear, in result files
 
 
 @dataclass(frozen=True)
-class Case:
-    """A compressed linear (in, out), or feed-forward (in, hidden, in), applied to `tokens` rows.
+class SuiteCase(Case):
+    """A case of the suite: the forward pass, or a training step.
 
-    epilogue: "plain" (bias), "gelu" (bias, GELU) or "norm" (bias, residual, LayerNorm).
-    groups: how many low-rank pairs share x, each for as many columns, as query, key and value do.
-    backward: a training step instead: the gradients of input and weights, forward included.
+    backward: True for a training step, with the gradients of input and weights; forward included.
     """
 
-    stem: str
-    tokens: int
-    in_features: int
-    out_features: int
-    epilogue: str = "plain"
-    rank: int = 0
-    block: tuple[int, int] = (0, 0)
-    density: float = 0.0
-    hidden: int = 0
-    groups: int = 1
     backward: bool = False
 
     @property
-    def shape(self) -> str:
-        widths = (self.in_features, self.hidden, self.out_features)
-        return "-".join(str(width) for width in widths if width)
-
-    @property
-    def weight(self) -> str:
-        """Such as ``r64``, ``r64x3``, ``128x16 d10`` or ``r64+128x16 d05``."""
-        parts = [f"r{self.rank}{f'x{self.groups}' * (self.groups > 1)}"] if self.rank else []
-        if self.density:
-            parts.append(f"{self.block[0]}x{self.block[1]} d{round(100 * self.density):02}")
-        return "+".join(parts)
-
-    @property
-    def key(self) -> str:
+    def row_key(self) -> str:
+        """Key of its row in result files, such as "768-3072 M=16 128x16 d10 gelu"."""
+        case = self.to_dict()
+        widths = (case["in_features"], case["hidden"], case["out_features"])
+        shape = "-".join(str(width) for width in widths if width)
+        parts = self.parts
+        rank = [f"r{parts.rank}{f'x{parts.groups}' * (parts.groups > 1)}"] if parts.rank else []
+        blocks = [f"{parts.rows}x{parts.cols} d{parts.percent:02}"] if parts.rows else []
+        weight = "+".join(rank + blocks)
         backward = " backward" if self.backward else ""
-        return f"{self.shape} M={self.tokens} {self.weight} {self.epilogue}{backward}"
+        return f"{shape} M={self.tokens} {weight} {case['epilogue']}{backward}"
 
     @property
     def beside_2to4(self) -> bool:
-        """2:4 keeps half of any weight: it is measured once per shape, where it is nearest."""
-        return not self.backward and not self.hidden and (self.rank == 128 or self.density == 0.5)
+        """True for the one weight per shape that is compared with 2:4, of about the same size."""
+        parts = self.parts
+        linear = not self.backward and not parts.hidden
+        return linear and (parts.rank == 128 or parts.percent == 50)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as result files have them."""
+        parts = self.parts
+        return {
+            "stem": self.stem,
+            "tokens": self.tokens,
+            "in_features": self.k,
+            "out_features": self.n,
+            "epilogue": _EPILOGUES[self.epilogue],
+            "rank": parts.rank,
+            "block": (parts.rows, parts.cols),
+            "density": parts.percent / 100,
+            "hidden": parts.hidden,
+            "groups": parts.groups,
+            "backward": self.backward,
+        }
 
 
-def all_cases() -> list[Case]:
-    """Every case once, in the order of its value."""
+def low_rank(rank: int, groups: int = 1) -> str:
+    return f"r{rank}x{groups}" if groups > 1 else f"r{rank}"
+
+
+def sparse(block: tuple[int, int], percent: int) -> str:
+    return f"{block[0]}x{block[1]}-d{percent:02}"
+
+
+def sparse_low_rank(rank: int, block: tuple[int, int], percent: int) -> str:
+    return f"{low_rank(rank)}+{sparse(block, percent)}"
+
+
+def all_cases(dtype: str = "bfloat16") -> list[SuiteCase]:
+    """Distinct cases in decreasing value."""
     groups = [goals(), backward(), grid(BASE, natural=True), grid(BASE, natural=False)]
     groups += [grid(LARGE, natural=True), grid(LARGE, natural=False)]
-    return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
+    distinct = dict.fromkeys(itertools.chain.from_iterable(groups))
+    return [replace(case, dtype=dtype) for case in distinct]
 
 
-def goals() -> Iterator[Case]:
-    """The cases by which the project's goals are met or missed."""
-    low_rank = [
-        Case("low_rank_linear", tokens, BASE, 4 * BASE, "gelu", rank)
+def goals() -> Iterator[SuiteCase]:
+    """Cases by which the project's goals are met or missed."""
+    low_rank_cases = [
+        SuiteCase(BASE, 4 * BASE, low_rank(rank), "fused", tokens)
         for tokens in (8192, 32768, 65536)
         for rank in (128, 64, 96, 32)
     ]
-    sparse = [
-        Case("block_sparse_linear", tokens, k, n, "plain", 0, (128, 16), density)
+    sparse_cases = [
+        SuiteCase(k, n, sparse((128, 16), percent), "plain", tokens)
         for k, n in ((BASE, 4 * BASE), (4 * BASE, BASE), (BASE, BASE))
         for tokens in (2048, 8192, 32768, 65536)
-        for density in (0.1, 0.4, 0.3, 0.2, 0.05)
+        for percent in (10, 40, 30, 20, 5)
     ]
-    return _in_turns([feed_forward(8192, BASE, 64)], low_rank, sparse)
+    return _alternated([feed_forward(8192, BASE, 64)], low_rank_cases, sparse_cases)
 
 
-def backward() -> Iterator[Case]:
-    wide = (BASE, 4 * BASE)
-    tokens = (8192, 2048)
-    low_rank = [
-        Case("low_rank_linear", m, *wide, "gelu", rank, backward=True)
-        for m in tokens
-        for rank in (64, 128)
-    ]
-    sparse = [
-        Case("block_sparse_linear", m, *wide, "gelu", 0, block, density, backward=True)
-        for m in tokens
-        for block in ((128, 16), (32, 32))
-        for density in (0.1, 0.3)
-    ]
-    both = [
-        Case("sparse_low_rank_linear", m, *wide, "gelu", 64, (128, 16), 0.05, backward=True)
-        for m in tokens
-    ]
-    return _in_turns(low_rank, sparse, both)
+def backward() -> Iterator[SuiteCase]:
+    blocks = [sparse(block, percent) for block in ((128, 16), (32, 32)) for percent in (10, 30)]
+    ranks = [low_rank(rank) for rank in (64, 128)]
+    sums = [sparse_low_rank(64, (128, 16), 5)]
+    return _alternated(
+        *(
+            [
+                SuiteCase(BASE, 4 * BASE, weight, "fused", tokens, backward=True)
+                for tokens in (8192, 2048)
+                for weight in weights
+            ]
+            for weights in (ranks, blocks, sums)
+        )
+    )
 
 
-def grid(hidden: int, natural: bool) -> Iterator[Case]:
-    """All token counts, ranks, blocks and densities over the linears of one encoder layer.
+def grid(hidden: int, natural: bool) -> Iterator[SuiteCase]:
+    """Grid of token counts, ranks, blocks and densities over the linears of an encoder layer.
 
-    natural: with the epilogue that follows the linear in the model, else none.
+    natural: True for the epilogue that follows the linear in the model, False for a bias alone.
     """
     wide, narrow, square = (hidden, 4 * hidden), (4 * hidden, hidden), (hidden, hidden)
-    places = [(wide, "gelu"), (narrow, "norm"), (square, "norm")]
-    linears = [(shape, epilogue if natural else "plain") for shape, epilogue in places]
-    low_rank, sparse, both = [], [], []
-    for tokens, (shape, epilogue) in itertools.product(TOKENS, linears):
-        here = (tokens, *shape, epilogue)
-        low_rank += [Case("low_rank_linear", *here, rank) for rank in RANKS]
-        sparse += [
-            Case("block_sparse_linear", *here, 0, block, density)
-            for block in BLOCKS
-            for density in DENSITIES
+    epilogues = [(wide, "fused"), (narrow, "norm"), (square, "norm")]
+    linears = [(shape, epilogue if natural else "plain") for shape, epilogue in epilogues]
+
+    def cases(weights: list[str]) -> list[SuiteCase]:
+        return [
+            SuiteCase(*shape, weight, epilogue, tokens)
+            for tokens in TOKENS
+            for shape, epilogue in linears
+            for weight in weights
         ]
-        both.append(Case("sparse_low_rank_linear", *here, 64, BLOCKS[0], 0.05))
-    joint = [
-        Case("low_rank_linear", tokens, hidden, 3 * hidden, "plain", rank, groups=3)
+
+    ranks = cases([low_rank(rank) for rank in RANKS])
+    blocks = cases([sparse(block, percent) for block in BLOCKS for percent in DENSITIES])
+    sums = cases([sparse_low_rank(64, BLOCKS[0], 5)])
+    merged = [
+        SuiteCase(hidden, 3 * hidden, low_rank(rank, groups=3), "plain", tokens)
         for tokens in TOKENS
         for rank in RANKS
     ]
-    whole = [feed_forward(tokens, hidden, rank) for tokens in TOKENS for rank in RANKS]
-    return _in_turns(low_rank, sparse, *([whole, joint] if natural else []), both)
+    feed_forwards = [feed_forward(tokens, hidden, rank) for tokens in TOKENS for rank in RANKS]
+    return _alternated(ranks, blocks, *([feed_forwards, merged] if natural else []), sums)
 
 
-def feed_forward(tokens: int, hidden: int, rank: int) -> Case:
-    return Case("low_rank_ffn", tokens, hidden, hidden, "norm", rank, hidden=4 * hidden)
+def feed_forward(tokens: int, hidden: int, rank: int) -> SuiteCase:
+    return SuiteCase(hidden, hidden, f"r{rank}-{4 * hidden}-r{rank}", "norm", tokens)
 
 
-def tiny_cases() -> list[Case]:
-    """One of each kind, small enough for the interpreter and for a memory checker."""
-    low_rank = [
-        Case("low_rank_linear", 33, 48, 80, epilogue, rank)
-        for epilogue, rank in (("plain", 16), ("gelu", 24), ("norm", 128))
-    ]
-    sparse = [
-        Case("block_sparse_linear", tokens, 128, 128, epilogue, 0, block, 0.5)
-        for tokens, epilogue, block in (
-            (33, "plain", (16, 16)),
-            (7, "gelu", (64, 16)),
-            (33, "norm", (32, 32)),
+def tiny_cases(dtype: str = "float16") -> list[SuiteCase]:
+    """One case of each kind, small enough for Triton's interpreter and for a memory checker."""
+    return [
+        SuiteCase(*shape, weight, epilogue, tokens, dtype, backward)
+        for shape, weight, epilogue, tokens, backward in (
+            ((64, 64), "r16-128-r16", "norm", 33, False),
+            ((48, 80), "r16", "plain", 33, False),
+            ((48, 80), "r24", "fused", 33, False),
+            ((48, 80), "r128", "norm", 33, False),
+            ((48, 96), "r16x3", "plain", 33, False),
+            ((128, 128), "16x16-d50", "plain", 33, False),
+            ((128, 128), "64x16-d50", "fused", 7, False),
+            ((128, 128), "32x32-d50", "norm", 33, False),
+            ((128, 128), "r16+16x16-d50", "fused", 33, False),
+            ((48, 80), "r16", "fused", 33, True),
+            ((128, 128), "16x16-d50", "fused", 33, True),
+            ((128, 128), "r16+16x16-d50", "fused", 33, True),
         )
     ]
-    both = Case("sparse_low_rank_linear", 33, 128, 128, "gelu", 16, (16, 16), 0.5)
-    joint = Case("low_rank_linear", 33, 48, 96, "plain", 16, groups=3)
-    whole = Case("low_rank_ffn", 33, 64, 64, "norm", 16, hidden=128)
-    steps = [
-        Case("low_rank_linear", 33, 48, 80, "gelu", 16, backward=True),
-        Case("block_sparse_linear", 33, 128, 128, "gelu", 0, (16, 16), 0.5, backward=True),
-        Case("sparse_low_rank_linear", 33, 128, 128, "gelu", 16, (16, 16), 0.5, backward=True),
-    ]
-    return [whole, *low_rank, joint, *sparse, both, *steps]
 
 
-def _in_turns(*groups: Iterable[Case]) -> Iterator[Case]:
+def _alternated(*groups: Iterable[SuiteCase]) -> Iterator[SuiteCase]:
     for turn in itertools.zip_longest(*groups):
         yield from (case for case in turn if case is not None)

@@ -1,4 +1,4 @@
-"""What the device can do at best: copy, multiply, start a kernel. Rows are held to these."""
+"""Measured ceilings of the device: copy bandwidth, matmul rate, time of a graph node."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SAMPLES = 15
 def measure_ceilings(
     device: torch.device, dtype: torch.dtype, clock: Clock, quick: bool = False
 ) -> dict[str, Any]:
-    """Rates in bytes and operations per second, a graph node's seconds, and the L2's bytes.
+    """Bytes and FLOPs per second, seconds per graph node, and bytes of the L2 cache.
 
-    quick: of operands that are too small to tell, to see that it works.
+    quick: tiny operands, whose rates mean nothing, for dry runs.
     """
     length, side = (2**30, 8192) if device.type == "cuda" else (2**28, 2048)
     if quick:
         length, side = 2**22, 256
     source = torch.empty(length, dtype=torch.uint8, device=device).random_(0, 256)
     target = torch.empty_like(source)
-    # random, since a product of zeros is faster than any other
+    # random, since products of zeros draw less power and run faster
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
     word = torch.zeros(1, device=device)
@@ -38,7 +38,7 @@ def measure_ceilings(
         times = [clock.sample(itertools.repeat(rotation), 1)[0] for _ in range(SAMPLES)]
         return min(times)
 
-    # first: threads of a CPU that are new take a second to find a core each
+    # first, since new CPU threads take a second to spread over the cores
     flops = 2 * side**3 / seconds(lambda: torch.mm(a, b, out=product))
     return {
         "bytes_per_second": 2 * length / seconds(lambda: target.copy_(source)),

@@ -1,7 +1,6 @@
-"""Is it right on this device: the tests, and small shapes under compute-sanitizer.
+"""Correctness on this device: test files, and small shapes under compute-sanitizer.
 
-Test files run side by side, as many as the CPU's cores allow, since most of their time goes into
-compiling. Each is one row.
+Test files run in parallel, since most of their time is compilation. Each is one row.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[2]
 PATTERNS = (
     "tests/kernels/test_*.py",
-    "tests/test_*linear.py",
-    "tests/test_low_rank_ffn.py",
+    "tests/ops/test_*linear.py",
+    "tests/ops/test_low_rank_ffn.py",
+    "tests/modules/test_*linear.py",
+    "tests/modules/test_low_rank_ffn.py",
     "tests/latency/test_clock.py",
     "tests/latency/test_graphs.py",
 )
@@ -34,19 +35,19 @@ MAX_FAILURES = 30
 
 
 def test_files(dry_run: bool) -> list[str]:
-    """The tests that a GPU may fail, those of the kernels first."""
+    """Test files that run kernels, those of `lada_kernels` first."""
     patterns = DRY_PATTERNS if dry_run else PATTERNS
     found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     return [str(p.relative_to(ROOT)) for p in found]
 
 
 def workers() -> int:
-    """How many test files at once: each compiles on one core, and holds a context on the GPU."""
+    """Number of test files at once, each with a core to compile on and a GPU context."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 def run_tests(path: str, seconds: float, report: Path) -> dict[str, Any]:
-    """One file's outcome: counts, failures by name and first line, and whether all is well."""
+    """Row of a test file: ok, counts, and the first line of each failure by test name."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
     done = run([*command, f"--junitxml={report}"], seconds)
     row = {"ok": done["returncode"] == 0, "seconds": done["seconds"]}
@@ -63,7 +64,7 @@ def _stopped(seconds: float) -> dict[str, Any]:
 
 
 def junit(xml: str) -> dict[str, Any]:
-    """The counts of a JUnit report, and the first lines of what failed."""
+    """Counts of a JUnit report, and the first line of each failure by test name."""
     cases = list(ElementTree.fromstring(xml).iter("testcase"))
     failures, skipped = {}, 0
     for case in cases:
@@ -82,7 +83,7 @@ def junit(xml: str) -> dict[str, Any]:
 
 
 def sanitize(tool: str, seconds: float, cuda: bool) -> dict[str, Any]:
-    """The small shapes under one tool of compute-sanitizer, or why not."""
+    """Row of the small shapes under one tool of compute-sanitizer, or the reason for none."""
     program = find_sanitizer(os.environ, Path(sysconfig.get_paths()["purelib"]))
     if not cuda:
         return {"ok": None, "reason": "there is no GPU"}
@@ -97,7 +98,7 @@ def sanitize(tool: str, seconds: float, cuda: bool) -> dict[str, Any]:
 
 
 def find_sanitizer(variables: Mapping[str, str], site_packages: Path) -> str | None:
-    """compute-sanitizer, from the path, a CUDA toolkit or an nvidia wheel."""
+    """Path of compute-sanitizer: on PATH, in a CUDA toolkit or in an nvidia wheel."""
     name = "compute-sanitizer"
     found = shutil.which(name, path=variables.get("PATH", ""))
     if found:
@@ -110,16 +111,16 @@ def find_sanitizer(variables: Mapping[str, str], site_packages: Path) -> str | N
 
 
 def environment() -> dict[str, str]:
-    """That of a program of ours: on our path, and out of the interpreter that a dry run is in."""
+    """Environment of a child process: our packages on its path, Triton compiling."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run(command: Sequence[str], seconds: float, no_cache: bool = False) -> dict[str, Any]:
-    """A program's exit status and the end of what it printed; ended after `seconds`.
+    """Exit status and last lines of a program, killed after `seconds`.
 
-    no_cache: torch allocates each tensor by itself, so that a tool sees where one ends.
+    no_cache: disables torch's caching allocator, so that a tool sees the bounds of every tensor.
     """
     env = environment()
     if no_cache:
@@ -139,7 +140,7 @@ def run(command: Sequence[str], seconds: float, no_cache: bool = False) -> dict[
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             timed_out = True
-            os.killpg(process.pid, 9)  # with its children, on the GPU too
+            os.killpg(process.pid, 9)  # the process group, children included
             output, _ = process.communicate()
     return {
         "returncode": process.returncode,

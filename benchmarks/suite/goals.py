@@ -1,8 +1,8 @@
-"""The project's goals, each held against the rows it is about."""
+"""Goals of the project, each compared with the rows that it applies to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ Rows = Mapping[str, Mapping[str, Row]]  # stem -> key -> row
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that each row of a kind should reach.
+    """Least figure of every row that a goal applies to.
 
-    figure: of a row, None where it is not there to be had (its way failed).
+    about: True for the cases it applies to. figure: figure of a row, None where an implementation
+    failed.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Goal:
     target: float
 
     def outcome(self, rows: Rows) -> tuple[str, list[tuple[str, float | None]]]:
-        """``met``, ``missed`` or ``not measured``, and the figure of each row."""
+        """Outcome ``met``, ``missed`` or ``not measured``, and the figure of each row."""
         figures = [
             (key, self.figure(row))
             for key, row in rows.get(self.stem, {}).items()
@@ -37,21 +38,18 @@ class Goal:
         return "met" if met else "missed", figures
 
 
-def _timing(row: Row, *ways: str) -> Mapping[str, Any] | None:
-    """The fastest of `ways` that was timed."""
-    there = [row["timings"][way] for way in ways if way in row.get("timings", {})]
-    return min(there, key=lambda timing: timing["median_seconds"], default=None)
+def _timing(row: Row, name: str) -> Mapping[str, Any] | None:
+    return row.get("timings", {}).get(name)
 
 
-def over(way: str | Iterable[str], ours: str, quantile: str = "median") -> Callable[..., Any]:
-    """How many times as fast as `way` (the fastest of several) `ours` is in a row."""
-    names = [way] if isinstance(way, str) else list(way)
+def speedup(ours: str, peer: str, quantile: str = "median") -> Callable[..., Any]:
+    """Figure of a row: the speed-up of `ours` over `peer`."""
 
     def figure(row: Row) -> float | None:
-        theirs, own = _timing(row, *names), _timing(row, ours)
+        theirs, own = _timing(row, peer), _timing(row, ours)
         if theirs is None or own is None:
             return None
-        if theirs["name"] == "dense":  # its ratios were taken within rounds
+        if peer == "dense":  # these ratios were taken within rounds
             return own[f"speedup_{quantile}"]
         return theirs["median_seconds"] / own["median_seconds"]
 
@@ -88,26 +86,26 @@ GOALS = (
     ),
     Goal(
         "the same: times as fast as two cuBLAS products and a GELU kernel",
-        *("low_rank_linear", _large_gelu, over("two products", "one_launch"), 1.4),
+        *("low_rank_linear", _large_gelu, speedup("one_launch", "two products"), 1.4),
     ),
     Goal(
         "block_sparse_linear, 128x16, density <= .4, M >= 2048: times as fast as dense",
-        *("block_sparse_linear", _wide_blocks, over("dense", "one_launch"), 1.0),
+        *("block_sparse_linear", _wide_blocks, speedup("one_launch", "dense"), 1.0),
     ),
     Goal(
         "block_sparse_linear, every shape: its dispatch is never below dense (upper quartile)",
-        *("block_sparse_linear", _forward, over("dense", "dispatch", "q75"), 1.0),
+        *("block_sparse_linear", _forward, speedup("dispatch", "dense", "q75"), 1.0),
     ),
     Goal(
         "block_sparse_linear, every shape: times as fast as torch's BSR, tuned",
-        *("block_sparse_linear", _forward, over("torch BSR", "dispatch"), 1.5),
+        *("block_sparse_linear", _forward, speedup("dispatch", "torch BSR"), 1.5),
     ),
     Goal(
         "low_rank_linear, every shape: its dispatch is never below dense (upper quartile)",
-        *("low_rank_linear", _forward, over("dense", "dispatch", "q75"), 1.0),
+        *("low_rank_linear", _forward, speedup("dispatch", "dense", "q75"), 1.0),
     ),
     Goal(
         "low_rank_ffn, r = 64, M = 8192: times as fast as dense feed-forward, residual, LayerNorm",
-        *("low_rank_ffn", _feed_forward, over("dense", "dispatch"), 3.0),
+        *("low_rank_ffn", _feed_forward, speedup("dispatch", "dense"), 3.0),
     ),
 )

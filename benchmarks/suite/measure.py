@@ -1,6 +1,7 @@
-"""One row: every way of a problem prepared, checked, and timed beside the others.
+"""Rows: all implementations of a workload prepared, checked, and timed side by side.
 
-A way that cannot be prepared, fails or is wrong becomes a reason in the row; the others go on.
+An implementation that cannot be prepared, fails or is wrong becomes a reason in the row; the others
+go on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from lada_ops.latency import (
     TOLERANCES,
     Candidate,
-    Clock,
     Comparison,
     Rotation,
     WrongOutput,
@@ -23,43 +23,27 @@ from lada_ops.latency import (
     copies_for,
 )
 from lada_ops.machine_code.roofline import Ceilings
+from lada_ops.tune.device import Bench, NoGpu, reason
 
-from .problem import Entry, Problem
 from .roofline import achieved
+from .workload import Implementation, Workload
 
 BASELINE = "dense"
-ROUNDS = 11
-MAX_REASON = 300  # characters
 
 
 class DeviceLost(RuntimeError):
-    """The GPU's context is beyond use after an error in a kernel; only a new process gets another.
+    """Error in a kernel that left the GPU's context unusable; only a new process gets another.
 
-    way: whose error it was.
+    name: the implementation that failed.
     """
 
-    def __init__(self, way: str, error: Exception) -> None:
-        super().__init__(f"{way}: {reason(error)}")
-        self.way = way
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where rows are measured. l2_bytes: of the cache that copies must not fit in."""
-
-    device: torch.device
-    clock: Clock
-    l2_bytes: int
-    ceilings: Ceilings | None = None
-    rounds: int = ROUNDS
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(f"{name}: {reason(error)}")
+        self.name = name
 
 
 class Launched(Rotation):
-    """Calls that no graph can hold, since they synchronise: made one by one, as fast as they go."""
+    """Calls that synchronise, so that no CUDA graph can capture them: launched one by one."""
 
     def replay(self) -> None:
         for _ in range(self.count):
@@ -68,79 +52,74 @@ class Launched(Rotation):
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
-    entry: Entry
+    implementation: Implementation
     candidate: Candidate
     rotation: Rotation
 
 
-def measure(problem: Problem, dtype: torch.dtype, bench: Bench) -> dict[str, Any]:
-    """The row: ``timings`` by way with what each achieved, and ``failed``, way -> reason.
+def measure(workload: Workload, bench: Bench, ceilings: Ceilings | None) -> dict[str, Any]:
+    """Row of a workload: ``timings`` with achieved rates and ``failed`` reasons, both by name.
 
-    Raises DeviceLost where an error leaves no way to go on in this process.
+    Raises DeviceLost where an error leaves the device unusable in this process.
     """
     failed: dict[str, str] = {}
     ready: dict[str, _Ready] = {}
-    for name, prepare in problem.ways.items():
+    for name, prepare in workload.implementations.items():
         try:
-            ready[name] = _prepare(name, prepare, problem, dtype, bench)
-        except Exception as error:  # whatever a peer raises is its result
+            ready[name] = _prepare(name, prepare, workload, bench)
+        except Exception as error:  # a peer may raise anything; it becomes a reason
             check_device(name, error, bench)
             failed[name] = reason(error)
     comparison = _compare(ready, failed, bench)
-    row = {"case": vars(problem.case), "failed": failed}
+    row = {"case": workload.case.to_dict(), "failed": failed}
     if comparison is None:
         return row
     return row | {
         "settings": dict(comparison.settings),
         "timings": {
             timing.name: timing.to_dict()
-            | achieved(
-                ready[timing.name].entry.work(problem.case.tokens, problem.output_bytes),
-                timing.seconds.median,
-                bench.ceilings,
-            )
-            | {
-                "copies": len(ready[timing.name].rotation.calls),
-                "launched": isinstance(ready[timing.name].rotation, Launched),
-                **ready[timing.name].entry.note,
-            }
+            | _details(ready[timing.name], workload, timing.seconds.median, ceilings)
             for timing in comparison.timings
         },
     }
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, in a line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:MAX_REASON]
+def _details(
+    ready: _Ready, workload: Workload, seconds: float, ceilings: Ceilings | None
+) -> dict[str, Any]:
+    work = ready.implementation.work(workload.case.tokens, workload.output_bytes)
+    return achieved(work, seconds, ceilings) | {
+        "copies": len(ready.rotation.calls),
+        "launched": isinstance(ready.rotation, Launched),
+        **ready.implementation.note,
+    }
 
 
 def _prepare(
     name: str,
-    prepare: Callable[[], Entry],
-    problem: Problem,
-    dtype: torch.dtype,
+    prepare: Callable[[], Implementation],
+    workload: Workload,
     bench: Bench,
 ) -> _Ready:
-    entry = prepare()
-    expected = problem.expected if entry.expected is None else entry.expected
-    tokens = problem.case.tokens
-    copies = copies_for(entry.work(tokens, problem.output_bytes).bytes, bench.l2_bytes)
-    calls = entry.copies(copies)
-    candidate = Candidate(name, calls, expected, TOLERANCES[dtype], entry.read)
+    made = prepare()
+    expected = workload.expected if made.expected is None else made.expected
+    work = made.work(workload.case.tokens, workload.output_bytes)
+    calls = made.copies(copies_for(work.bytes, bench.l2_bytes))
+    tolerance = TOLERANCES[getattr(torch, workload.case.dtype)]
+    candidate = Candidate(name, calls, expected, tolerance, made.read)
     with torch.no_grad():
-        _poison(problem.output_bytes, bench)
+        bench.poison(workload.output_bytes)
         candidate.error(calls[0](), candidate.expect())
         rotation = _rotation(calls, bench)
-    return _Ready(entry, replace(candidate, run=rotation), rotation)
+    return _Ready(made, replace(candidate, run=rotation), rotation)
 
 
 def _rotation(calls: list[Callable[[], Any]], bench: Bench) -> Rotation:
     rotation = Rotation(calls)
-    if not bench.cuda:
+    if not bench.is_cuda:
         return rotation
     torch.cuda.synchronize()
-    if _waits(calls[0]):
+    if _synchronises(calls[0]):
         return Launched(calls)
     try:
         rotation.replay()
@@ -151,11 +130,11 @@ def _rotation(calls: list[Callable[[], Any]], bench: Bench) -> Rotation:
         return Launched(calls)
 
 
-def _waits(call: Callable[[], Any]) -> bool:
-    """Whether `call` waits for the GPU, which no graph can hold.
+def _synchronises(call: Callable[[], Any]) -> bool:
+    """True if `call` synchronises with the GPU, so that no graph can capture it.
 
-    It is not left to the capture to find out: before torch 2.12, one that fails spoils the
-    allocator, and with it every later capture (pytorch#180395).
+    Tested ahead of the capture: before torch 2.12 a failed one corrupts the allocator, and with it
+    every later capture (pytorch#180395).
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -170,25 +149,12 @@ def _waits(call: Callable[[], Any]) -> bool:
     return False
 
 
-def _poison(output_bytes: int, bench: Bench) -> None:
-    """Leave NaN where outputs will lie, so that what is not written is seen.
-
-    Memory that was just freed is what the allocator gives out next; without this it may hold the
-    right answer of the way before.
-    """
-    blocks = [
-        torch.full((output_bytes // 2,), float("nan"), dtype=torch.float16, device=bench.device)
-        for _ in range(4)
-    ]
-    del blocks
-
-
 def _compare(ready: dict[str, _Ready], failed: dict[str, str], bench: Bench) -> Comparison | None:
-    """Those that are ready, side by side; whoever turns out wrong moves to `failed`."""
+    """Comparison of all that are ready; those with wrong outputs move to `failed`."""
     while BASELINE in ready:
         try:
             return compare(
-                [way.candidate for way in ready.values()],
+                [one.candidate for one in ready.values()],
                 baseline=BASELINE,
                 rounds=bench.rounds,
                 warmup=1,
@@ -205,14 +171,13 @@ def _compare(ready: dict[str, _Ready], failed: dict[str, str], bench: Bench) -> 
     return None
 
 
-def check_device(way: str, error: Exception, bench: Bench) -> None:
-    """Free what the failed `way` held. Raises DeviceLost if the GPU does not work any more."""
-    if not bench.cuda:
+def check_device(name: str, error: Exception, bench: Bench) -> None:
+    """Free the memory of a failed implementation. Raises DeviceLost if the GPU is unusable."""
+    if not bench.is_cuda:
         return
-    error.__traceback__ = None  # it holds the tensors that did not fit
+    error.__traceback__ = None  # its frames hold tensors
     gc.collect()
     try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        raise DeviceLost(way, error) from None
+        bench.check_alive()
+    except NoGpu:
+        raise DeviceLost(name, error) from None

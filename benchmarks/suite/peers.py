@@ -1,4 +1,4 @@
-"""Others' sparse products: torch's block-sparse one, tuned by its own tuner, and 2:4."""
+"""Peers of our sparse kernels: torch's block-sparse product, tuned by its own tuner, and 2:4."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from unittest.mock import patch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import Case
-from .problem import Entry, Operands, finished
+from lada_ops.tune import Case
+from lada_ops.tune.operands import Operands, finished
+
+from .workload import Implementation
 
 TUNER_SECONDS = 12.0
-WARM_UP, REPEAT = 5, 20  # milliseconds; with torch's own, 500 and 100, a shape takes minutes
+WARM_UP, REPEAT = 5, 20  # milliseconds; torch's 500 and 100 would take minutes per shape
 
 _tuned: dict[tuple[Any, ...], dict[str, Any] | RuntimeError] = {}
 
 
 def tuning_key(case: Case) -> tuple[Any, ...]:
-    """What torch's parameters are found for once; it, too, looks them up across densities."""
-    return case.tokens, case.in_features, case.out_features, case.block
+    """Key of the parameters that torch's tuner finds; like torch's own, it ignores density."""
+    return case.tokens, case.k, case.n, case.parts.rows, case.parts.cols
 
 
 def is_tuned(case: Case) -> bool:
     return tuning_key(case) in _tuned
 
 
-def torch_bsr(operands: Operands) -> Entry:
+def torch_bsr(operands: Operands) -> Implementation:
     """`bsr_dense_addmm`, the product behind ``F.linear(x, bsr)``."""
     bsr, key = operands.bsr, tuning_key(operands.case)
     assert bsr is not None
-    # it would write the bias out at each call; beforehand is the best that can be done for it
-    added = operands.bias[:, None].expand(-1, operands.case.tokens).contiguous()
+    # expanded ahead of the timed call, to the peer's advantage
+    added = operands.biases["bias"][:, None].expand(-1, operands.case.tokens).contiguous()
     tensors = {"x": operands.x, "bsr": bsr.to_torch(), "added": added}
     if key not in _tuned:
         try:
-            _tuned[key] = tune(**tensors, density=operands.case.density)
+            _tuned[key] = tune(**tensors, density=operands.case.parts.percent / 100)
         except RuntimeError as error:
             _tuned[key] = error
-    found = _tuned[key]
-    if isinstance(found, RuntimeError):
-        raise found
-    call = partial(bsr_linear, operands.activation, found["meta"])
-    return Entry(call, tensors | operands.finish, bsr.values.numel(), note=found)
+    tuned = _tuned[key]
+    if isinstance(tuned, RuntimeError):
+        raise tuned
+    call = partial(bsr_linear, operands.activation, tuned["meta"])
+    return Implementation(call, tensors | operands.epilogue, bsr.values.numel(), note=tuned)
 
 
 def bsr_linear(
@@ -54,16 +56,16 @@ def bsr_linear(
     x: Tensor,
     bsr: Tensor,
     added: Tensor,
-    **finish: Tensor,
+    **epilogue: Tensor,
 ) -> Tensor:
     from torch.sparse._triton_ops import bsr_dense_addmm
 
     z = bsr_dense_addmm(added, bsr, x.t(), meta=meta).t()
-    return finished(z, activation, **finish)
+    return finished(z, activation, **epilogue)
 
 
 def tune(x: Tensor, bsr: Tensor, added: Tensor, density: float) -> dict[str, Any]:
-    """The parameters that torch's tuner finds in `TUNER_SECONDS`, and how many it tried."""
+    """Parameters that torch's tuner finds in `TUNER_SECONDS`, and the number it tried."""
     import triton
     from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
 
@@ -73,7 +75,8 @@ def tune(x: Tensor, bsr: Tensor, added: Tensor, density: float) -> dict[str, Any
     def hurried(function: Callable[[], Any], **_: Any) -> Any:
         nonlocal tried, failure
         if time.monotonic() - start > TUNER_SECONDS:
-            raise TimeoutError("the tuner's time is up")  # it takes this as one more that failed
+            # the tuner counts this as one more failed configuration
+            raise TimeoutError("the tuner's time is up")
         tried += 1
         try:
             return do_bench(function, warmup=WARM_UP, rep=REPEAT)
@@ -93,29 +96,29 @@ def tune(x: Tensor, bsr: Tensor, added: Tensor, density: float) -> dict[str, Any
     }
 
 
-def two_to_four(operands: Operands, weight: Tensor, backend: str) -> Entry:
-    """The dense `weight` with the smaller half of each 4 set to 0, in the format of `backend`."""
+def two_to_four(operands: Operands, weight: Tensor, backend: str) -> Implementation:
+    """Product by the dense `weight` pruned 2:4, in the format of `backend`."""
     from torch.sparse import semi_structured
 
     kind = getattr(semi_structured, f"SparseSemiStructuredTensor{backend}")
     pruned = prune_2to4(weight)
-    tensors = {"x": operands.x, "weight": kind.from_dense(pruned), "bias": operands.bias}
-    return Entry(
+    tensors = {"x": operands.x, "weight": kind.from_dense(pruned), **operands.biases}
+    return Implementation(
         partial(semi_structured_linear, operands.activation),
-        {**tensors, **operands.finish},
+        tensors | operands.epilogue,
         weight.numel() // 2,
         expected=operands.expected(pruned),
     )
 
 
 def prune_2to4(weight: Tensor) -> Tensor:
-    """`weight` with the two smallest of each four along a row set to 0."""
+    """`weight` with the two smallest of every four along a row set to 0."""
     quads = weight.unflatten(-1, (-1, 4))
     smallest = quads.abs().topk(2, dim=-1, largest=False).indices
     return quads.scatter(-1, smallest, 0.0).flatten(-2)
 
 
 def semi_structured_linear(
-    activation: str, x: Tensor, weight: Tensor, bias: Tensor, **finish: Tensor
+    activation: str, x: Tensor, weight: Tensor, bias: Tensor, **epilogue: Tensor
 ) -> Tensor:
-    return finished(F.linear(x, weight, bias), activation, **finish)
+    return finished(F.linear(x, weight, bias), activation, **epilogue)

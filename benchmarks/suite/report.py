@@ -1,23 +1,25 @@
-"""Result files as Markdown: goals, checks, ceilings, a table per kernel."""
+"""Markdown report of result files: goals, checks, ceilings, a table per kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.markdown import table
 
 from .goals import GOALS, Rows
 from .rows import Row, newest
 
 PREFIX = "suite_"
 OURS = ("one_launch", "two_launches", "weights_left", "split", "our op")
-WAYS = (  # the order of the columns
+IMPLEMENTATIONS = (  # columns in order
     *("dense", "dense, GELU in cuBLAS", "two products", "four products", "autograd"),
     *("torch BSR", "2:4 CUTLASS", "2:4 cuSPARSELt", *OURS, "dispatch"),
 )
-NO_WAY = ("all", "operands", "compare")  # what else may have failed
+STEPS = ("all", "operands", "compare")  # other names under which a failure is recorded
 CHECKS = f"{PREFIX}checks"
-CEILINGS = "ceilings"  # a row of it
+CEILINGS = "ceilings"  # key of their row in CHECKS
 REPORT = "SUITE.md"
 LEGEND = """Microseconds are the median of interleaved rounds of CUDA graph replays, operands \
 rotated through copies so that the L2 is cold; × is how many times as fast as dense, the median of \
@@ -31,7 +33,7 @@ call by call, so the host's time may be in it. A dash: that way is not measured 
 
 
 def write_reports(out: Path) -> list[Path]:
-    """``SUITE.md`` of every device folder in `out` that holds results of the suite."""
+    """Write ``SUITE.md`` into every device folder of `out` with results of the suite."""
     written = []
     for folder in sorted({path.parent for path in out.glob(f"*/{PREFIX}*.json")}):
         path = folder / REPORT
@@ -41,7 +43,7 @@ def write_reports(out: Path) -> list[Path]:
 
 
 def rendered(folder: Path) -> str:
-    """The report of one device's folder; of each file, only what its last environment measured."""
+    """Report of a device's folder, from the rows of each file's last environment."""
     files = {path.stem: newest(path) for path in sorted(folder.glob(f"{PREFIX}*.json"))}
     environment = list(files.values())[-1][0]
     rows: Rows = {
@@ -127,7 +129,7 @@ def kernel_sections(rows: Rows) -> list[str]:
 
 
 def order(row: Row) -> tuple[Any, ...]:
-    """By shape and epilogue, then weight, then tokens; what died and is not known comes first."""
+    """Sort key: shape, epilogue, weight, tokens; rows without a case come first."""
     case = row.get("case")
     if case is None:
         return ()
@@ -140,41 +142,42 @@ def is_backward(row: Row) -> bool:
 
 
 def kernel_table(rows: Mapping[str, Row]) -> str:
-    """One line per row, one column per way, and what our fastest way achieved."""
-    found = {way for row in rows.values() for way in (*row.get("timings", {}), *row["failed"])}
-    ways = [way for way in WAYS if way in found] + sorted(found - {*WAYS, *NO_WAY})
+    """Table with a line per row, a column per implementation, and the rates of our fastest."""
+    present = {name for row in rows.values() for name in (*row.get("timings", {}), *row["failed"])}
+    known = [name for name in IMPLEMENTATIONS if name in present]
+    names = known + sorted(present - {*IMPLEMENTATIONS, *STEPS})
     lines, reasons = [], {}
     for key, row in rows.items():
         timings = row.get("timings", {})
-        cells = [way_cell(row, way) for way in ways]
+        cells = [timing_cell(row, name) for name in names]
         lines.append([key, *cells, *achieved_cells(timings)])
-        for way, why in row["failed"].items():
-            reasons.setdefault((way, why), []).append(key)
-    text = table(["", *ways, "TFLOP/s", "GB/s", "roofline"], lines)
+        for name, why in row["failed"].items():
+            reasons.setdefault((name, why), []).append(key)
+    text = table(["", *names, "TFLOP/s", "GB/s", "roofline"], lines)
     if reasons:
         text += "\nFailed:\n\n" + "".join(
-            f"- {way}, {len(keys)} rows such as {keys[0]}: {why}\n"
-            for (way, why), keys in reasons.items()
+            f"- {name}, {len(keys)} rows such as {keys[0]}: {why}\n"
+            for (name, why), keys in reasons.items()
         )
     return text
 
 
-def way_cell(row: Row, way: str) -> str:
-    if way in row["failed"]:
+def timing_cell(row: Row, name: str) -> str:
+    if name in row["failed"]:
         return "failed"
-    timing = row.get("timings", {}).get(way)
+    timing = row.get("timings", {}).get(name)
     if timing is None:
         return "-"
     speedup = timing["speedup_median"]
     cell = f"{1e6 * timing['median_seconds']:.1f}{'†' if timing['launched'] else ''}"
-    if way == "dense":
+    if name == "dense":
         return cell
     ratio = f"{speedup:.2f}×"
     return f"{cell} {ratio}" if speedup >= 1 else f"{cell} **{ratio}**"
 
 
 def achieved_cells(timings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    own = [timing for way, timing in timings.items() if is_ours(way)]
+    own = [timing for name, timing in timings.items() if is_ours(name)]
     if not own:
         return ["-", "-", "-"]
     best = min(own, key=lambda timing: timing["median_seconds"])
@@ -186,11 +189,6 @@ def achieved_cells(timings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def is_ours(way: str) -> bool:
-    """Whether a way runs our kernels and nothing else; "dispatch" may be dense."""
-    return way in OURS
-
-
-def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
+def is_ours(name: str) -> bool:
+    """True if an implementation runs our kernels alone; "dispatch" may be dense."""
+    return name in OURS

@@ -1,4 +1,4 @@
-"""Result files, read: rows by key, and the environments that they were measured in."""
+"""Result files of the suite: rows by key, and their environments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Row]]:
-    """The environments and rows of a result file."""
+    """Environments and rows of a result file. Raises ValueError on any other file."""
     try:
         content = json.loads(path.read_text())
         return content["environments"], content["rows"]
@@ -21,7 +21,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Row]]:
 
 
 def newest(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
-    """The last environment of a result file, and the rows measured in it."""
+    """Last environment of a result file, and the rows measured in it."""
     environments, rows = read(path)
     last = len(environments) - 1
     return environments[last], {k: r for k, r in rows.items() if r["environment"] == last}

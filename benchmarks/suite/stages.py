@@ -1,4 +1,4 @@
-"""The stages of the suite, each run in a process of its own; a crash costs one row."""
+"""Stages of the suite, each run in a process of its own, so that a crash costs one row."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ import torch
 
 from lada_ops.host.environment import device_slug
 from lada_ops.latency import Clock, CpuClock, GraphClock
+from lada_ops.machine_code.roofline import Ceilings
+from lada_ops.tune.device import Bench, reason
 
 from . import ceilings, checks
 from .backward import training_step
 from .budget import Budget, Pace
-from .cases import Case, all_cases, tiny_cases
-from .measure import ROUNDS, Bench, DeviceLost, check_device, measure, reason
+from .cases import SuiteCase, all_cases, tiny_cases
+from .forward import forward
+from .measure import DeviceLost, check_device, measure
 from .peers import is_tuned
 from .report import CEILINGS, CHECKS, PREFIX, ceilings_text, is_ours
 from .store import Store, suite_environment
-from .variants import forward
+from .workload import Workload
 
 ROOT = checks.ROOT
 
-WORTH_STARTING = 20.0  # seconds that a test file or a tool should have
-CRASHED = 75  # exit status: start me again
+ROUNDS = 11
+WORTH_STARTING = 20.0  # least seconds for a test file or a tool
+CRASHED = 75  # exit status that asks for a restart
 DIED = {"failed": {"all": "the process ended while it was measured"}}
 
 
 @dataclass
 class Run:
-    """out: the folder of result files, one folder per device in it."""
+    """Settings of a stage. out: folder of result files, with one folder per device."""
 
     out: Path
     budget: Budget
@@ -47,18 +51,22 @@ class Run:
     def __post_init__(self) -> None:
         cuda = torch.cuda.is_available() and not self.dry_run
         self.device = torch.device("cuda" if cuda else "cpu")
-        # bf16 products are wrong in Triton's interpreter
+        # Triton's interpreter computes bf16 products wrong
         self.dtype = torch.bfloat16 if cuda else torch.float16
         self.clock: Clock = GraphClock(self.device) if cuda else CpuClock()
         self.folder = self.out / device_slug(self.device)
         self.environment = suite_environment(self.dry_run)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     def store(self, name: str) -> Store:
         return Store(self.folder / f"{name}.json", self.environment)
 
 
 def tests(run: Run) -> int:
-    """Tools and test files, side by side. What was stopped is run again next time."""
+    """Run tools and test files side by side; those stopped by a limit run again next time."""
     store = run.store(CHECKS)
     cuda = run.device.type == "cuda"
 
@@ -73,7 +81,7 @@ def tests(run: Run) -> int:
         seconds = min(limit, run.budget.left())
         return None if seconds < WORTH_STARTING else job(name, seconds)
 
-    # the tools first: begun after the files, they would find no time left
+    # tools first: after the files no time would be left
     jobs = {
         f"compute-sanitizer {tool}": partial(within, checks.SANITIZER_SECONDS, sanitize, tool)
         for tool in checks.TOOLS
@@ -101,67 +109,68 @@ def measure_ceilings(run: Run) -> int:
 
 
 def kernels(run: Run) -> int:
-    """Row by row in the order of their value, while the next one fits."""
+    """Measure rows in decreasing value while the next one fits into the time."""
     measure_ceilings(run)
     top = ceilings.of_row(run.store(CHECKS).rows[CEILINGS])
     l2_bytes, rounds = ceilings.l2_bytes(run.device), 2 if run.dry_run else ROUNDS
-    bench = Bench(run.device, run.clock, l2_bytes, top, rounds)
+    bench = Bench(run.device, run.clock, l2_bytes, rounds)
     stores: dict[str, Store] = {}
     pace = Pace()
-    cases = tiny_cases() if run.dry_run else all_cases()
+    cases = (tiny_cases if run.dry_run else all_cases)(run.dtype_name)
     for stem in dict.fromkeys(case.stem for case in cases):
         stores[stem] = store = run.store(f"{PREFIX}{stem}")
         key = store.interrupted()
         if key is not None and run.after_crash:
             _keep(store, key, DIED, _timed)
-    waiting = [case for case in cases if not stores[case.stem].done(case.key)]
+    waiting = [case for case in cases if not stores[case.stem].done(case.row_key)]
     print(f"kernels: {len(cases) - len(waiting)} of {len(cases)} rows are there", flush=True)
     for case in waiting:
         kind = pace_of(case)
         if not run.budget.fits(pace.expected(kind)):
-            print(f"no time left for {case.stem} {case.key}", flush=True)
+            print(f"no time left for {case.stem} {case.row_key}", flush=True)
             return 0
         start = time.monotonic()
         store = stores[case.stem]
-        store.begin(case.key)
+        store.begin(case.row_key)
         try:
-            row = _measured(case, run, bench)
+            row = _measured(case, run, bench, top)
         except DeviceLost as lost:
-            row = {"case": vars(case), "failed": {lost.way: f"the GPU was lost: {lost}"}}
-            _keep(store, case.key, row, _timed)
+            row = {"case": case.to_dict(), "failed": {lost.name: f"the GPU was lost: {lost}"}}
+            _keep(store, case.row_key, row, _timed)
             return CRASHED
-        _keep(store, case.key, row, _timed)
-        if bench.cuda:
-            torch.cuda.empty_cache()  # what the graphs held, no later row can have
+        _keep(store, case.row_key, row, _timed)
+        if bench.is_cuda:
+            torch.cuda.empty_cache()  # later rows cannot reuse the graphs' memory
         pace.took(kind, time.monotonic() - start)
     return 0
 
 
 def small(run: Run) -> int:
-    """Every way of ours on small shapes, once, for a memory checker to watch."""
+    """Run each of our kernels once on small shapes, under a memory checker."""
     wrong = 0
-    for case in tiny_cases():
-        problem = _problem(case, run)
-        for name, prepare in problem.ways.items():
+    for case in tiny_cases(run.dtype_name):
+        workload = _workload(case, run)
+        bound = 0.1 * float(workload.expected.double().abs().max())
+        for name, prepare in workload.implementations.items():
             if is_ours(name) or name == "dispatch":
-                entry = prepare()
-                difference = entry.read(entry.call(**entry.tensors)).double() - problem.expected
-                bound = 0.1 * float(problem.expected.double().abs().max())
-                fine = float(difference.abs().max()) <= bound
-                wrong += not fine
-                print(f"{case.stem} {case.key} {name}: {'right' if fine else 'WRONG'}", flush=True)
+                ours = prepare()
+                output = ours.read(ours.call(**ours.tensors))
+                right = float((output.double() - workload.expected).abs().max()) <= bound
+                wrong += not right
+                verdict = "right" if right else "WRONG"
+                print(f"{case.stem} {case.row_key} {name}: {verdict}", flush=True)
     return min(wrong, 1)
 
 
 def tune(run: Run) -> int:
-    """The tuner of the committed tables, with the time that is left."""
+    """Run the tuner of the committed tables for the time that is left."""
     seconds = max(0.0, run.budget.left()) + WORTH_STARTING
     command, environment = tune_command(run), checks.environment()
     return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
 
 
 def tune_command(run: Run) -> list[str]:
-    """Results that go elsewhere than into the tree take the tables with them."""
+    """Command of the tuner; results outside the tree take the tables with them."""
     seconds = max(1.0, run.budget.left() - WORTH_STARTING)
     command = [sys.executable, "benchmarks/tune.py", "--budget", f"{seconds:.0f}"]
     if not run.out.resolve().is_relative_to(ROOT):
@@ -178,26 +187,26 @@ STAGES: Mapping[str, Callable[[Run], int]] = {
 }
 
 
-def pace_of(case: Case) -> str:
-    """Rows that take about as long: one in which torch's tuner runs is much slower."""
+def pace_of(case: SuiteCase) -> str:
+    """Kind of rows that take about as long; those in which torch's tuner runs are far slower."""
     tuner = case.stem == "block_sparse_linear" and not case.backward and not is_tuned(case)
     large = case.tokens > 8192
     return f"{case.stem}{' tuner' if tuner else ''}{' large' if large else ''}"
 
 
-def _problem(case: Case, run: Run):
+def _workload(case: SuiteCase, run: Run) -> Workload:
     torch.manual_seed(0)
     make = training_step if case.backward else forward
-    return make(case, run.device, run.dtype)
+    return make(case, run.device)
 
 
-def _measured(case: Case, run: Run, bench: Bench) -> dict[str, Any]:
+def _measured(case: SuiteCase, run: Run, bench: Bench, top: Ceilings) -> dict[str, Any]:
     try:
-        problem = _problem(case, run)
+        workload = _workload(case, run)
     except Exception as error:  # such as a reference that does not fit into memory
         check_device("operands", error, bench)
-        return {"case": vars(case), "failed": {"all": reason(error)}}
-    return measure(problem, run.dtype, bench)
+        return {"case": case.to_dict(), "failed": {"all": reason(error)}}
+    return measure(workload, bench, top)
 
 
 def _keep(

@@ -1,7 +1,7 @@
-"""Result files: one JSON per kernel, each row written at once, so that a later run goes on.
+"""Result files, one JSON per kernel, written after every row so that a later run can resume.
 
-A row belongs to the environment it was measured in, the kernels' own source included: with another
-driver, Triton or kernel it is measured again, and replaced.
+A row belongs to its environment, which includes a hash of the kernels' source: under another
+driver, Triton or source it is measured again and replaced.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ KERNELS = Path(__file__).parents[2] / "kernels" / "lada_kernels"
 
 
 class Store:
-    """The rows of one file, by key.
+    """Rows of one file by key.
 
-    rows: key -> what was measured, or ``failed``, and ``environment``, an index into
-    `environments`. Raises ValueError on a file that is none of ours.
+    rows: key -> measured figures or ``failed``, and ``environment``, an index into `environments`.
+    Raises ValueError on any other file.
     """
 
     def __init__(self, path: Path, environment: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Store:
         if environment not in self.environments:
             self.environments.append(dict(environment))
         self.current = self.environments.index(dict(environment))
-        # kept as text, since there will be thousands, and the file is written anew at each
+        # cached as text, since the file is rewritten after each of thousands of rows
         self._lines = {key: _line(key, row) for key, row in self.rows.items()}
 
     @property
@@ -44,11 +44,11 @@ class Store:
         return self.path.with_name(f".{self.path.name}.running")
 
     def done(self, key: str) -> bool:
-        """Whether a row was measured in this environment."""
+        """True if a row was measured in this environment."""
         return key in self.rows and self.rows[key]["environment"] == self.current
 
     def begin(self, key: str) -> None:
-        """Leave a note of the row that is being measured, for whoever comes after a crash."""
+        """Leave a note of the row being measured, which `interrupted` reads after a crash."""
         self._running.parent.mkdir(parents=True, exist_ok=True)
         self._running.write_text(key)
 
@@ -61,7 +61,7 @@ class Store:
         self._running.unlink(missing_ok=True)
 
     def interrupted(self) -> str | None:
-        """The row that was begun and never written; told once."""
+        """Key of a row that was begun and never written; its note is removed."""
         if not self._running.exists():
             return None
         key = self._running.read_text()
@@ -74,7 +74,7 @@ def _line(key: str, row: Row) -> str:
 
 
 def suite_environment(dry_run: bool) -> dict[str, Any]:
-    """What a row was measured on and with: `environment`, and the kernels' source."""
+    """Environment of a row: `environment`, and a hash of the kernels' source."""
     sources = sorted(KERNELS.rglob("*.py"))
     source = b"".join(path.read_bytes() for path in sources)
     found = {**environment(), "kernels": hashlib.sha256(source).hexdigest()[:12]}

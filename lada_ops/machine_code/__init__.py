@@ -1,1 +1,1 @@
-"""The machine code of the kernels, compiled and judged without a GPU."""
+"""Machine code of the shipped kernels, compiled and checked without a GPU."""

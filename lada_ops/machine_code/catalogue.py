@@ -1,4 +1,4 @@
-"""What is shipped: the launches that the kernels' launchers make, and what each is held to."""
+"""Catalogue of shipped launches: each with the limits that its machine code must meet."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from pathlib import Path
 
 import torch
 
-from .cases import Case
+from .calls import LauncherCall
 from .gate import Limits
+from .hopper_regimes import REGIMES
 from .launches import Launch, check_triton
-from .regimes import ADD_NORM, DFACTORS, DVALUES, FFN, REGIMES, Regime
+from .regimes import ADD_NORM, DFACTORS, DVALUES, FFN, Regime
 
 _EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}  # of the tuned tables
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """A launch, a case that makes it, and what its machine code is held to."""
+    """A launch, a launcher call that makes it, and the limits of its machine code."""
 
-    case: Case
+    call: LauncherCall
     launch: Launch
     limits: Limits
 
 
 def shipped(stem: str | None = None) -> list[Shipped]:
-    """What launchers launch in every regime, of one stem or of all.
+    """Launches of every regime, of one stem or of all.
 
     Raises:
-        ValueError: there is no such stem.
+        ValueError: an unknown stem.
         ImportError: Triton is missing, or it interprets.
     """
     stems = list(dict.fromkeys(regime.stem for regime in REGIMES))
@@ -40,7 +41,7 @@ def shipped(stem: str | None = None) -> list[Shipped]:
 
 
 def launches_of(regimes: Iterable[Regime]) -> list[Shipped]:
-    """The launches of all regimes; where two make the same, the first one's figures hold.
+    """Distinct launches of `regimes`; the first regime that makes a launch sets its limits.
 
     Raises:
         RuntimeError: a regime's launcher does not launch its kernel.
@@ -49,10 +50,10 @@ def launches_of(regimes: Iterable[Regime]) -> list[Shipped]:
     check_triton()
     found: dict[Launch, Shipped] = {}
     for regime in regimes:
-        for case, occupancy, issue, instructions in regime.cases():
-            launches = [x for x in case.launches() if x.name == regime.kernel]
+        for call, occupancy, issue, instructions in regime.calls():
+            launches = [x for x in call.launches() if x.name == regime.kernel]
             if not launches:
-                raise RuntimeError(f"{case}: expected a launch of {regime.kernel}")
+                raise RuntimeError(f"{call}: expected a launch of {regime.kernel}")
             for launch in launches:
                 limits = dataclasses.replace(
                     design(launch),
@@ -60,12 +61,12 @@ def launches_of(regimes: Iterable[Regime]) -> list[Shipped]:
                     issue_per_tensor=issue,
                     instructions_per_element=instructions,
                 )
-                found.setdefault(launch, Shipped(case, launch, limits))
+                found.setdefault(launch, Shipped(call, launch, limits))
     return list(found.values())
 
 
 def tabled(folder: Path | None = None) -> list[Shipped]:
-    """The launches of every way in every tuned table of `folder`, by default the shipped ones.
+    """Distinct launches of every variant in the tuned tables of `folder`, by default the shipped.
 
     Raises:
         TableError: a file that is no tuned table.
@@ -83,15 +84,16 @@ def tabled(folder: Path | None = None) -> list[Shipped]:
             size, dtype = (key.k, key.n, key.weight), getattr(torch, key.dtype)
             for tokens, entry in by_tokens.items():
                 for name, measured in entry.variants.items():
-                    way = Variant(name, measured.tiles)
-                    case = Case(stem, tokens, *size, _EPILOGUES[key.epilogue], dtype, way)
-                    for launch in case.launches():
-                        found.setdefault(launch, Shipped(case, launch, design(launch)))
+                    variant = Variant(name, measured.tiles)
+                    epilogue = _EPILOGUES[key.epilogue]
+                    call = LauncherCall(stem, tokens, *size, epilogue, dtype, variant)
+                    for launch in call.launches():
+                        found.setdefault(launch, Shipped(call, launch, design(launch)))
     return list(found.values())
 
 
 def design(launch: Launch) -> Limits:
-    """What a launch of our kernels is held to by its design, whatever its tiles."""
+    """Limits that follow from a kernel's design, whatever its tiles."""
     if launch.name == ADD_NORM:
         return Limits(tensor_cores=False)
     tile = dict(launch.constants)
@@ -107,10 +109,10 @@ def design(launch: Launch) -> Limits:
         wgmma=rows >= 64,
     )
     if launch.name == FFN:
-        # for each tile of F its bias, a step ahead, and its activations: on their way to the second
-        # product they pass shared memory wherever tensor cores do not take them from registers
+        # each tile of F prefetches its bias, and its activations pass through shared memory to the
+        # second product unless tensor cores read them from registers
         return dataclasses.replace(limits, synchronous_loads=8, shared_stores=16)
     if "BSR_COLS" in tile and tile["BSR_COLS"] == tile["BLOCK_K"]:
-        # a pack of one block has one index, which goes to all threads that way
+        # a pack of one block has one index, broadcast to all threads through shared memory
         return dataclasses.replace(limits, shared_stores=1)
     return limits

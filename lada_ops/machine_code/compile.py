@@ -1,4 +1,4 @@
-"""A recorded launch, compiled for a target that need not be present."""
+"""Ahead-of-time compilation of recorded launches, for targets that need not be present."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from . import sass
@@ -19,40 +19,40 @@ _TENSOR_CORES = re.compile(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma")
 
 
 class CompileError(RuntimeError):
-    """A launch that does not compile for a target; the message holds Triton's reason."""
+    """Error of a launch that does not compile for a target; the message holds Triton's reason."""
 
 
 @dataclass(frozen=True)
 class Binary:
-    """What a launch became, as far as it bears on speed."""
+    """Properties of a compiled launch that bear on its speed."""
 
     target: Target
     threads: int
     itemsize: int
-    """Bytes of an element of the output."""
+    """Bytes per element of the output."""
     registers: int
-    """Per thread."""
+    """Registers per thread."""
     spills: int
-    """NVIDIA: bytes of stack. AMD: registers."""
+    """Spills per thread: bytes of stack on NVIDIA, registers on AMD."""
     shared: int
-    """Bytes per program."""
+    """Bytes of shared memory per program."""
     tensor_cores: bool
     warnings: tuple[str, ...]
-    """What ptxas warned of."""
+    """Warnings of ptxas, a line each."""
     code: sass.Code | None
     """Machine code, NVIDIA only."""
 
     @property
     def occupancy(self) -> int:
-        """How many programs a multiprocessor holds at once."""
+        """Programs resident on a multiprocessor at once."""
         return self.target.occupancy(self.registers, self.shared, self.threads)
 
     @cached_property
     def issue_per_tensor(self) -> float | None:
-        """Cycles that issue a K loop's instructions over cycles of its tensor cores, at worst.
+        """Issue cycles of a K loop over its tensor-core cycles, the worst of all K loops.
 
-        Above 1 the tensor cores wait even if every instruction is issued at once. None without a
-        K loop on tensor cores, and where its code does not tell the work of an instruction.
+        Above 1 the tensor cores idle even if every instruction issues without a stall. None without
+        a K loop on tensor cores, and where opcodes do not tell the work of an instruction.
         """
         rate = self.target.tensor_flops
         if self.code is None or rate is None:
@@ -69,16 +69,19 @@ class Binary:
 
     @cached_property
     def instructions_per_element(self) -> float | None:
-        """Instructions a thread needs per element of the output, from the last product on."""
+        """Instructions per thread and element of the output, behind the last product."""
         loop = self.code and self.code.epilogue
         return len(loop) / (loop.stored_bytes / self.itemsize) if loop else None
 
 
+@cache
 def compile_launch(launch: Launch, target: Target) -> Binary:
-    """Compile as the runtime would, but always anew: a cached binary has no log of ptxas.
+    """Binary of a launch, compiled once per process and target with the runtime's options.
+
+    Triton's own cache is bypassed, since its entries lack the log of ptxas.
 
     Raises:
-        CompileError: Triton or ptxas refuse.
+        CompileError: Triton or ptxas refused the kernel.
     """
     import triton
     from triton import knobs

@@ -1,7 +1,7 @@
-"""What machine code must hold to: the cliffs that make a correct kernel slow, found without a GPU.
+"""Static gate: faults in machine code that make a correct kernel slow, found without a GPU.
 
-The gate sees spills, gathers that fall apart, serialised tensor cores and costly epilogues. It can
-neither rank two good kernels nor see caches, bank conflicts or races.
+The gate sees spills, scalar gathers, serialised tensor cores and costly epilogues. It can neither
+rank two good kernels nor see cache misses, bank conflicts or races.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from math import inf
 from .compile import Binary
 from .sass import Code
 
-# Bytes: to fit one more program, ptxas parks up to four registers and reads them once, or once a
-# turn of a long loop. Which kernels it does that to varies with its version, not with the kernels.
-_PARKED = 16
+# Bytes of spills that are tolerated but on sm_90: under high register pressure ptxas spills up to
+# four registers to fit one more program, and which kernels it does that to varies by its version.
+_TOLERATED_SPILLS = 16
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine code of one launch must hold to beside what holds for all.
+    """Limits of one launch's machine code, beside the checks that hold for every launch.
 
-    The last three are figures of sm_90, which the kernels are tuned for; others ignore them.
+    The last three apply to sm_90 alone, the target that the kernels are tuned for.
     """
 
     tensor_cores: bool = True
-    """Whether products run on tensor cores; fp32 ones do not."""
+    """True if products must run on tensor cores, as all but fp32 ones do."""
     wgmma: bool = True
-    """Whether they are a warpgroup's on sm_90, as tiles of 64 rows or more allow."""
+    """True if products must be wgmma on sm_90, which takes tiles of 64 rows or more."""
     copy_bits: int = 64
-    """Narrowest async copy of a thread: 128, or 64 where a tile has no more for each."""
+    """Least bits of a thread's async copy: 128, or 64 where a tile has no more per thread."""
     synchronous_loads: int = 4
-    """Most loads from global memory in a K loop: indices fetched a step ahead, no operand."""
+    """Most synchronous global loads in a K loop: prefetched indices, no operands."""
     shared_stores: int = 0
-    """Most copies from registers to shared memory in a K loop."""
+    """Most register-to-shared copies in a K loop."""
     occupancy: int = 1
-    """Fewest programs that a multiprocessor holds at once."""
+    """Least `Binary.occupancy`."""
     issue_per_tensor: float = inf
-    """Largest `Binary.issue_per_tensor`."""
+    """Most `Binary.issue_per_tensor`."""
     instructions_per_element: float = inf
-    """Largest `Binary.instructions_per_element`."""
+    """Most `Binary.instructions_per_element`."""
 
 
 def faults(binary: Binary, limits: Limits = Limits()) -> list[str]:
-    """What is wrong with the machine code, in words; empty if it passes."""
+    """Faults in words, empty if the machine code passes."""
     target, found = binary.target, []
     hopper = target.name == "sm_90"
-    if binary.spills > (0 if hopper or target.is_amd else _PARKED):
+    if binary.spills > (0 if hopper or target.is_amd else _TOLERATED_SPILLS):
         found.append(f"registers spill: {binary.spills} {'' if target.is_amd else 'bytes'}".strip())
     if binary.shared > target.shared_kib * 1024:
         used = f"{binary.shared / 1024:.0f} KiB of shared memory"
@@ -86,7 +86,7 @@ def _loop_faults(code: Code, limits: Limits, wgmma: bool) -> list[str]:
         products = loop.count("HGMMA")
         if wgmma and not products:
             found.append("no HGMMA in an inner loop of products")
-        # one pair of arrival and wait is enough for any number
+        # one arrive and one wait serve any number of products
         if products and loop.count("WARPGROUP") > max(2, products):
             found.append("wgmma is serialised: a wait for each")
         if not loop.async_copies:

@@ -1,4 +1,4 @@
-"""What is shipped, as rows of figures: its machine code, and the least time its work takes."""
+"""Inspection of shipped launches: a row of machine-code figures and a roofline bound for each."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .targets import Target
 
 
 def inspect(launches: Iterable[Shipped], target: Target) -> Iterator[dict[str, Any]]:
-    """A row of JSON values for each launch, compiled for `target`, which need not be present.
+    """Rows of JSON values, one per launch, compiled for `target`, which need not be present.
 
-    ``bound_us`` is an estimate for the whole op, of which a launch may be a part, from the peak
-    figures of the target's GPU. Figures are None where the launch does not compile, and those that
-    are read from loops where there is no such loop or, as on AMD, no such reading.
+    ``bound_us`` bounds the whole op, of which a launch may be a part, by the peak rates of the
+    target's GPU. Figures are None where the launch does not compile; figures of loops also where
+    there is no such loop, and on AMD, whose code is not parsed.
     """
     for shipped in launches:
-        case, launch = shipped.case, shipped.launch
+        call, launch = shipped.call, shipped.launch
         row: dict[str, Any] = {
             "kernel": launch.name,
-            "stem": case.stem,
-            "tokens": case.tokens,
-            "k": case.k,
-            "n": case.n,
-            "weight": case.weight,
-            "epilogue": case.epilogue,
-            "gradient": case.gradient,
-            "dtype": str(case.dtype).removeprefix("torch."),
+            "stem": call.stem,
+            "tokens": call.tokens,
+            "k": call.k,
+            "n": call.n,
+            "weight": call.weight,
+            "epilogue": call.epilogue,
+            "gradient": call.gradient,
+            "dtype": str(call.dtype).removeprefix("torch."),
             "tiles": launch.tiles,
             **dict.fromkeys(
                 (
@@ -52,7 +52,7 @@ def inspect(launches: Iterable[Shipped], target: Target) -> Iterator[dict[str, A
                 "instructions_per_element": binary.instructions_per_element,
                 "faults": faults(binary, shipped.limits),
             }
-        work = case.work
+        work = call.work
         yield row | {
             "gflop": work.flops / 1e9,
             "mbyte": work.bytes / 1e6,

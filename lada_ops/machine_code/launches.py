@@ -1,4 +1,4 @@
-"""Launches of jit kernels, recorded with all that their compilation depends on instead of run."""
+"""Recorded launches of jit kernels: all that their compilation depends on, without running them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 
 @dataclass(frozen=True)
 class Launch:
-    """A jit kernel and what it is compiled for; equal launches share one binary."""
+    """A jit kernel and its specialisation; equal launches share one binary."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]
-    """Name and type of each argument, in Triton's words."""
+    """Name and Triton type of each argument."""
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[int, ...]
-    """Positions of the arguments that are multiples of 16, addresses in bytes."""
+    """Positions of arguments divisible by 16; pointers by their address in bytes."""
     options: tuple[tuple[str, Any], ...]
 
     @property
@@ -37,19 +37,19 @@ class Launch:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element of the last pointer argument, which is what our kernels write."""
+        """Bytes per element of the last pointer argument, the output of our kernels."""
         pointer = [kind for _, kind in self.signature if kind.startswith("*")][-1]
         return int(pointer[-2:]) // 8
 
     @property
     def tiles(self) -> dict[str, int]:
-        """The tile sizes, warps and stages, by name."""
+        """Tile sizes, warps and stages by name."""
         sizes = {name: value for name, value in self.constants if name.startswith("BLOCK_")}
         return sizes | dict(self.options)
 
 
 def check_triton() -> None:
-    """Raises ImportError, saying what to do, where there is no Triton or it compiles nothing."""
+    """Raise ImportError, with the remedy, where Triton is missing or interprets."""
     try:
         from triton import knobs
     except ImportError:
@@ -63,9 +63,9 @@ def check_triton() -> None:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Inside the block jit kernels do not run: their launches are appended to the yielded list.
+    """Record launches of jit kernels to the yielded list, in place of running them.
 
-    Operands may lie on torch's meta device. Not safe beside threads that launch kernels.
+    Operands may be meta tensors. Not thread-safe: launches of other threads are recorded too.
     """
     from triton.runtime.jit import JITFunction
 
@@ -83,7 +83,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
-    """The arguments, specialised as Triton's runtime does it."""
+    """Launch with its arguments specialised by the rules of Triton's runtime."""
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     options = tuple((name, values.pop(name)) for name in _OPTIONS if name in values)
     signature, constants, divisible = [], [], []

@@ -1,4 +1,4 @@
-"""NVIDIA's machine code as nvdisasm prints it: instructions, and the loops they form."""
+"""NVIDIA machine code (SASS), parsed from nvdisasm: instructions and innermost loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TENSOR = ("HGMMA", "HMMA", "UTCHMMA")
 
 @dataclass(frozen=True)
 class Code:
-    """Opcodes with their modifiers in the order of their addresses; the spans of inner loops."""
+    """Opcodes with modifiers by address, and the spans of innermost loops."""
 
     opcodes: tuple[str, ...]
     spans: tuple[tuple[int, int], ...] = ()
@@ -21,47 +21,47 @@ class Code:
         return len(self.opcodes)
 
     def count(self, *opcodes: str) -> int:
-        """Instructions whose opcode, modifiers aside, is one of `opcodes`."""
+        """Number of instructions whose opcode, modifiers aside, is one of `opcodes`."""
         return sum(opcode.split(".")[0] in opcodes for opcode in self.opcodes)
 
     @property
     def tensor(self) -> int:
-        """Tensor-core instructions."""
+        """Number of tensor-core instructions."""
         return self.count(*_TENSOR)
 
     @property
     def async_copies(self) -> int:
-        """Copies from global to shared memory that nobody waits for, TMA's included."""
+        """Number of asynchronous copies from global to shared memory, TMA included."""
         return self.count("LDGSTS", "UTMALDG")
 
     @property
     def copy_bits(self) -> set[int]:
-        """How much a thread copies with one LDGSTS: one of each size that occurs."""
+        """Distinct widths in bits of a thread's async copies (LDGSTS)."""
         return {_bits(opcode) for opcode in self.opcodes if opcode.startswith("LDGSTS")}
 
     @property
     def stored_bytes(self) -> int:
-        """What a thread writes to global memory if it runs every instruction once."""
+        """Bytes that a thread stores to global memory if it runs every instruction once."""
         return sum(_bits(o) for o in self.opcodes if o.startswith("STG.")) // 8
 
     @property
     def loops(self) -> list[Code]:
-        """The innermost ones."""
+        """Innermost loops."""
         return [Code(self.opcodes[first:end]) for first, end in self.spans]
 
     @property
     def tensor_loops(self) -> list[Code]:
-        """The innermost loops that hold tensor-core instructions."""
+        """Innermost loops with tensor-core instructions."""
         return [loop for loop in self.loops if loop.tensor]
 
     @property
     def reductions(self) -> list[Code]:
-        """The inner tensor loops that neither store nor sum up rows: those over K."""
+        """K loops: the tensor loops that neither store nor reduce rows."""
         return [loop for loop in self.tensor_loops if not loop.count("STG", "SHFL")]
 
     @property
     def epilogue(self) -> Code | None:
-        """What writes the output: the inner loop with the stores, else all behind the last loop."""
+        """Code that writes the output: the longest storing loop, else all behind the last loop."""
         storing = [loop for loop in self.loops if loop.stored_bytes]
         if storing:
             return max(storing, key=len)
@@ -71,23 +71,23 @@ class Code:
         return tail if tail.stored_bytes else None
 
     def tensor_work(self, threads: int) -> int:
-        """FLOPs of the program's tensor-core instructions, each run once by all its threads.
+        """FLOPs of a program of `threads` whose tensor-core instructions run once each.
 
-        Instructions whose opcode does not tell their shape (sm_100) count as none.
+        Instructions whose opcode does not tell their shape (sm_100) count as 0.
         """
         flops = 0
         for opcode in self.opcodes:
-            if match := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)\.", opcode):  # of four warps
+            if match := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)\.", opcode):  # per warpgroup
                 rows, cols, depth = map(int, match.groups())
                 flops += 2 * rows * cols * depth * threads // 128
-            elif match := re.match(r"HMMA\.(\d\d)(\d)(\d+)\.", opcode):  # of a warp
+            elif match := re.match(r"HMMA\.(\d\d)(\d)(\d+)\.", opcode):  # per warp
                 rows, cols, depth = map(int, match.groups())
                 flops += 2 * rows * cols * depth * threads // 32
         return flops
 
 
 def parse(text: str) -> Code:
-    """The code in what ``nvdisasm -c`` prints."""
+    """Code parsed from the output of ``nvdisasm -c``."""
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []
@@ -99,7 +99,7 @@ def parse(text: str) -> Code:
             if opcode.startswith("BRA") and (goal := re.search(r"\.L_\w+", operands)):
                 jumps.append((len(opcodes), goal[0]))
             opcodes.append(opcode)
-    # a jump to itself is where a program's end is padded to
+    # a jump to itself pads the end of a program
     loops = {(labels[goal], at + 1) for at, goal in jumps if labels.get(goal, at) < at}
     inner = (
         (first, end)
@@ -110,6 +110,6 @@ def parse(text: str) -> Code:
 
 
 def _bits(opcode: str) -> int:
-    """Width of a memory access; an opcode without one moves 32 bits."""
+    """Bits of a memory access; 32 where the opcode has no width."""
     match = re.search(r"\.[US]?(8|16|32|64|128|256)$", opcode)
     return int(match[1]) if match else 32

@@ -1,4 +1,4 @@
-"""The GPUs that kernels are compiled for: what limits a program there, and what bounds its time."""
+"""GPU architectures that kernels are compiled for: resource limits and peak rates."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from .roofline import Ceilings
 
 @dataclass(frozen=True)
 class Target:
-    """An architecture as Triton names it, and the peak figures of one GPU of it.
+    """An architecture by Triton's name, and the peak rates of one GPU of it.
 
-    Limits are those of NVIDIA's CUDA C++ Programming Guide, "Compute Capabilities", and of AMD's
-    CDNA 3 instruction set guide; peaks are those of the vendor's data sheet of `gpu`, without
-    sparsity, at boost clock.
+    Limits from NVIDIA's CUDA C++ Programming Guide, "Compute Capabilities", and AMD's CDNA 3
+    instruction set guide; peak rates from `gpu`'s data sheet, without sparsity, at boost clock.
     """
 
     name: str
     shared_kib: int
-    """Shared memory one program may use."""
+    """Most shared memory of a program."""
     shared_kib_in_all: int
     """Shared memory of a multiprocessor."""
     threads_in_all: int
     """Threads of a multiprocessor."""
     tensor_flops: int | None
-    """FLOPs per cycle of a multiprocessor's tensor cores, 16-bit operands and fp32 sums; None where
-    the machine code does not tell how many an instruction does."""
+    """Tensor-core FLOPs per cycle and multiprocessor, 16-bit operands and fp32 accumulators; None
+    where opcodes do not tell the FLOPs of an instruction."""
     gpu: str
     teraflops: float
-    """Of bf16 products with fp32 sums."""
+    """Peak of bf16 products with fp32 accumulators."""
     gigabytes_per_second: float
 
     @property
@@ -44,18 +43,18 @@ class Target:
         return Ceilings(self.teraflops * 1e12, self.gigabytes_per_second * 1e9)
 
     def occupancy(self, registers: int, shared: int, threads: int) -> int:
-        """How many programs a multiprocessor holds at once.
+        """Programs resident on a multiprocessor at once.
 
-        Registers are counted per thread, shared memory in bytes per program.
+        registers: per thread. shared: bytes per program. threads: per program.
         """
         if self.is_amd:
-            # four SIMDs of 8 waves at most, each with 512 registers a lane, handed out by eight
+            # four SIMDs of at most 8 waves, 512 registers per lane allocated in units of eight
             waves = 4 * min(8, 512 // max(8, -(-registers // 8) * 8))
             return min(
                 waves // (threads // self.threads_per_warp),
                 self.shared_kib_in_all * 1024 // max(1, shared),
             )
-        # 64 Ki registers, handed out by eight a thread; each program costs a KiB of shared memory
+        # 64 Ki registers, allocated in units of eight per thread; 1 KiB of shared is reserved
         by_registers = 65536 // (-(-registers // 8) * 8 * threads)
         by_shared = self.shared_kib_in_all * 1024 // (shared + 1024)
         return min(by_registers, by_shared, self.threads_in_all // threads, 32)
@@ -76,10 +75,10 @@ TARGETS = {
 
 
 def find_target(name: str) -> Target:
-    """The target of this name.
+    """Target by name.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: an unknown name.
     """
     if name not in TARGETS:
         raise ValueError(f"target {name!r}; expected one of {', '.join(TARGETS)}")

@@ -1,4 +1,4 @@
-"""The tuner: times every way to compute an op on this GPU and writes the tables of the kernels."""
+"""Tuner: times every variant of an op on this GPU and writes the tables that the kernels read."""
 
 from .case import Case, cases_of
 from .device import Bench, NoGpu

@@ -1,11 +1,11 @@
-"""What is tuned: an op, its sizes, the format of its weight, what follows it, and the tokens."""
+"""Cases: an op with its sizes, weight format, epilogue, dtype and number of tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -23,19 +23,17 @@ if TYPE_CHECKING:
     from lada_kernels.table import Key
     from lada_kernels.weight_names import Weight
 
-Kind: TypeAlias = tuple[int, int, str, str, str]  # k, n, weight, epilogue, dtype
 _SHAPE = re.compile(r"(\d+)x(\d+):([^:]+)(?::([a-z]+))?")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One entry of a table: ``x (tokens, k) -> y (tokens, n)``.
+    """One call of an op: ``x (tokens, k) -> y (tokens, n)``.
 
-    weight: a name that tables have. epilogue: "plain" (bias alone), "fused" (a GELU; a
-    feed-forward has that inside, and here a residual), or "norm" (residual, then LayerNorm).
+    weight: name as in `lada_kernels.weight_names`. epilogue: "plain" (bias), "fused" (bias and
+    GELU; for a feed-forward, bias and residual) or "norm" (bias, residual, LayerNorm).
 
-    Raises ValueError on sizes that don't fit, an unknown epilogue or dtype, or a weight whose name
-    is not that of its bucket.
+    Raises ValueError on sizes that don't fit, or an unknown weight, epilogue or dtype.
     """
 
     k: int
@@ -48,26 +46,24 @@ class Case:
     def __post_init__(self) -> None:
         from lada_kernels.table import DTYPES
         from lada_kernels.variants import EPILOGUES
-        from lada_kernels.weight_names import Weight, token_bucket
 
-        parsed = Weight.parse(self.weight)
-        for what, got, known in (
+        parts = self.parts
+        for name, value, known in (
             ("epilogue", self.epilogue, EPILOGUES),
             ("dtype", self.dtype, DTYPES),
-            ("weight", self.weight, [parsed.name]),
         ):
-            if got not in known:
-                raise ValueError(f"{self}: {what} {got!r}; expected one of {list(known)}")
-        if min(self.k, self.n, self.tokens) < 1 or token_bucket(self.tokens) != self.tokens:
-            raise ValueError(f"{self}: expected positive sizes, and tokens a power of two")
-        if self.n % parsed.groups:
-            raise ValueError(f"{self}: n {self.n}; expected a multiple of {parsed.groups} groups")
-        if parsed.rows:
-            check_block(str(self), (parsed.rows, parsed.cols), (self.n, self.k))
+            if value not in known:
+                raise ValueError(f"{self}: {name} {value!r}; expected one of {list(known)}")
+        if min(self.k, self.n, self.tokens) < 1:
+            raise ValueError(f"{self}: expected positive sizes")
+        if self.n % parts.groups:
+            raise ValueError(f"{self}: n {self.n}; expected a multiple of {parts.groups} groups")
+        if parts.rows:
+            check_block(str(self), (parts.rows, parts.cols), (self.n, self.k))
 
     @classmethod
     def parse(cls, text: str, tokens: int, dtype: str = "bfloat16") -> Case:
-        """Of ``KxN:WEIGHT`` or ``KxN:WEIGHT:EPILOGUE``, such as "768x3072:r128:fused"."""
+        """Case in its bucket, from ``KxN:WEIGHT[:EPILOGUE]`` such as "768x3072:r128:fused"."""
         from lada_kernels.weight_names import Weight
 
         match = _SHAPE.fullmatch(text.strip())
@@ -86,14 +82,24 @@ class Case:
 
     @property
     def parts(self) -> Weight:
+        """Numbers in the weight's name."""
         from lada_kernels.weight_names import Weight
 
         return Weight.parse(self.weight)
 
     @property
     def key(self) -> Key:
+        """Key in the op's tuned table. Raises ValueError unless the case is that of its bucket."""
         from lada_kernels.table import Key
+        from lada_kernels.weight_names import token_bucket
 
+        bucket = self.parts.name
+        if self.weight != bucket:
+            raise ValueError(
+                f"{self}: weight {self.weight!r}; expected that of its bucket, {bucket}"
+            )
+        if token_bucket(self.tokens) != self.tokens:
+            raise ValueError(f"{self}: expected tokens a power of two")
         return Key(self.dtype, self.k, self.n, self.weight, self.epilogue)
 
     def __str__(self) -> str:
@@ -101,59 +107,69 @@ class Case:
         return f"{shape} {self.dtype}, {self.tokens} tokens"
 
 
+class _Op(NamedTuple):
+    """A case but for its tokens."""
+
+    k: int
+    n: int
+    weight: str
+    epilogue: str
+    dtype: str
+
+
 def cases_of(model: nn.Module, tokens: Iterable[int], dtype: str | None = None) -> list[Case]:
-    """The compressed modules of `model`, each kind once, for each number of tokens.
+    """Distinct cases of the compressed modules in `model`, for every number of tokens.
 
-    An encoder that `optimize` fuses on a GPU comes as that calls it, query, key and value in one
-    and with what follows each, and then linear by linear.
+    An encoder that `optimize` fuses on a GPU gives its fused ops (query, key and value merged, each
+    with its epilogue), and then its linears one by one.
 
-    dtype: that they are run in, by default their own; those of one without kernels are left out.
+    dtype: compute dtype, by default each module's own; modules in one without kernels are skipped.
     """
     from lada_kernels.table import DTYPES
 
-    found: dict[Kind, None] = {}
+    ops: dict[_Op, None] = {}
     for encoder in find_encoders(model).values():
         if isinstance(encoder, SupportedEncoder):
             for layer in encoder.layers:
-                found |= dict.fromkeys(_fused_kinds(FusedLayer(encoder, layer), dtype))
-    joined: set[nn.Module] = set()
+                ops |= dict.fromkeys(_fused_ops(FusedLayer(encoder, layer), dtype))
+    feed_forward_linears: set[nn.Module] = set()
     for module in model.modules():
-        if module in joined:
+        if module in feed_forward_linears:
             continue
         if isinstance(module, LowRankFFN):
-            joined |= {module.up, module.down}
-        found |= dict.fromkeys(_kinds(module, dtype))
-    sizes = dict.fromkeys(map(_bucket, tokens))
+            feed_forward_linears |= {module.up, module.down}
+        ops |= dict.fromkeys(_module_ops(module, dtype))
+    buckets = dict.fromkeys(map(_bucket, tokens))
     return [
-        Case(k, n, weight, epilogue, m, run_in)
-        for m in sizes
-        for k, n, weight, epilogue, run_in in found
-        if dtype is not None or run_in in DTYPES
+        Case(op.k, op.n, op.weight, op.epilogue, bucket, op.dtype)
+        for bucket in buckets
+        for op in ops
+        if dtype is not None or op.dtype in DTYPES
     ]
 
 
-def _fused_kinds(layer: FusedLayer, dtype: str | None) -> list[Kind]:
-    """What the ops of a fused layer compute."""
+def _fused_ops(layer: FusedLayer, dtype: str | None) -> list[_Op]:
+    """Ops of a fused layer."""
     return [
-        (part.k, part.n, part.weight, part.epilogue, dtype or _name(part.dtype))
+        _Op(part.k, part.n, part.weight, part.epilogue, dtype or _name(part.dtype))
         for part in tuned_calls(layer)
     ]
 
 
-def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
-    """What a module computes; a feed-forward that is run in two launches is two linears as well."""
+def _module_ops(module: nn.Module, dtype: str | None) -> list[_Op]:
+    """Ops of a module; a feed-forward may also run as two linears, so these are listed too."""
     from lada_kernels import weight_names as names
 
     if isinstance(module, LowRankFFN):
         up, down = module.up, module.down
         weight = names.ffn_name(up.rank, up.out_features, down.rank)
-        # models that have a feed-forward have a residual around it
+        # feed-forwards of models have a residual around them
         epilogue = "fused" if module.norm is None else "norm"
-        (first,), (second,) = _kinds(up, dtype), _kinds(down, dtype)
+        (first,), (second,) = _module_ops(up, dtype), _module_ops(down, dtype)
         return [
-            (up.in_features, down.out_features, weight, epilogue, first[-1]),
-            (*first[:3], "fused", first[-1]),
-            (*second[:3], epilogue, second[-1]),
+            _Op(first.k, second.n, weight, epilogue, first.dtype),
+            first._replace(epilogue="fused"),
+            second._replace(epilogue=epilogue),
         ]
     if isinstance(module, LowRankLinear):
         weight = names.low_rank_name(module.rank)
@@ -164,9 +180,9 @@ def _kinds(module: nn.Module, dtype: str | None) -> list[Kind]:
         weight = names.sparse_low_rank_name(module.rank, *bsr.block, bsr.density)
     else:
         return []
-    own = _name(next(module.parameters()).dtype)
+    dtype = dtype or _name(next(module.parameters()).dtype)
     epilogue = "plain" if module.activation == "none" else "fused"
-    return [(module.in_features, module.out_features, weight, epilogue, dtype or own)]
+    return [_Op(module.in_features, module.out_features, weight, epilogue, dtype)]
 
 
 def _name(dtype: torch.dtype) -> str:

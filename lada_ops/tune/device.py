@@ -1,8 +1,7 @@
-"""Where tuning happens: a GPU with its clock and its gate, or what a test puts in their place."""
+"""Test bench: the device, clock and static gate of a measurement."""
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 
 from ..host.environment import device_slug
 from ..latency import Clock, GraphClock
-from ..machine_code.cases import Case as LaunchCase
+from ..machine_code.calls import LauncherCall
 from ..machine_code.catalogue import design
 from ..machine_code.compile import CompileError, compile_launch
 from ..machine_code.gate import Limits, faults
@@ -25,36 +24,39 @@ if TYPE_CHECKING:
 
 Faults = Callable[[Case, "Variant"], list[str]]
 
-# what some kernels do by design, and the clock tells whether it pays
+# properties of some designs, judged by the clock instead
 _FOR_THE_CLOCK = {"copy_bits": 0, "synchronous_loads": 1 << 30, "shared_stores": 1 << 30}
 _EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}
 
 
+MAX_REASON = 300  # characters
+
+
 class NoGpu(RuntimeError):
-    """There is no GPU to measure on, or none any more."""
+    """Error where no usable GPU is present, or an error has left it unusable."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured on.
+    """Device, clock and settings of a measurement.
 
-    name: the device's, as tables have it. l2_bytes: of the cache that must be cold. faults: what
-    speaks against a way before it is run; empty lets it pass. rounds: timed samples of each way.
-    now: seconds, for the budget. pdl: whether it has programmatic dependent launch.
+    l2_bytes: size of the L2 cache, cold at every call. rounds: timed samples per candidate. name:
+    device name in tuned tables. faults: static gate, whose faults keep a variant from being run.
+    now: seconds, for the budget. pdl: True if the device has programmatic dependent launch.
     """
 
     device: torch.device
-    name: str
     clock: Clock
     l2_bytes: int
-    faults: Faults
     rounds: int = 15
+    name: str = ""
+    faults: Faults = lambda case, variant: []
     now: Callable[[], float] = time.monotonic
     pdl: bool = False
 
     @classmethod
     def of_gpu(cls) -> Bench:
-        """The current GPU. Raises NoGpu where there is none, or the kernels cannot run on it."""
+        """Bench on the current GPU. Raises NoGpu without one that the kernels support."""
         from lada_kernels.tuning import unsupported
 
         if not torch.cuda.is_available():
@@ -68,31 +70,53 @@ class Bench:
             raise NoGpu(f"tune: {reason}")
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         target = TARGETS.get(_architecture(device))
-        gate = gate_for(target) if target is not None else lambda case, way: []
+        gate = gate_for(target) if target is not None else cls.faults
         pdl = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
-        return cls(device, device_slug(device), GraphClock(device), l2_bytes, gate, pdl=pdl)
+        name, clock = device_slug(device), GraphClock(device)
+        return cls(device, clock, l2_bytes, name=name, faults=gate, pdl=pdl)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def poison(self, output_bytes: int) -> None:
+        """Fill freed memory that outputs of this size will reuse with NaN, so that gaps show.
+
+        Otherwise the allocator may return the memory of the previous, correct output.
+        """
+        blocks = [
+            # bytes of ones are NaN in every floating-point dtype
+            torch.full((output_bytes,), 255, dtype=torch.uint8, device=self.device)
+            for _ in range(4)
+        ]
+        del blocks
 
     def check_alive(self) -> None:
         """Raise NoGpu if an error in a kernel has left the device unusable in this process."""
-        if self.device.type != "cuda":
+        if not self.is_cuda:
             return
         try:
             torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()  # raises where a failed capture has spoilt the allocator
+            torch.cuda.empty_cache()  # raises if a failed capture has corrupted the allocator
         except RuntimeError as error:
             raise NoGpu(
                 f"tune: the GPU is lost: {error}; what was measured is kept, start again to go on"
             ) from error
 
 
-def gate_for(target: Target) -> Faults:
-    """The faults in the machine code of what a way launches on `target`."""
+def reason(error: Exception) -> str:
+    """Type and message of `error` in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:MAX_REASON]
 
-    @functools.cache  # most numbers of tokens launch the same
-    def judged(launch: Launch) -> list[str]:
+
+def gate_for(target: Target) -> Faults:
+    """Faults in the machine code of a variant's launches on `target`."""
+
+    def launch_faults(launch: Launch) -> list[str]:
         limits = Limits(
             tensor_cores=design(launch).tensor_cores,
-            # lower tiles than a warpgroup's are right for few tokens
+            # few tokens need tiles of fewer rows than wgmma takes
             wgmma=launch.tiles.get("BLOCK_M", 0) >= 64,
             **_FOR_THE_CLOCK,
         )
@@ -101,17 +125,17 @@ def gate_for(target: Target) -> Faults:
         except CompileError as error:
             return [str(error)]
 
-    def gate(case: Case, way: Variant) -> list[str]:
+    def gate(case: Case, variant: Variant) -> list[str]:
         dtype, epilogue = getattr(torch, case.dtype), _EPILOGUES[case.epilogue]
         size = case.tokens, case.k, case.n
-        launches = LaunchCase(case.stem, *size, case.weight, epilogue, dtype, way).launches()
-        return [fault for launch in launches for fault in judged(launch)]
+        call = LauncherCall(case.stem, *size, case.weight, epilogue, dtype, variant)
+        return [fault for launch in call.launches() for fault in launch_faults(launch)]
 
     return gate
 
 
 def _architecture(device: torch.device) -> str:
-    """As Triton names it: sm_90, gfx942."""
+    """Triton's name of the architecture, such as sm_90 or gfx942."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         return properties.gcnArchName.split(":")[0]

@@ -1,4 +1,4 @@
-"""The search for the fastest tiles: downhill from the default ones, a step at a time."""
+"""Coordinate descent over tile configurations, from the default one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lada_kernels.variants import TileConfig
 
-# one alone often makes a program too big or too small
+# changed in one step, since either alone often leaves a thread too much or too little work
 _TOGETHER = (("BLOCK_M", "num_warps"), ("BLOCK_N", "num_warps"))
-_MAX_ELEMENTS = 128  # of an accumulator, per thread, which has 255 registers
+_MAX_ELEMENTS = 128  # accumulator elements per thread, of 255 registers
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where to look: the tiles to start from, and the values a field may take, ascending.
+    """Search space: the tiles to start from, and the values of each field, ascending.
 
-    A field without values keeps that of the start. widest: columns of the widest accumulator that
-    a program holds beside one of BLOCK_N; ptxas spends a minute on what registers cannot hold.
+    Fields without an axis keep their value. widest: columns of the widest accumulator beside that
+    of BLOCK_N; accumulators larger than the registers are skipped, since ptxas takes minutes.
     """
 
     start: TileConfig
@@ -29,14 +29,14 @@ class Space:
     widest: int = 0
 
     def neighbours(self, tiles: TileConfig) -> Iterator[TileConfig]:
-        """What is one step away: a field at its next smaller or larger value, or two of them."""
+        """Tiles one step away: one field, or a pair, at the next smaller or larger value."""
         fields = [*((name,) for name in self.axes), *_TOGETHER]
         for names, step in itertools.product(fields, (1, -1)):
             values = {name: self._next(name, getattr(tiles, name), step) for name in names}
             if None not in values.values():
-                found = replace(tiles, **values)
-                if self._fits(found):
-                    yield found
+                neighbour = replace(tiles, **values)
+                if self._fits(neighbour):
+                    yield neighbour
 
     def _fits(self, tiles: TileConfig) -> bool:
         elements = tiles.BLOCK_M * max(tiles.BLOCK_N, self.widest)
@@ -48,18 +48,18 @@ class Space:
 
 
 def descend(space: Space, seconds: Callable[[TileConfig], float]) -> TileConfig | None:
-    """The fastest tiles that are found, or None where none runs.
+    """Local minimum of `seconds`, or None where no tiles run.
 
-    seconds: how long a call takes with such tiles, infinity where it doesn't run; asked once each.
+    seconds: time of a call with these tiles, infinite where it fails; evaluated once per tiles.
     """
     known = {space.start: seconds(space.start)}
     best = space.start
     while True:
-        around = list(space.neighbours(best))
-        for tiles in around:
+        neighbours = list(space.neighbours(best))
+        for tiles in neighbours:
             if tiles not in known:
                 known[tiles] = seconds(tiles)
-        nearest = min(around, key=known.__getitem__, default=best)
-        if known[nearest] >= known[best]:
+        fastest = min(neighbours, key=known.__getitem__, default=best)
+        if known[fastest] >= known[best]:
             return best if known[best] < math.inf else None
-        best = nearest
+        best = fastest

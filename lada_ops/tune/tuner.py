@@ -1,4 +1,4 @@
-"""The tuner: case by case, the best tiles of each way, then all ways and dense side by side."""
+"""Tuning: for each case, the best tiles of every variant, then all variants and dense compared."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..host.environment import environment
 from ..host.files import write_json
 from ..latency import compare
 from .case import Case
-from .device import Bench
+from .device import Bench, reason
 from .problem import Problem
 from .search import Space, descend
-from .variants import ways_of
+from .variants import variants_of
 
 if TYPE_CHECKING:
     from lada_kernels.table import Measured, Table
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class _OutOfTime(Exception):
-    """The budget is spent in the middle of a case."""
+    """Raised when the budget ends in the middle of a case."""
 
 
 @dataclass
 class Summary:
-    """What a run did. measured: case -> way -> microseconds per call. failed: case -> reason.
+    """Outcome of a run. measured: case -> variant -> microseconds per call. failed: case -> reason.
 
-    skipped: cases that the tables had. left: cases that the budget did not reach.
+    skipped: number of cases already in the tables. left: number that the budget did not reach.
     """
 
     folder: str
@@ -56,18 +56,19 @@ def tune(
     bench: Bench | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """Measure what the tables in `folder` lack, and write each entry as soon as it is known.
+    """Measure the cases missing in the tables of `folder`, and write each entry at once.
 
-    A way counts only if its output is right. Its tiles are searched from the default ones on, and
-    what the machine-code gate finds fault with is not even run. The times of an entry, dense's
-    among them, are medians of one interleaved run of CUDA-graph replays with a cold L2.
+    Variants with wrong outputs are discarded. Tiles are searched from the default ones on; tiles
+    with faults by the static gate are not run. All times of an entry, including dense, are medians
+    of one interleaved run of CUDA-graph replays with a cold L2.
 
-    folder: holds ``<stem>/<device>-triton<minor>.json``; made where it is not there.
-    budget: seconds, after which no further tiles are tried; a case it cuts short is not written.
-    bench: by default the current GPU. say: told in a line about every case.
+    folder: for ``<stem>/<device>-triton<minor>.json``, created if missing.
+    budget: seconds after which no further tiles are tried; an unfinished case is not written.
+    bench: by default the current GPU. say: called with a line of progress per case.
 
-    Raises NoGpu without a GPU that can be tuned for, or where it is lost, and
-    `lada_kernels.table.TableError` on a damaged table. What is written by then is kept.
+    Raises NoGpu where the GPU is missing, unsupported or lost, `lada_kernels.table.TableError` on a
+    damaged table, and ValueError on a case that is not that of its bucket. Entries written before
+    are kept.
     """
     bench = bench or Bench.of_gpu()
     deadline = bench.now() + budget
@@ -84,18 +85,18 @@ def tune(
             summary.left += 1
             continue
         try:
-            ways = _measure(case, bench, deadline, say)
+            variants = _measure(case, bench, deadline, say)
         except _OutOfTime:
             summary.left += 1
             continue
         except Exception as error:  # of many types, from Python, MLIR, ptxas and the driver
             bench.check_alive()
-            summary.failed[str(case)] = reason = _in_a_line(error)
-            say(f"{case}: failed: {reason}")
+            summary.failed[str(case)] = reason(error)
+            say(f"{case}: failed: {reason(error)}")
             continue
-        table.add(case.key, case.tokens, ways, where)
+        table.add(case.key, case.tokens, variants, where)
         write_json(path, table.to_dict())
-        times = {name: way.us for name, way in ways.items()}
+        times = {name: measured.us for name, measured in variants.items()}
         summary.measured[str(case)] = times
         say(f"{case}: " + ", ".join(f"{name} {us:.1f} us" for name, us in times.items()))
     return summary
@@ -119,37 +120,39 @@ def _measure(
 
     torch.manual_seed(0)
     problem = Problem.draw(case, bench.device)
-    ways = [Variant("dense")]
-    for name, space in ways_of(case).items():
+    variants = [Variant("dense")]
+    for name, space in variants_of(case).items():
         if space is None:
-            ways.append(Variant(name))
+            variants.append(Variant(name))
             continue
-        if bench.pdl:  # a replay is one launch after the other, as in a model
+        if bench.pdl:  # graph replays chain launches as a model does
             space = replace(space, axes={**space.axes, "pdl": (False, True)})
         tiles, reasons = _best_tiles(problem, name, space, bench, deadline)
         if tiles is None:
             say(f"{case}: {name} does not run: {reasons[0]}")
         else:
-            ways.append(Variant(name, tiles))
-    if len(ways) == 1:
-        raise RuntimeError("no way of ours runs")
-    found = compare(
-        [problem.candidate(way, bench.l2_bytes) for way in ways],
+            variants.append(Variant(name, tiles))
+    if len(variants) == 1:
+        raise RuntimeError("no variant of ours runs")
+    comparison = compare(
+        [problem.candidate(variant, bench.l2_bytes) for variant in variants],
         baseline="dense",
         rounds=bench.rounds,
         clock=bench.clock,
         quiet=True,
     )
     return {
-        way.name: Measured(round(1e6 * found[way.name].seconds.median, 3), way.tiles)
-        for way in ways
+        variant.name: Measured(
+            round(1e6 * comparison[variant.name].seconds.median, 3), variant.tiles
+        )
+        for variant in variants
     }
 
 
 def _best_tiles(
     problem: Problem, name: str, space: Space, bench: Bench, deadline: float
 ) -> tuple[TileConfig | None, list[str]]:
-    """The fastest tiles of a way, or None and why each that was tried does not do."""
+    """Fastest tiles of a variant, or None and the reason for each that failed."""
     from lada_kernels.variants import Variant
 
     reasons: list[str] = []
@@ -157,26 +160,26 @@ def _best_tiles(
     def seconds(tiles: TileConfig) -> float:
         if bench.now() >= deadline:
             raise _OutOfTime
-        way = Variant(name, tiles)
+        variant = Variant(name, tiles)
         try:
-            faults = bench.faults(problem.case, way)
+            faults = bench.faults(problem.case, variant)
             if not faults:
-                return _seconds(problem, way, bench)
+                return _seconds(problem, variant, bench)
             reasons.append(faults[0])
         except Exception as error:
             bench.check_alive()
-            reasons.append(_in_a_line(error))
+            reasons.append(reason(error))
         return math.inf
 
     return descend(space, seconds), reasons
 
 
 @torch.no_grad()
-def _seconds(problem: Problem, way: Variant, bench: Bench) -> float:
-    """Roughly, to tell tiles apart: `compare` has the last word, on the best of each way."""
-    candidate = problem.candidate(way, bench.l2_bytes)
+def _seconds(problem: Problem, variant: Variant, bench: Bench) -> float:
+    """Rough time that ranks tiles; `compare` measures the best of each variant again."""
+    candidate = problem.candidate(variant, bench.l2_bytes)
     calls, expected = itertools.cycle(candidate.calls), candidate.expect()
-    problem.poison()
+    bench.poison(problem.output_bytes)
     candidate.error(next(calls)(), expected)
     once, _ = bench.clock.sample(calls, 1)
     count = math.ceil(max(1.0, bench.clock.min_sample_seconds / once))
@@ -186,8 +189,3 @@ def _seconds(problem: Problem, way: Variant, bench: Bench) -> float:
         samples.append(seconds)
         candidate.error(output, expected)
     return statistics.median(samples)
-
-
-def _in_a_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]

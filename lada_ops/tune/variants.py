@@ -1,4 +1,4 @@
-"""Which ways of ours can compute a case, and where to look for the tiles of their kernels."""
+"""Variants of our kernels that can compute a case, and the search spaces of their tiles."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Axes = dict[str, tuple[int, ...]]
 Spaces = dict[str, Space | None]
 
 
-def ways_of(case: Case) -> Spaces:
-    """The ways by name, "dense" aside; None for those that torch computes alone."""
-    return _WAYS[case.stem](case)
+def variants_of(case: Case) -> Spaces:
+    """Search spaces by variant, "dense" aside; None for a variant that torch computes alone."""
+    return _SPACES[case.stem](case)
 
 
 def _low_rank_linear(case: Case) -> Spaces:
@@ -27,25 +27,25 @@ def _low_rank_linear(case: Case) -> Spaces:
 
     rank, groups, dtype = case.parts.rank, case.parts.groups, _dtype(case)
     norm = case.epilogue == "norm"
-    ways: Spaces = {"two_launches": None}
+    spaces: Spaces = {"two_launches": None}
     if groups > 1 or (case.epilogue != "plain" and dtype != torch.float32):
         tiles = linear.default_tiles(case.tokens, rank, dtype)
-        ways["two_launches"] = _space(case, tiles)
+        spaces["two_launches"] = _space(case, tiles)
     if rank <= low_rank_linear.MAX_RANK and (groups == 1 or not norm):
         tiles = low_rank_linear.default_tiles(case.tokens, rank, dtype, norm)
-        ways["one_launch"] = _space(case, tiles, rank)
-    return ways
+        spaces["one_launch"] = _space(case, tiles, rank)
+    return spaces
 
 
 def _low_rank_ffn(case: Case) -> Spaces:
     from lada_kernels import low_rank_ffn
 
-    ways: Spaces = {"two_launches": None}
+    spaces: Spaces = {"two_launches": None}
     rank = max(case.parts.rank, case.parts.rank2)
     if rank <= low_rank_ffn.MAX_RANK:
         space = _space(case, low_rank_ffn.default_tiles(case.tokens, _dtype(case)), rank)
-        ways |= {"one_launch": space, "split": space}
-    return ways
+        spaces |= {"one_launch": space, "split": space}
+    return spaces
 
 
 def _sparse(case: Case) -> Spaces:
@@ -57,20 +57,20 @@ def _sparse(case: Case) -> Spaces:
         return {}
     axes = {
         "BLOCK_N": tuple(size for size in (16, 32, 64, 128) if parts.rows % size == 0),
-        # the loop without masks takes one pack at a time
+        # the unmasked loop steps one pack at a time
         "BLOCK_K": tuple(size for size in (32, 64) if size % parts.cols == 0) or (parts.cols,),
     }
-    ways: Spaces = {}
+    spaces: Spaces = {}
     for name in block_sparse_linear.variants(parts.rows, dense=False):
         left = name == "weights_left"
         tiles = block_sparse_linear.default_tiles(
             case.tokens, case.n, *block, _dtype(case), norm, left
         )
-        ways[name] = _space(case, tiles, axes=axes)
-    return ways
+        spaces[name] = _space(case, tiles, axes=axes)
+    return spaces
 
 
-_WAYS: dict[str, Callable[[Case], Spaces]] = {
+_SPACES: dict[str, Callable[[Case], Spaces]] = {
     "low_rank_linear": _low_rank_linear,
     "block_sparse_linear": _sparse,
     "sparse_low_rank_linear": _sparse,
@@ -79,7 +79,7 @@ _WAYS: dict[str, Callable[[Case], Spaces]] = {
 
 
 def _space(case: Case, start: TileConfig, widest: int = 0, axes: Axes | None = None) -> Space:
-    # higher tiles than there are tokens compute what nobody asked for
+    # rows beyond the tokens would be wasted work
     rows = tuple(size for size in (16, 32, 64, 128) if size <= max(16, case.tokens))
     common = {
         "BLOCK_M": rows,

@@ -1,4 +1,4 @@
-"""The GPU suite as a whole: its arguments, what it does after a crash, and a dry run."""
+"""GPU suite end to end: arguments, restarts after a crash, and a dry run."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from lada_ops.host.environment import device_slug
 
 ROOT = Path(__file__).parents[2]
 NEED_A_GPU = {"torch BSR", "2:4 CUTLASS", "2:4 cuSPARSELt"}
-# what a bare machine may lack, and the suite must do without
+# packages that the suite must not need
 BLOCKED = ("matplotlib", "platformdirs", "pytest_benchmark", "typer")
 
 
@@ -37,7 +37,7 @@ class TestArguments:
             (["--dry-run", "--out", "benchmarks/results/deeper"], "may not write there"),
         ],
     )
-    def test_what_cannot_be_is_refused(self, arguments, message, capsys, monkeypatch):
+    def test_wrong_arguments_are_refused(self, arguments, message, capsys, monkeypatch):
         monkeypatch.chdir(ROOT)
         with pytest.raises(SystemExit):
             gpu_suite.parse(arguments)
@@ -45,11 +45,11 @@ class TestArguments:
 
 
 class TestStages:
-    """A stage is a process; here one that ends as it is told."""
+    """Stages, as processes that end with a given status."""
 
     @pytest.fixture
     def statuses(self, monkeypatch):
-        """To be filled with exit statuses, and if the stage leaves a note of a row behind."""
+        """Exit statuses to fill, each with a note of a row left behind or None; and commands."""
         planned, commands = [], []
 
         def run(command, **_):
@@ -66,30 +66,30 @@ class TestStages:
     def start(self, out, stage="kernels", stages=("kernels",)):
         return gpu_suite.run_stage(stage, stages, time.time() + 100, out, dry_run=False)
 
-    def test_one_that_ends_well_runs_once(self, statuses, tmp_path):
+    def test_a_stage_that_ends_well_runs_once(self, statuses, tmp_path):
         statuses[0].append((0, None))
         assert self.start(tmp_path) == 0
         assert len(statuses[1]) == 1
         assert "--after-crash" not in statuses[1][0]
 
-    def test_one_that_lost_the_gpu_is_started_again(self, statuses, tmp_path):
+    def test_a_stage_that_lost_the_gpu_is_restarted(self, statuses, tmp_path):
         statuses[0].extend([(gpu_suite.CRASHED, None), (0, None)])
         assert self.start(tmp_path) == 0
         assert "--after-crash" in statuses[1][1]
 
-    def test_one_that_died_in_a_row_is_started_again(self, statuses, tmp_path):
+    def test_a_stage_that_died_in_a_row_is_restarted(self, statuses, tmp_path):
         statuses[0].extend([(-11, tmp_path / "device" / ".suite_a.json.running"), (0, None)])
         assert self.start(tmp_path) == 0
 
-    def test_one_that_died_elsewhere_is_not(self, statuses, tmp_path):
+    def test_a_stage_that_died_outside_a_row_is_not(self, statuses, tmp_path):
         statuses[0].append((1, None))
         assert self.start(tmp_path) == 1
 
-    def test_the_note_of_an_earlier_row_starts_no_other_stage_again(self, statuses, tmp_path):
+    def test_a_note_of_an_earlier_row_restarts_no_other_stage(self, statuses, tmp_path):
         statuses[0].append((1, tmp_path / "device" / ".suite_a.json.running"))
         assert self.start(tmp_path, "tune", ("tune",)) == 1
 
-    def test_one_that_hangs_is_ended_and_not_started_again(self, monkeypatch, tmp_path):
+    def test_a_stage_that_hangs_is_ended_and_not_restarted(self, monkeypatch, tmp_path):
         limits = []
 
         def hangs(command, timeout, **_):
@@ -100,12 +100,12 @@ class TestStages:
         assert self.start(tmp_path) == gpu_suite.HUNG
         assert limits == [pytest.approx(100 + gpu_suite.OVERTIME, abs=1)]
 
-    def test_crashes_without_end_end(self, statuses, tmp_path):
+    def test_restarts_are_limited(self, statuses, tmp_path):
         statuses[0].extend([(gpu_suite.CRASHED, None)] * 100)
         assert self.start(tmp_path) == gpu_suite.CRASHED
         assert len(statuses[1]) == gpu_suite.MAX_CRASHES
 
-    def test_it_is_told_when_to_stop(self, statuses, tmp_path):
+    def test_a_stage_gets_its_deadline(self, statuses, tmp_path):
         statuses[0].append((0, None))
         self.start(tmp_path, "tests", ("tests", "kernels"))
         command = statuses[1][0]
@@ -115,7 +115,7 @@ class TestStages:
 
 @pytest.fixture(scope="module")
 def blocked(tmp_path_factory):
-    """A folder to put first on the path: packages that cannot be imported."""
+    """Folder whose packages fail to import, to put first on the path."""
     folder = tmp_path_factory.mktemp("blocked")
     for name in BLOCKED:
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
@@ -124,7 +124,7 @@ def blocked(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory, blocked):
-    """The folder of results of a dry run, and what it printed."""
+    """Folder of results of a dry run, and its output."""
     out = tmp_path_factory.mktemp("results")
     started = run(blocked, out, "--stages", "kernels")
     assert started.returncode == 0, started.stdout + started.stderr
@@ -170,24 +170,24 @@ def test_without_a_gpu_only_a_dry_run_may_write(tmp_path):
 class TestDryRun:
     def test_every_case_is_a_row(self, dry_run):
         rows = rows_of(dry_run[0])
-        assert set(rows) - {("checks", "ceilings")} == {(c.stem, c.key) for c in tiny_cases()}
+        assert set(rows) - {("checks", "ceilings")} == {(c.stem, c.row_key) for c in tiny_cases()}
 
-    def test_all_ways_work_that_need_no_gpu(self, dry_run):
+    def test_all_implementations_work_that_need_no_gpu(self, dry_run):
         for name, row in rows_of(dry_run[0]).items():
             assert set(row.get("failed", {})) <= NEED_A_GPU, (name, row["failed"])
 
-    def test_what_needs_a_gpu_says_so(self, dry_run):
+    def test_implementations_that_need_a_gpu_say_so(self, dry_run):
         reasons = {
-            way: why
+            name: why
             for row in rows_of(dry_run[0]).values()
-            for way, why in row.get("failed", {}).items()
+            for name, why in row.get("failed", {}).items()
         }
         assert set(reasons) == NEED_A_GPU
         assert "0 active drivers" in reasons["torch BSR"]
         assert "Only CUDA tensors" in reasons["2:4 CUTLASS"]
         assert "Only CUDA tensors" in reasons["2:4 cuSPARSELt"]
 
-    def test_every_timing_carries_what_it_achieved(self, dry_run):
+    def test_every_timing_has_its_rates(self, dry_run):
         for row in rows_of(dry_run[0]).values():
             for timing in row.get("timings", {}).values():
                 assert timing["median_seconds"] > 0
@@ -204,4 +204,4 @@ class TestDryRun:
     def test_it_prints_a_line_per_row(self, dry_run):
         lines = dry_run[1].splitlines()
         for case in tiny_cases():
-            assert sum(line.startswith(f"{case.stem} {case.key}: ") for line in lines) == 1
+            assert sum(line.startswith(f"{case.stem} {case.row_key}: ") for line in lines) == 1

@@ -7,7 +7,8 @@ import pytest
 from lada_kernels.table import Key, Measured, Table, TableError
 from lada_kernels.variants import TileConfig
 from lada_ops.machine_code.catalogue import design, launches_of, shipped, tabled
-from lada_ops.machine_code.regimes import ADD_NORM, FFN, LINEAR, LOW_RANK, REGIMES, Regime
+from lada_ops.machine_code.hopper_regimes import REGIMES
+from lada_ops.machine_code.regimes import ADD_NORM, FFN, LINEAR, LOW_RANK, Regime
 from tests.test_layout import STEMS
 
 REGIME = Regime(
@@ -16,42 +17,42 @@ REGIME = Regime(
     tokens=(128, 8192),
     weights={"r64": (4, 0.5), "r128": (3, 0.3)},
     epilogues={"none": 6.0, "gelu": 17.0},
-    way="one_launch",
+    variant="one_launch",
 )
 
 
-def test_every_weight_meets_every_epilogue():
-    got = {(s.case.weight, s.case.epilogue) for s in launches_of([REGIME])}
+def test_a_regime_crosses_weights_and_epilogues():
+    got = {(s.call.weight, s.call.epilogue) for s in launches_of([REGIME])}
     assert got == {("r64", "none"), ("r64", "gelu"), ("r128", "none"), ("r128", "gelu")}
 
 
-def test_launches_that_are_alike_count_once():
+def test_equal_launches_are_listed_once():
     launches = [s.launch for s in launches_of([REGIME])]
     assert len(set(launches)) == len(launches)
-    assert {s.case.tokens for s in launches_of([REGIME])} == {128}
+    assert {s.call.tokens for s in launches_of([REGIME])} == {128}
 
 
-def test_figures_are_the_regimes():
+def test_limits_are_those_of_the_regime():
     (limits,) = {
         s.limits
         for s in launches_of([REGIME])
-        if (s.case.weight, s.case.epilogue) == ("r128", "gelu")
+        if (s.call.weight, s.call.epilogue) == ("r128", "gelu")
     }
     assert limits.occupancy == 3
     assert limits.issue_per_tensor == 0.3
     assert limits.instructions_per_element == 17.0
 
 
-def test_a_regime_holds_its_own_kernel_alone():
-    sums = replace(REGIME, kernel=LINEAR, way="two_launches")
+def test_a_regime_limits_its_own_kernel_alone():
+    sums = replace(REGIME, kernel=LINEAR, variant="two_launches")
     assert {s.launch.name for s in launches_of([replace(sums, epilogues={"gelu": 9.0})])} == {
         LINEAR
     }
 
 
-def test_what_follows_a_product_needs_no_tensor_cores():
+def test_an_epilogue_kernel_needs_no_tensor_cores():
     weights, epilogues = {"r64": (1, 9.0)}, {"norm": 99.0}
-    regime = Regime(ADD_NORM, "low_rank_linear", (16,), weights, epilogues, way="dense")
+    regime = Regime(ADD_NORM, "low_rank_linear", (16,), weights, epilogues, variant="dense")
     (found,) = launches_of([regime])
     assert not found.limits.tensor_cores
 
@@ -62,22 +63,22 @@ def test_a_kernel_that_is_not_launched_is_an_error():
 
 
 @pytest.mark.parametrize(("tokens", "wgmma"), [(16, False), (8192, True)])
-def test_high_tiles_need_a_warpgroup(tokens, wgmma):
+def test_tiles_of_64_rows_need_wgmma(tokens, wgmma):
     (found, *_) = launches_of([replace(REGIME, tokens=(tokens,))])
     assert found.limits.wgmma is wgmma
 
 
-def test_weights_on_the_left_make_tiles_high():
+def test_weights_left_needs_wgmma_at_few_tokens():
     left = Regime(
         *("_block_sparse_linear_fwd_kernel", "block_sparse_linear", (16,)),
         {"64x16-d20": (1, 9)},
         {"none": 99},
-        way="weights_left",
+        variant="weights_left",
     )
     assert design(launches_of([left])[0].launch).wgmma
 
 
-def test_feed_forward_may_fetch_its_bias():
+def test_a_feed_forward_may_load_its_bias():
     launches = [s.launch for s in shipped() if s.launch.name == FFN]
     assert {design(launch).synchronous_loads for launch in launches} == {8}
 
@@ -86,11 +87,11 @@ def test_every_stem_is_shipped():
     assert {regime.stem for regime in REGIMES} == set(STEMS)
 
 
-def test_a_stem_can_be_asked_for():
-    assert {s.case.stem for s in shipped("low_rank_ffn")} == {"low_rank_ffn"}
+def test_shipped_takes_a_stem():
+    assert {s.call.stem for s in shipped("low_rank_ffn")} == {"low_rank_ffn"}
 
 
-def test_tables_are_shipped_too(tmp_path):
+def test_tabled_lists_the_variants_of_tables(tmp_path):
     tiles = TileConfig(BLOCK_M=32, BLOCK_N=128, BLOCK_K=64, num_warps=4, num_stages=2)
     ways = {"dense": Measured(9.0), "one_launch": Measured(5.0, tiles)}
     table = Table("low_rank_linear", "NVIDIA_H200", "3.7")
@@ -99,7 +100,7 @@ def test_tables_are_shipped_too(tmp_path):
     path = tmp_path / "low_rank_linear" / Table.name("NVIDIA_H200", "3.7")
     path.parent.mkdir()
     path.write_text(json.dumps(table.to_dict()))
-    found, after_dense = sorted(tabled(tmp_path), key=lambda s: s.case.way.name, reverse=True)
+    found, after_dense = sorted(tabled(tmp_path), key=lambda s: s.call.variant.name, reverse=True)
     constants = dict(found.launch.constants)
     assert (constants["RANK"], constants["ACTIVATION"]) == (96, "gelu_poly")
     assert after_dense.launch.name == ADD_NORM
@@ -107,7 +108,7 @@ def test_tables_are_shipped_too(tmp_path):
     assert found.limits == design(found.launch)
 
 
-def test_what_is_no_table_is_an_error(tmp_path):
+def test_a_damaged_table_is_an_error(tmp_path):
     (tmp_path / "low_rank_linear").mkdir()
     (tmp_path / "low_rank_linear/NVIDIA_H200-triton3.7.json").write_text("{")
     with pytest.raises(TableError, match="NVIDIA_H200-triton3.7.json is no tuned table"):

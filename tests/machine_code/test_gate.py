@@ -1,4 +1,4 @@
-"""Each fault in machine code that has nothing else wrong."""
+"""Faults found in machine code that has nothing else wrong."""
 
 import re
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_good_code_passes():
         ({"code": code(LOOP + ("STS.128",))}, "1 copies to shared memory in a K loop; expected 0"),
     ],
 )
-def test_every_launch_is_held_to(changes, message):
+def test_faults_of_any_launch_are_found(changes, message):
     got = faults(replace(GOOD, **changes))
     assert any(re.match(message, fault) for fault in got), got
 
@@ -76,7 +76,7 @@ def test_every_launch_is_held_to(changes, message):
         ({"code": code(tail=("EXIT",))}, "instructions per element unknown"),
     ],
 )
-def test_a_launch_is_held_to_its_own_limits(changes, message):
+def test_a_launch_must_meet_its_own_limits(changes, message):
     binary = replace(GOOD, **changes)
     assert faults(binary) == []
     (fault,) = faults(binary, LIMITS)
@@ -91,7 +91,7 @@ def test_a_launch_is_held_to_its_own_limits(changes, message):
         {"code": code(without("HGMMA.64") + ("HGMMA.64x64x16.F32",))},  # one, with a pair of waits
     ],
 )
-def test_what_costs_nothing_passes(changes):
+def test_harmless_code_passes(changes):
     assert faults(replace(GOOD, **changes)) == []
 
 
@@ -103,18 +103,18 @@ def test_what_costs_nothing_passes(changes):
         (LOOP + ("STSM.16",) * 2, Limits(shared_stores=1), "2 copies to shared memory"),
     ],
 )
-def test_a_design_may_need_more_or_less(loop, limits, message):
+def test_limits_of_a_design_are_applied(loop, limits, message):
     (fault,) = faults(replace(GOOD, code=code(loop)), limits)
     assert fault.startswith(message)
 
 
-def test_loops_that_sum_up_rows_may_use_shared_memory():
+def test_loops_that_reduce_rows_may_use_shared_memory():
     rows = ("HGMMA.64x64x16.F32.BF16", "LDGSTS.E.128", "SHFL.BFLY", "STS.128", "BRA")
     both = Code(LOOP + rows + TAIL, ((0, len(LOOP)), (len(LOOP), len(LOOP + rows))))
     assert faults(replace(GOOD, code=both)) == []
 
 
-def test_small_tiles_need_no_warpgroup():
+def test_small_tiles_need_no_wgmma():
     binary = replace(GOOD, code=code(without("HGMMA") + ("HMMA.16816.F32",)))
     assert faults(binary, Limits(wgmma=False)) == []
 
@@ -132,15 +132,15 @@ def test_fp32_needs_no_tensor_cores():
         ("gfx942", 1, ["registers spill: 1"]),
     ],
 )
-def test_elsewhere_ptxas_may_park_registers(target, spills, want):
+def test_other_targets_tolerate_few_spills(target, spills, want):
     assert faults(replace(GOOD, target=TARGETS[target], shared=0, spills=spills)) == want
 
 
-def test_declared_numbers_are_hoppers():
+def test_the_last_three_limits_are_for_sm_90_alone():
     binary = replace(GOOD, target=TARGETS["sm_80"], registers=255)
     assert faults(binary, LIMITS) == []
 
 
-def test_shared_memory_is_the_targets():
+def test_shared_memory_is_limited_by_the_target():
     binary = replace(GOOD, target=TARGETS["sm_86"], shared=100 * 1024)
     assert faults(binary) == ["100 KiB of shared memory; sm_86 has 99"]

@@ -10,7 +10,7 @@ from lada_ops.machine_code.targets import TARGETS
 
 H200 = TARGETS["sm_90"]
 REGIME = Regime(
-    LOW_RANK, "low_rank_linear", (8192,), {"r64": (1, 9)}, {"gelu": 1.5}, way="one_launch"
+    LOW_RANK, "low_rank_linear", (8192,), {"r64": (1, 9)}, {"gelu": 1.5}, variant="one_launch"
 )
 
 
@@ -19,14 +19,14 @@ def row():
     return next(inspection.inspect(launches_of([REGIME]), H200))
 
 
-def test_row_tells_what_was_compiled(row):
+def test_row_names_the_launch(row):
     assert (row["stem"], row["weight"], row["epilogue"]) == ("low_rank_linear", "r64", "gelu")
     assert (row["tokens"], row["k"], row["n"]) == (8192, 768, 3072)
     assert row["kernel"] == LOW_RANK
     assert row["tiles"]["BLOCK_M"] == 64
 
 
-def test_row_tells_what_it_became(row):
+def test_row_has_the_figures_of_the_binary(row):
     assert 32 <= row["registers"] <= 255
     assert row["spills"] == 0
     assert row["occupancy"] >= 1
@@ -34,7 +34,7 @@ def test_row_tells_what_it_became(row):
     assert 0 < row["issue_per_tensor"] < 9
 
 
-def test_row_tells_what_is_wrong(row):
+def test_row_lists_faults(row):
     (fault,) = row["faults"]
     assert fault.startswith("instructions per element")
 
@@ -45,7 +45,7 @@ def test_row_bounds_the_time(row):
     assert row["bound_by"] == "memory"
 
 
-def test_what_does_not_compile_is_a_fault(monkeypatch):
+def test_a_launch_that_does_not_compile_is_a_fault(monkeypatch):
     def refuse(launch, target):
         raise CompileError("ptxas says no")
 

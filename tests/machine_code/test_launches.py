@@ -26,7 +26,7 @@ def launch(n, bias=None, eps=1e-5, block=16, dtype=torch.bfloat16, **options):
     return only
 
 
-def test_types_are_the_runtimes():
+def test_types_are_those_of_tritons_runtime():
     types = dict(launch(48).signature)
     assert types["x_ptr"] == "*bf16"
     assert types["n"] == "i32"
@@ -55,7 +55,7 @@ def test_misaligned_operand_is_not_marked():
     assert 2 in launches[0].divisible
 
 
-def test_options_are_no_arguments():
+def test_options_are_kept_apart_from_arguments():
     got = launch(48, num_warps=2, num_stages=3, launch_pdl=True)
     assert dict(got.options) == {"num_warps": 2, "num_stages": 3, "launch_pdl": True}
 

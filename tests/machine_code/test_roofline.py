@@ -13,6 +13,6 @@ H200 = TARGETS["sm_90"]  # 989 TFLOP/s, 4.8 TB/s
         (Work(flops=989 * 10**6, bytes=48 * 10**8), 1e-3, "memory"),
     ],
 )
-def test_the_slower_of_both_bounds_the_time(work, seconds, bound):
+def test_arithmetic_or_traffic_bounds_the_time(work, seconds, bound):
     assert work.seconds(H200.ceilings) == pytest.approx(seconds)
     assert work.bound(H200.ceilings) == bound

@@ -1,6 +1,6 @@
 from lada_ops.machine_code.sass import Code, parse
 
-# what nvdisasm prints of a product with a loop over K in one over N, and the jump that pads its end
+# nvdisasm output: a K loop nested in an N loop, and the jump that pads the end
 TEXT = """
 \t.section\t.text._kernel,"ax",@progbits
 _kernel:
@@ -32,7 +32,7 @@ def test_instructions_keep_order_and_modifiers():
     assert code.opcodes[8] == "BRA"
 
 
-def test_only_the_innermost_loop_that_does_something_is_one():
+def test_only_innermost_loops_are_kept_and_padding_is_none():
     assert parse(TEXT).spans == ((3, 7),)
 
 
@@ -42,7 +42,7 @@ def test_opcodes_are_counted_whatever_their_modifiers():
     assert code.count("LDG", "STG") == 3
 
 
-def test_copies_differ_by_width():
+def test_async_copies_are_told_by_width():
     (loop,) = parse(TEXT).tensor_loops
     assert loop.async_copies == 2
     assert loop.copy_bits == {128, 32}

@@ -10,7 +10,7 @@ KIB = 1024
     [  # as NVIDIA's occupancy calculator has it
         ("sm_90", 128, 72, 128, 3),  # shared memory
         ("sm_90", 168, 0, 128, 3),  # registers
-        ("sm_90", 161, 0, 128, 3),  # handed out by eight
+        ("sm_90", 161, 0, 128, 3),  # allocated in units of eight
         ("sm_90", 16, 0, 1024, 2),  # threads
         ("sm_90", 16, 0, 32, 32),  # programs
         ("sm_90", 255, 0, 512, 0),
@@ -21,11 +21,11 @@ KIB = 1024
         ("gfx942", 64, 48, 256, 1),
     ],
 )
-def test_occupancy_is_what_runs_out_first(name, registers, kib, threads, occupancy):
+def test_occupancy_is_limited_by_the_scarcest_resource(name, registers, kib, threads, occupancy):
     assert TARGETS[name].occupancy(registers, kib * KIB, threads) == occupancy
 
 
-def test_a_program_may_not_use_all_shared_memory():
+def test_a_programs_shared_memory_is_within_the_multiprocessors():
     assert all(t.shared_kib <= t.shared_kib_in_all for t in TARGETS.values())
 
 

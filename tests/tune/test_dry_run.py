@@ -1,4 +1,4 @@
-"""`benchmarks/tune.py` from end to end, in Triton's interpreter: its times mean nothing."""
+"""`benchmarks/tune.py` end to end, in Triton's interpreter."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def run(*arguments):
     triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
     reason="the interpreter of Triton 3.6 cannot loop with numpy 2.4 or later",
 )
-def test_every_kind_is_measured_right_and_written(tmp_path):
+def test_every_case_is_measured_and_written(tmp_path):
     done = run("--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     cases = tune.tiny_cases()
@@ -43,13 +43,13 @@ def test_every_kind_is_measured_right_and_written(tmp_path):
     assert f"0 measured, {len(cases)} there before" in again.stdout
 
 
-def test_a_dry_run_writes_nothing_to_what_is_committed():
+def test_a_dry_run_does_not_touch_committed_tables():
     done = run("--dry-run", "--out", "kernels/lada_kernels/configs")
     assert done.returncode == 2
     assert "measures nothing that may be committed" in done.stderr
 
 
-def test_the_cases_are_one_of_each_and_begin_with_the_goals():
+def test_cases_are_distinct_and_begin_with_the_goals():
     cases = tune.all_cases()
     assert len(set(cases)) == len(cases)
     stems = {case.stem for case in cases[:50]}

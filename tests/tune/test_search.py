@@ -30,7 +30,7 @@ def test_a_start_between_the_values_finds_those_beside_it():
 
 
 @pytest.mark.parametrize(("widest", "most"), [(0, 128), (256, 64)])
-def test_what_registers_cannot_hold_is_no_neighbour(widest, most):
+def test_accumulators_beyond_the_registers_are_skipped(widest, most):
     start = TileConfig(most, 128, 64, 4, 3)
     axes = {"BLOCK_M": (32, 64, 128, 256), "num_warps": (4, 8)}
     found = set(Space(start, axes, widest).neighbours(start))
@@ -39,7 +39,7 @@ def test_what_registers_cannot_hold_is_no_neighbour(widest, most):
     assert replace(start, BLOCK_M=most // 2) in found
 
 
-def test_the_bottom_of_the_valley_is_found():
+def test_the_minimum_is_found():
     bottom = TileConfig(16, 64, 64, 8, 2)
 
     def seconds(tiles):
@@ -59,7 +59,7 @@ def test_the_start_stays_where_nothing_is_faster():
     assert descend(Space(START, AXES), lambda tiles: 1.0) == START
 
 
-def test_a_start_that_does_not_run_is_left():
+def test_a_start_that_does_not_run_is_not_returned():
     runs = TileConfig(32, 64, 64, 4, 3)
     assert descend(Space(START, AXES), lambda tiles: 1.0 if tiles == runs else math.inf) == runs
 
@@ -69,12 +69,12 @@ def test_there_is_none_where_nothing_runs(axes):
     assert descend(Space(START, axes), lambda tiles: math.inf) is None
 
 
-def test_nothing_is_timed_twice():
-    asked = Counter()
+def test_tiles_are_timed_once():
+    calls = Counter()
 
     def seconds(tiles):
-        asked[tiles] += 1
+        calls[tiles] += 1
         return tiles.BLOCK_M
 
     descend(Space(START, AXES), seconds)
-    assert set(asked.values()) == {1}
+    assert set(calls.values()) == {1}

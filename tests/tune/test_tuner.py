@@ -1,4 +1,4 @@
-"""The tuner on a launcher, a clock and a gate that do as they are told."""
+"""The tuner with a fake launcher, clock and gate."""
 
 import itertools
 import json
@@ -26,22 +26,23 @@ SECONDS = {START: 8e-6, FASTER: 4e-6, BEST: 2e-6, WORST: 9e-6, None: 5e-6}
 
 
 class Launcher:
-    """Stands in for a kernel; its output is wrong, or it raises, where its tiles are said to."""
+    """Fake launcher with a time per tiles; wrong or raising for the tiles in its sets."""
 
     def __init__(self, clock):
         self.clock = clock
         self.seconds = dict(SECONDS)
         self.wrong, self.broken, self.wrong_calls = set(), set(), set()
-        self.seen = []
+        self.launched = []
 
-    def __call__(self, x, u, v, bias, activation, norm, way):
-        self.clock.spend(self.seconds[way.tiles])
-        self.seen.append(way)
-        if way.tiles in self.broken:
+    def __call__(self, x, u, v, epilogue, variant):
+        tiles = variant.tiles
+        self.clock.spend(self.seconds[tiles])
+        self.launched.append(variant)
+        if tiles in self.broken:
             raise RuntimeError("out of\nresources")
-        y = low_rank_linear_ref(x, u, v, bias, activation)
-        wrong = (way.tiles, self.seen.count(way)) in self.wrong_calls or way.tiles in self.wrong
-        return y + 1 if wrong else y
+        y = low_rank_linear_ref(x, u, v, epilogue.bias, epilogue.activation)
+        count = self.launched.count(variant)
+        return y + 1 if tiles in self.wrong or (tiles, count) in self.wrong_calls else y
 
 
 @pytest.fixture
@@ -53,14 +54,16 @@ def clock():
 def launcher(clock, monkeypatch):
     fake = Launcher(clock)
     space = Space(START, {"BLOCK_M": (16, 32, 64, 128)})
-    monkeypatch.setattr(module, "ways_of", lambda case: {"two_launches": None, "one_launch": space})
+    monkeypatch.setattr(
+        module, "variants_of", lambda case: {"two_launches": None, "one_launch": space}
+    )
     monkeypatch.setattr(low_rank_linear, "low_rank_linear_fwd", fake)
     return fake
 
 
 @pytest.fixture
 def bench(clock):
-    return Bench(torch.device("cpu"), "FAKE", clock, 1, lambda case, way: [], rounds=2)
+    return Bench(torch.device("cpu"), clock, l2_bytes=1, rounds=2, name="FAKE")
 
 
 def path_in(folder):
@@ -71,7 +74,7 @@ def table_in(folder):
     return Table.read(path_in(folder), "low_rank_linear", "FAKE", TRITON)
 
 
-def test_an_entry_holds_every_way_at_its_best_and_dense(launcher, bench, tmp_path):
+def test_an_entry_holds_every_variant_at_its_best_and_dense(launcher, bench, tmp_path):
     summary = tune([CASE], tmp_path, bench=bench)
     entry = table_in(tmp_path).entries[CASE.key][16]
     assert entry.variants == {
@@ -82,7 +85,7 @@ def test_an_entry_holds_every_way_at_its_best_and_dense(launcher, bench, tmp_pat
     assert summary.measured == {str(CASE): {"dense": 1e6, "two_launches": 5.0, "one_launch": 2.0}}
 
 
-def test_the_table_tells_where_it_was_measured(launcher, bench, tmp_path):
+def test_the_table_has_the_environment(launcher, bench, tmp_path):
     tune([CASE], tmp_path, bench=bench)
     table = table_in(tmp_path)
     assert table.environments == [environment()]
@@ -99,7 +102,7 @@ def test_a_dependent_launch_is_taken_where_it_is_faster(launcher, bench, tmp_pat
 
 def test_dependent_launches_are_not_tried_where_there_are_none(launcher, bench, tmp_path):
     tune([CASE], tmp_path, bench=bench)
-    assert not any(way.pdl for way in launcher.seen)
+    assert not any(variant.pdl for variant in launcher.launched)
 
 
 def test_wrong_tiles_are_not_taken_however_fast(launcher, bench, tmp_path):
@@ -121,19 +124,18 @@ def test_tiles_that_do_not_run_are_passed_over(launcher, bench, tmp_path):
     assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"].tiles == BEST
 
 
-def test_what_the_gate_refuses_is_not_run(launcher, clock, tmp_path):
-    def faults(case, way):
+def test_tiles_with_faults_are_not_run(launcher, bench, tmp_path):
+    def faults(case, variant):
         assert case == CASE
-        assert way.name == "one_launch"
-        return ["it spills"] if way.tiles == FASTER else []
+        assert variant.name == "one_launch"
+        return ["it spills"] if variant.tiles == FASTER else []
 
-    bench = Bench(torch.device("cpu"), "FAKE", clock, 1, faults, rounds=2)
-    tune([CASE], tmp_path, bench=bench)
-    assert Variant("one_launch", FASTER) not in launcher.seen
+    tune([CASE], tmp_path, bench=replace(bench, faults=faults))
+    assert Variant("one_launch", FASTER) not in launcher.launched
     assert table_in(tmp_path).entries[CASE.key][16].variants["one_launch"].tiles == START
 
 
-def test_a_way_without_tiles_that_run_is_left_out_and_told(launcher, bench, tmp_path):
+def test_a_variant_without_tiles_that_run_is_left_out_and_reported(launcher, bench, tmp_path):
     launcher.broken = {START, FASTER, BEST, WORST}
     lines = []
     tune([CASE], tmp_path, bench=bench, say=lines.append)
@@ -141,40 +143,36 @@ def test_a_way_without_tiles_that_run_is_left_out_and_told(launcher, bench, tmp_
     assert lines[0] == f"{CASE}: one_launch does not run: RuntimeError: out of resources"
 
 
-def test_a_case_whose_ways_are_all_refused_fails_and_others_go_on(
-    launcher, clock, monkeypatch, tmp_path
-):
+def test_a_case_without_a_variant_fails_and_others_go_on(launcher, bench, monkeypatch, tmp_path):
     space = Space(START, {})
-    monkeypatch.setattr(module, "ways_of", lambda case: {"one_launch": space})
-    bench = Bench(
-        torch.device("cpu"), "FAKE", clock, 1, lambda case, way: ["bad"] * (case == CASE), rounds=2
-    )
+    monkeypatch.setattr(module, "variants_of", lambda case: {"one_launch": space})
+    bench = replace(bench, faults=lambda case, variant: ["bad"] * (case == CASE))
     summary = tune([CASE, OTHER], tmp_path, bench=bench)
-    assert summary.failed == {str(CASE): "RuntimeError: no way of ours runs"}
+    assert summary.failed == {str(CASE): "RuntimeError: no variant of ours runs"}
     assert list(table_in(tmp_path).entries) == [OTHER.key]
 
 
-def test_a_way_of_torchs_that_is_wrong_fails_the_case(launcher, bench, tmp_path):
+def test_a_wrong_variant_of_torch_fails_the_case(launcher, bench, tmp_path):
     launcher.wrong = {None}
     summary = tune([CASE], tmp_path, bench=bench)
     assert "WrongOutput: 'two_launches'" in summary.failed[str(CASE)]
     assert not path_in(tmp_path).exists()
 
 
-def test_an_output_with_gaps_is_seen(launcher, bench, monkeypatch, tmp_path):
-    """The right answer of the call before must not lie in the memory of the next output."""
+def test_memory_is_poisoned_before_each_tile_is_timed(launcher, bench, monkeypatch, tmp_path):
+    """Outputs with gaps must not pass on the memory of the previous, correct output."""
     poisoned = []
-    monkeypatch.setattr(module.Problem, "poison", lambda problem: poisoned.append(problem))
+    monkeypatch.setattr(Bench, "poison", lambda bench, output_bytes: poisoned.append(output_bytes))
     tune([CASE], tmp_path, bench=bench)
-    assert len(poisoned) == len(SECONDS) - 1
+    assert poisoned == [16 * 16 * 4] * (len(SECONDS) - 1)
 
 
-def test_what_the_table_has_is_skipped(launcher, bench, tmp_path):
+def test_cases_in_the_table_are_skipped(launcher, bench, tmp_path):
     tune([CASE], tmp_path, bench=bench)
     before = path_in(tmp_path).read_bytes()
-    launcher.seen.clear()
+    launcher.launched.clear()
     summary = tune([CASE], tmp_path, bench=bench)
-    assert (summary.skipped, summary.measured, launcher.seen) == (1, {}, [])
+    assert (summary.skipped, summary.measured, launcher.launched) == (1, {}, [])
     assert path_in(tmp_path).read_bytes() == before
 
 
@@ -191,26 +189,24 @@ def test_every_entry_is_on_disk_before_the_next_begins(launcher, bench, monkeypa
             raise KeyboardInterrupt
         return {"two_launches": None}
 
-    monkeypatch.setattr(module, "ways_of", interrupt)
+    monkeypatch.setattr(module, "variants_of", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tune([CASE, OTHER], tmp_path, bench=bench)
     assert list(table_in(tmp_path).entries) == [CASE.key]
 
 
-def test_a_case_that_the_budget_cuts_short_is_not_written(launcher, clock, tmp_path):
+def test_a_case_that_the_budget_cuts_short_is_not_written(launcher, bench, tmp_path):
     ticks = itertools.count()
-    bench = Bench(torch.device("cpu"), "FAKE", clock, 1, lambda *_: [], 2, now=lambda: next(ticks))
+    bench = replace(bench, now=lambda: next(ticks))
     summary = tune([CASE, OTHER], tmp_path, budget=4, bench=bench)
     assert (summary.left, summary.measured) == (2, {})
     assert not path_in(tmp_path).exists()
 
 
-def test_no_case_begins_after_the_budget(launcher, clock, monkeypatch, tmp_path):
+def test_no_case_begins_after_the_budget(launcher, bench, monkeypatch, tmp_path):
     spent = []
-    monkeypatch.setattr(module, "ways_of", lambda case: {"two_launches": None})
-    bench = Bench(
-        torch.device("cpu"), "FAKE", clock, 1, lambda *_: [], 2, now=lambda: 10.0 * len(spent)
-    )
+    monkeypatch.setattr(module, "variants_of", lambda case: {"two_launches": None})
+    bench = replace(bench, now=lambda: 10.0 * len(spent))
     summary = tune([CASE, OTHER], tmp_path, budget=5, bench=bench, say=spent.append)
     assert list(summary.measured) == [str(CASE)]
     assert summary.left == 1
@@ -223,10 +219,10 @@ def test_a_damaged_table_is_a_named_error_and_stays_as_it_is(launcher, bench, tm
     with pytest.raises(TableError, match=path.name):
         tune([CASE], tmp_path, bench=bench)
     assert path.read_text() == "{"
-    assert launcher.seen == []
+    assert launcher.launched == []
 
 
-def test_the_kernels_find_what_was_written(launcher, bench, monkeypatch, tmp_path):
+def test_the_kernels_read_the_table(launcher, bench, monkeypatch, tmp_path):
     from lada_kernels import tuning
 
     tune([CASE], tmp_path, bench=bench)
@@ -241,6 +237,11 @@ def test_the_kernels_find_what_was_written(launcher, bench, monkeypatch, tmp_pat
 def test_the_summary_is_json(launcher, bench, tmp_path):
     summary = tune([CASE], tmp_path, bench=bench)
     assert json.loads(json.dumps(summary.to_dict()))["folder"] == str(tmp_path)
+
+
+def test_a_case_outside_its_bucket_is_refused(launcher, bench, tmp_path):
+    with pytest.raises(ValueError, match="expected that of its bucket, r128"):
+        tune([Case(16, 16, "r100", "plain", 16, "float32")], tmp_path, bench=bench)
 
 
 def test_without_a_gpu_there_is_nothing_to_tune(monkeypatch, tmp_path):

@@ -1,19 +1,19 @@
 import pytest
 
 from lada_ops.tune import Case
-from lada_ops.tune.variants import ways_of
+from lada_ops.tune.variants import variants_of
 
 
 def names(case):
-    return set(ways_of(case))
+    return set(variants_of(case))
 
 
 def torch_alone(case):
-    return {name for name, space in ways_of(case).items() if space is None}
+    return {name for name, space in variants_of(case).items() if space is None}
 
 
 @pytest.mark.parametrize(
-    ("weight", "epilogue", "ways"),
+    ("weight", "epilogue", "variants"),
     [
         ("r128", "plain", {"one_launch", "two_launches"}),
         ("r256", "norm", {"one_launch", "two_launches"}),
@@ -21,7 +21,7 @@ def torch_alone(case):
         ("r64x3", "plain", {"one_launch", "two_launches"}),
         ("r64x3", "norm", {"two_launches"}),  # no program owns whole rows
         ("128x16-d20", "plain", {"one_launch", "weights_left"}),
-        ("32x32-d20", "plain", {"one_launch"}),  # too low to lie on the left
+        ("32x32-d20", "plain", {"one_launch"}),  # too few rows for swapped operands
         ("r64+64x16-d05", "norm", {"one_launch", "weights_left"}),
         ("r64+32x32-d05", "norm", {"one_launch"}),
         ("96x16-d20", "plain", set()),  # no kernel has such blocks
@@ -29,8 +29,8 @@ def torch_alone(case):
         ("r128-3072-r192", "norm", {"two_launches"}),
     ],
 )
-def test_the_ways_are_those_that_can_compute_it(weight, epilogue, ways):
-    assert names(Case(768, 768, weight, epilogue)) == ways
+def test_variants_are_those_that_can_compute_the_case(weight, epilogue, variants):
+    assert names(Case(768, 768, weight, epilogue)) == variants
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,18 @@ def test_the_ways_are_those_that_can_compute_it(weight, epilogue, ways):
         ("r64-3072-r64", "plain", "bfloat16", {"two_launches"}),
     ],
 )
-def test_what_torch_computes_alone_has_no_tiles(weight, epilogue, dtype, alone):
+def test_variants_that_torch_computes_have_no_tiles(weight, epilogue, dtype, alone):
     assert torch_alone(Case(768, 768, weight, epilogue, dtype=dtype)) == alone
 
 
-def test_no_tile_is_higher_than_the_tokens():
-    for space in ways_of(Case(768, 768, "128x16-d20", tokens=32)).values():
+def test_tiles_have_no_more_rows_than_tokens():
+    for space in variants_of(Case(768, 768, "128x16-d20", tokens=32)).values():
         assert space is not None
         assert max(space.axes["BLOCK_M"]) == 32
 
 
 def test_tiles_fit_into_the_blocks():
-    (space,) = ways_of(Case(768, 768, "32x64-d20")).values()
+    (space,) = variants_of(Case(768, 768, "32x64-d20")).values()
     assert space is not None
     assert space.axes["BLOCK_N"] == (16, 32)
     assert space.axes["BLOCK_K"] == (64,)

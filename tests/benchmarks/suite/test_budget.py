@@ -1,12 +1,12 @@
-"""The time of the GPU suite."""
+"""Time budget of the GPU suite."""
 
 import pytest
 
-from benchmarks.suite.budget import FIRST, MARGIN, MEMORY, SHARES, Budget, Pace, seconds_for
+from benchmarks.suite.budget import FIRST, MARGIN, SHARES, WINDOW, Budget, Pace, seconds_for
 
 
 class TestBudget:
-    def test_what_ends_at_the_deadline_fits_and_what_ends_later_does_not(self):
+    def test_seconds_fit_up_to_the_deadline(self):
         budget = Budget(deadline=100.0, now=lambda: 70.0)
         assert budget.left() == 30.0
         assert budget.fits(30.0)
@@ -22,7 +22,7 @@ class TestBudget:
 
 
 class TestPace:
-    def test_a_kind_that_was_never_seen_may_take_long(self):
+    def test_the_first_row_of_a_kind_may_take_long(self):
         assert Pace().expected("new") == FIRST
 
     def test_the_slowest_of_its_kind_counts(self):
@@ -31,9 +31,9 @@ class TestPace:
             pace.took(kind, seconds)
         assert pace.expected("a") == MARGIN * 4.0
 
-    def test_what_was_long_ago_is_forgotten(self):
+    def test_old_rows_are_forgotten(self):
         pace = Pace()
-        for seconds in (60.0, *[1.0] * MEMORY):
+        for seconds in (60.0, *[1.0] * WINDOW):
             pace.took("a", seconds)
         assert pace.expected("a") == MARGIN
 

@@ -1,4 +1,4 @@
-"""Others' sparse products, called as they want it; on the CPU with stand-ins for their kernels."""
+"""Peers with fakes for their kernels, on the CPU."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ import triton.testing
 from torch.sparse import _triton_ops, semi_structured
 
 from benchmarks.suite import peers
-from benchmarks.suite.cases import Case
-from benchmarks.suite.problem import Operands
+from lada_ops.tune import Case
+from lada_ops.tune.operands import Operands
 
-CASE = Case("block_sparse_linear", 48, 64, 128, "gelu", 0, (32, 16), 0.5)
+CASE = Case(64, 128, "32x16-d50", "fused", 48, "float32")
 META = {"GROUP_SIZE_ROW", "SPLIT_N", "num_stages", "num_warps"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse BSR")
@@ -18,26 +18,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse BSR")
 
 @pytest.fixture
 def operands():
-    return Operands.draw(CASE, torch.device("cpu"), torch.float32)
+    return Operands.draw(CASE, torch.device("cpu"))
 
 
 @pytest.fixture
 def metas(monkeypatch):
-    """What the stand-in for torch's kernel was called with."""
-    seen = []
+    """Parameters of the calls of a fake for torch's kernel."""
+    metas = []
 
     def bsr_dense_addmm(input, bsr, dense, *, beta=1, alpha=1, meta=None, out=None, **_):
-        seen.append(meta)
+        metas.append(meta)
         return beta * input + alpha * (bsr.to_dense() @ dense)
 
     monkeypatch.setattr(_triton_ops, "bsr_dense_addmm", bsr_dense_addmm)
     monkeypatch.setattr(peers, "_tuned", {})
-    return seen
+    return metas
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """A stand-in for Triton's clock that finds each call as fast as the last."""
+    """Fake for Triton's do_bench, with the same time for every call; a list of its settings."""
     settings = []
 
     def do_bench(function, **kwargs):
@@ -51,17 +51,17 @@ def bench(monkeypatch):
 
 class TestTorchBsr:
     def test_it_computes_the_case(self, operands, metas, bench):
-        entry = peers.torch_bsr(operands)
-        got = entry.call(**entry.tensors)
+        peer = peers.torch_bsr(operands)
+        got = peer.call(**peer.tensors)
         torch.testing.assert_close(got.double(), operands.expected(), rtol=1e-5, atol=1e-5)
 
     def test_it_runs_with_what_its_tuner_found(self, operands, metas, bench):
-        entry = peers.torch_bsr(operands)
-        entry.call(**entry.tensors)
+        peer = peers.torch_bsr(operands)
+        peer.call(**peer.tensors)
         assert set(metas[-1]) == META
-        assert entry.note["meta"] == metas[-1]
-        assert entry.note["tuner_configurations"] == len(bench) > 10
-        assert entry.note["tuned_at_density"] == 0.5
+        assert peer.note["meta"] == metas[-1]
+        assert peer.note["tuner_configurations"] == len(bench) > 10
+        assert peer.note["tuned_at_density"] == 0.5
 
     def test_its_tuner_is_hurried(self, operands, metas, bench):
         peers.torch_bsr(operands)
@@ -80,20 +80,20 @@ class TestTorchBsr:
         monkeypatch.setattr(peers.time, "monotonic", lambda: next(now))
         assert peers.torch_bsr(operands).note["tuner_configurations"] == 2
 
-    def test_a_tuner_that_finds_nothing_says_why_and_is_not_asked_again(
+    def test_a_tuner_that_finds_nothing_says_why_and_is_not_run_again(
         self, operands, metas, monkeypatch
     ):
-        asked = []
+        calls = []
 
         def do_bench(function, **_):
-            asked.append(function)
+            calls.append(function)
             raise RuntimeError("no such GPU")
 
         monkeypatch.setattr(triton.testing, "do_bench", do_bench)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="none of 2 configurations.*no such GPU"):
                 peers.torch_bsr(operands)
-        assert len(asked) == 2
+        assert len(calls) == 2
 
 
 class TestTwoToFour:
@@ -105,10 +105,10 @@ class TestTwoToFour:
     def test_it_is_held_to_the_pruned_weight(self, operands, backend, monkeypatch):
         kind = getattr(semi_structured, f"SparseSemiStructuredTensor{backend}")
         monkeypatch.setattr(kind, "from_dense", classmethod(lambda cls, pruned: pruned))
-        weight = operands.weight().float()
-        entry = peers.two_to_four(operands, weight, backend)
-        got = entry.call(**entry.tensors)
-        want = F.gelu(F.linear(operands.x, peers.prune_2to4(weight), operands.bias))
+        weight = operands.dense_weights()[0].float()
+        peer = peers.two_to_four(operands, weight, backend)
+        got = peer.call(**peer.tensors)
+        want = F.gelu(F.linear(operands.x, peers.prune_2to4(weight), operands.biases["bias"]))
         torch.testing.assert_close(got, want)
-        torch.testing.assert_close(got.double(), entry.expected, rtol=1e-5, atol=1e-5)
-        assert entry.macs == weight.numel() // 2
+        torch.testing.assert_close(got.double(), peer.expected, rtol=1e-5, atol=1e-5)
+        assert peer.macs == weight.numel() // 2

@@ -1,8 +1,8 @@
-"""Goals and tables, from rows as the suite writes them."""
+"""Goals and tables, rendered from rows of the suite."""
 
 import pytest
 
-from benchmarks.suite.cases import Case
+from benchmarks.suite.cases import SuiteCase
 from benchmarks.suite.goals import GOALS
 from benchmarks.suite.report import kernel_table, rendered, write_reports
 from benchmarks.suite.store import Store
@@ -25,15 +25,15 @@ def timing(name, us, speedup=1.0, q75=None, fraction=0.5):
 
 
 def row(case, *timings, **failed):
-    return {"case": vars(case), "timings": {t["name"]: t for t in timings}, "failed": failed}
+    return {"case": case.to_dict(), "timings": {t["name"]: t for t in timings}, "failed": failed}
 
 
 def low_rank(tokens=8192, rank=64, **changes):
-    return Case("low_rank_linear", tokens, *WIDE, "gelu", rank, **changes)
+    return SuiteCase(*WIDE, f"r{rank}", "fused", tokens, **changes)
 
 
-def sparse(density=0.1, tokens=8192, block=(128, 16)):
-    return Case("block_sparse_linear", tokens, *WIDE, "plain", 0, block, density)
+def sparse(percent=10, tokens=8192):
+    return SuiteCase(*WIDE, f"128x16-d{percent}", tokens=tokens)
 
 
 def outcome(goal, *rows):
@@ -44,7 +44,7 @@ class TestGoals:
     def test_without_rows_nothing_is_claimed(self):
         assert all(goal.outcome({})[0] == "not measured" for goal in GOALS)
 
-    def test_a_row_that_died_is_about_no_goal(self):
+    def test_a_row_that_died_counts_for_no_goal(self):
         dead = {"failed": {"all": "the process ended"}}
         assert all(outcome(goal, dead)[0] == "not measured" for goal in GOALS)
 
@@ -62,10 +62,10 @@ class TestGoals:
         "case",
         [low_rank(tokens=2048), low_rank(rank=192), low_rank(backward=True)],
     )
-    def test_rows_that_a_goal_does_not_name_are_left_out(self, case):
+    def test_rows_outside_a_goal_are_left_out(self, case):
         assert outcome(FRACTION, row(case, timing("one_launch", 30)))[0] == "not measured"
 
-    def test_a_way_that_failed_misses(self):
+    def test_a_failed_implementation_misses(self):
         assert outcome(FRACTION, row(low_rank(), one_launch="wrong"))[0] == "missed"
 
     @pytest.mark.parametrize(("us", "want"), [(14.0, "met"), (13.9, "missed")])
@@ -80,28 +80,28 @@ class TestGoals:
         assert outcome(FASTER, measured)[0] == want
 
     def test_blocks_above_the_density_of_the_goal_are_left_out(self):
-        measured = row(sparse(density=0.5), timing("dense", 1.0), timing("one_launch", 5.0, 0.2))
+        measured = row(sparse(50), timing("dense", 1.0), timing("one_launch", 5.0, 0.2))
         assert outcome(FASTER, measured)[0] == "not measured"
 
     @pytest.mark.parametrize("goal", [NEVER_SLOWER, LOW_RANK_NEVER_SLOWER])
     def test_dispatch_is_slower_only_if_its_upper_quartile_is(self, goal):
-        case = sparse(0.5, 16) if goal is NEVER_SLOWER else low_rank(16)
+        case = sparse(50, 16) if goal is NEVER_SLOWER else low_rank(16)
         for q75, want in ((1.0, "met"), (0.97, "missed")):
             measured = row(case, timing("dense", 1.0), timing("dispatch", 1.0, 0.95, q75))
             assert outcome(goal, measured)[0] == want
 
     def test_torch_bsr_beside_the_dispatch(self):
-        measured = row(sparse(0.5), timing("torch BSR", 15.0), timing("dispatch", 10.0))
+        measured = row(sparse(50), timing("torch BSR", 15.0), timing("dispatch", 10.0))
         assert outcome(OVER_BSR, measured) == ("met", [("0", pytest.approx(1.5))])
 
     def test_the_feed_forward(self):
-        case = Case("low_rank_ffn", 8192, 768, 768, "norm", 64, hidden=3072)
+        case = SuiteCase(768, 768, "r64-3072-r64", "norm", 8192)
         measured = row(case, timing("dense", 100.0), timing("dispatch", 33.0, 3.01))
         assert outcome(FFN, measured)[0] == "met"
 
 
 class TestTable:
-    def test_a_line_has_times_ratios_and_what_our_fastest_way_achieved(self):
+    def test_a_line_has_times_ratios_and_the_rates_of_our_fastest(self):
         measured = row(
             low_rank(),
             timing("dense", 100.0),
@@ -117,12 +117,12 @@ class TestTable:
             "| key | 100.0 | 40.0 2.50× | 50.0 2.00× | 125.0 **0.80×** | 123.5 | 679 | 90 % |"
         )
 
-    def test_what_was_launched_call_by_call_is_marked(self):
+    def test_launches_without_a_graph_are_marked(self):
         launched = timing("torch BSR", 5.0) | {"launched": True}
         text = kernel_table({"a": row(low_rank(), timing("dense", 1.0), launched)})
         assert "| a | 1.0 | 5.0† 1.00× |" in text
 
-    def test_a_failure_is_in_its_cell_and_below_once(self):
+    def test_a_failure_is_in_its_cell_and_its_reason_below_once(self):
         rows = {
             str(i): row(low_rank(), timing("dense", 1.0), **{"2:4 CUTLASS": "not on sm_90"})
             for i in range(3)
@@ -131,18 +131,18 @@ class TestTable:
         assert text.count("failed |") == 3
         assert "- 2:4 CUTLASS, 3 rows such as 0: not on sm_90\n" in text
 
-    def test_a_way_that_a_row_has_not_is_a_dash(self):
+    def test_an_implementation_that_a_row_lacks_is_a_dash(self):
         rows = {
             "a": row(low_rank(), timing("dense", 1.0), timing("split", 1.0)),
             "b": row(low_rank(), timing("dense", 1.0)),
         }
         assert kernel_table(rows).splitlines()[3].startswith("| b | 1.0 | - |")
 
-    def test_a_way_that_the_report_does_not_know_comes_last(self):
+    def test_an_unknown_implementation_comes_last(self):
         text = kernel_table({"a": row(low_rank(), timing("novel", 1.0), timing("dense", 1.0))})
         assert text.startswith("|  | dense | novel | TFLOP/s")
 
-    def test_a_row_that_died_is_told_of(self):
+    def test_a_row_that_died_is_listed(self):
         text = kernel_table({"a": {"failed": {"all": "the process ended"}}})
         assert "- all, 1 rows such as a: the process ended" in text
 

@@ -1,4 +1,4 @@
-"""One call of a launcher: its operands without memory, the kernels it launches, and its work."""
+"""Calls of launchers on meta tensors: the kernels that they launch, and their work."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from .roofline import Work
 
 
 @dataclass(frozen=True)
-class Case:
-    """A launcher and the operands it is called with; x (tokens, k), y (tokens, n)."""
+class LauncherCall:
+    """One call of a launcher; x (tokens, k), y (tokens, n)."""
 
     stem: str
     tokens: int
     k: int
     n: int
     weight: str
-    """As the tuned tables name it: "r128", "128x16-d20", "r64+128x16-d05", "r64-3072-r64"."""
+    """Name as in tuned tables: "r128", "128x16-d20", "r64+128x16-d05", "r64-3072-r64"."""
     epilogue: str
-    """ "none", "gelu", "gelu+residual", or "norm", which has a residual too."""
+    """ "none", "gelu", "gelu+residual", or "norm" (residual and LayerNorm)."""
     dtype: torch.dtype = torch.bfloat16
-    way: Any = None
-    """A `lada_kernels.variants.Variant`; the launcher's own choice if None."""
+    variant: Any = None
+    """A `lada_kernels.variants.Variant`; None for the launcher's own choice."""
     whole_packs: bool = True
-    """Whether block rows are sorted by load and hold whole packs; low rank ignores it."""
+    """True if block rows are sorted by load and hold whole packs; ignored by low rank."""
     gradient: str | None = None
-    """That of "x", of the low-rank "factors" or the stored "values"; None is the forward pass."""
+    """Gradient of "x", the low-rank "factors" or the stored "values"; None for the forward pass."""
 
     def __str__(self) -> str:
         shape = f"{self.tokens}x{self.k}x{self.n}"
         dtype = str(self.dtype).removeprefix("torch.")
-        way = "" if self.way is None else f" {self.way.name}"
+        variant = "" if self.variant is None else f" {self.variant.name}"
         packs = "" if self.whole_packs else " unsorted"
-        what = self.epilogue if self.gradient is None else f"gradient of {self.gradient}"
-        return f"{self.stem} {shape} {self.weight}{packs} {what} {dtype}{way}"
+        task = self.epilogue if self.gradient is None else f"gradient of {self.gradient}"
+        return f"{self.stem} {shape} {self.weight}{packs} {task} {dtype}{variant}"
 
     def launches(self) -> list[Launch]:
-        """The launches of our kernels that the launcher makes; none where torch does it all."""
+        """Launches of our kernels, in order; empty where torch computes everything."""
         with recorded() as launches:
             self._forward() if self.gradient is None else self._backward()
         return launches
@@ -57,7 +57,7 @@ class Case:
         if self.whole_packs and "crow_indices" in weights:
             rows = weights["crow_indices"].numel() - 1
             weights["order"] = meta(rows, dtype=torch.int32)
-        if self.way is not None and self.way.name == "dense":
+        if self.variant is not None and self.variant.name == "dense":
             weights["dense"] = self._dense
         activation, _, residual = self.epilogue.partition("+")
         norm = (meta(self.n), meta(self.n), 1e-12) if self.epilogue == "norm" else None
@@ -70,7 +70,7 @@ class Case:
         else:
             weights["epilogue"] = Epilogue(weights.pop("bias"), activation, **last)
         launcher = getattr(module, f"{self.stem}_fwd")
-        launcher(meta(self.tokens, self.k), **weights, **self._groups, variant=self.way)
+        launcher(meta(self.tokens, self.k), **weights, **self._groups, variant=self.variant)
 
     def _backward(self) -> None:
         module = importlib.import_module(f"lada_kernels.{self.stem}_bwd")
@@ -79,7 +79,7 @@ class Case:
         if self.stem == "low_rank_linear":
             if self.gradient == "x":
                 factors = weights["u"], weights["v"]
-                module.low_rank_linear_dx(dy, *factors, **self._groups, variant=self.way)
+                module.low_rank_linear_dx(dy, *factors, **self._groups, variant=self.variant)
             else:
                 t = self._meta(self.tokens, len(weights["v"]))
                 module.low_rank_linear_dfactors(dy, x, t, t, **self._groups)
@@ -92,7 +92,7 @@ class Case:
 
     @property
     def work(self) -> Work:
-        """Each weight met once by each token, and every operand read or written once."""
+        """Work of two FLOPs per stored weight element and token, each operand moved once."""
         size = self.dtype.itemsize
         weights = [w for w in self._weights().values() if w.dtype == self.dtype and w.ndim > 1]
         parameters = sum(w.numel() for w in weights)
@@ -105,7 +105,7 @@ class Case:
         return partial(torch.empty, dtype=self.dtype, device="meta")
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """By the names of the launcher's parameters, biases included."""
+        """Weights and biases by the names of the launcher's parameters."""
         from lada_kernels.weight_names import Weight
 
         meta, k, n, parts = self._meta, self.k, self.n, Weight.parse(self.weight)
@@ -128,17 +128,15 @@ class Case:
 
     @property
     def _dense(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The weight multiplied out, or both weights of a feed-forward."""
+        """Dense weight, or both weights of a feed-forward."""
         from lada_kernels.weight_names import Weight
 
         meta, k, n, hidden = self._meta, self.k, self.n, Weight.parse(self.weight).hidden
-        if hidden:
-            return meta(hidden, k), meta(n, hidden)
-        return meta(n, k)
+        return (meta(hidden, k), meta(n, hidden)) if hidden else meta(n, k)
 
     @property
     def _groups(self) -> dict[str, int]:
-        """The launcher's argument, where the weight is several pairs of factors."""
+        """The argument `groups`, where the weight is several pairs of factors."""
         from lada_kernels.weight_names import Weight
 
         groups = Weight.parse(self.weight).groups
