@@ -1,9 +1,9 @@
-"""Whole models: BERT-base and the real MiniLM, compressed by each method, beside the dense one.
+"""Whole models: BERT-base and MiniLM, compressed by every method, beside the dense model.
 
-BERT-base is random, and so are its compressed weights, of the sizes that `lada_ops.plan` says:
-speed only. MiniLM is the trained one, compressed by `lada_ops.compress`. They run as they are
-served, after `lada_ops.optimize`, and on a GPU replayed as graphs; beside them, in the same run,
-the `peers`, of one ratio, for what torch.compile takes.
+BERT-base has random weights, dense and compressed, of the sizes that `lada_ops.plan` gives, and
+shows speed only. MiniLM is the trained model, compressed by `lada_ops.compress`. Models are
+optimized by `lada_ops.optimize`, and on a GPU replayed as CUDA graphs. Peers run beside them at one
+ratio, since torch.compile takes long.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_bert(model_case: ModelCase, report):
     size = model_case.batch, model_case.length
     for model in served.values() if ON_GPU else ():
         lada_ops.capture_graphs(model, [size], limit=1)
-    torch._dynamo.reset()  # a shape at a time: more of them than it remembers
+    torch._dynamo.reset()  # there are more shapes than its cache holds
     at = f" {PEER_RATIO:g}x"
     both = compressed["low_rank" + at], compressed["block_sparse" + at]
     ids = torch.randint(1000, 30_000, size, device=DEVICE)

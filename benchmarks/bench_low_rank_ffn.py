@@ -1,4 +1,4 @@
-"""`low_rank_ffn` beside the dense block and two low-rank linears: gelu, residual and LayerNorm."""
+"""`low_rank_ffn` beside the dense feed-forward and two low-rank linears, GELU and norm included."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def test_low_rank_ffn(ffn_case: FfnCase, report_linear):
     dense_weights = up.to_dense(), bias1, down.to_dense(), bias2
     in_double = in_fp64(up), bias1.double(), in_fp64(down), bias2.double()
     expected = dense(x.double(), *in_double, Norm(norm.weight.double(), norm.bias.double()))
-    ways = {
+    ops = {
         "dense": (dense, dense_weights),
         "low_rank_ffn": (one_op, weights),
         "two low_rank_linear": (two_ops, weights),
@@ -54,6 +54,6 @@ def test_low_rank_ffn(ffn_case: FfnCase, report_linear):
             ],
             expected,
         )
-        for name, (op, tensors) in ways.items()
+        for name, (op, tensors) in ops.items()
     ]
     report_linear(str(ffn_case), candidates, "low_rank_ffn")

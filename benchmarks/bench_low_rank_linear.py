@@ -1,4 +1,4 @@
-"""`low_rank_linear` beside the dense product and two plain ones."""
+"""`low_rank_linear` beside the dense product and two plain products."""
 
 import torch.nn.functional as F
 
@@ -14,10 +14,10 @@ def test_low_rank_linear(linear_case: LinearCase, report_linear):
     weight = linear_case.weight("low_rank")
     assert isinstance(weight, LowRank)
     factors = weight.u, weight.v
-    ways = {
+    ops = {
         "dense": (F.linear, [weight.to_dense()]),
         "low_rank_linear": (low_rank_linear, factors),
         "two F.linear": (two_linears, factors),
     }
-    candidates = linear_candidates(linear_case, weight, ways)
+    candidates = linear_candidates(linear_case, weight, ops)
     report_linear(str(linear_case), candidates, "low_rank_linear")

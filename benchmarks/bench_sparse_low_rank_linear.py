@@ -1,4 +1,4 @@
-"""`sparse_low_rank_linear` beside the dense product and its two parts apart."""
+"""`sparse_low_rank_linear` beside the dense product and separate ops for its two parts."""
 
 import torch.nn.functional as F
 
@@ -21,11 +21,11 @@ def test_sparse_low_rank_linear(linear_case: LinearCase, report_linear):
     assert isinstance(weight, SparseLowRank)
     factors, bsr = (weight.low_rank.u, weight.low_rank.v), weight.bsr
     parts = (*factors, bsr.crow_indices, bsr.col_indices, bsr.values)
-    ways = {
+    ops = {
         "dense": (F.linear, [weight.to_dense()]),
         "sparse_low_rank_linear": (sparse_low_rank_linear, parts),
         "two ops": (two_ops, parts),
         "two F.linear + torch.sparse_bsr": (plain_torch, (*factors, torch_bsr(bsr))),
     }
-    candidates = linear_candidates(linear_case, weight, ways)
+    candidates = linear_candidates(linear_case, weight, ops)
     report_linear(str(linear_case), candidates, "sparse_low_rank_linear")

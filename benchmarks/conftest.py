@@ -1,7 +1,7 @@
-"""Options of the benchmarks, their cases, and where their results go.
+"""Options, cases and result files of the benchmarks.
 
 ``pytest benchmarks/ --benchmark-only`` runs all; ``--results DIR`` also writes
-``DIR/<device>/<stem>.json``; ``--quick`` takes tiny shapes, to see that everything works.
+``DIR/<device>/<stem>.json``; ``--quick`` runs tiny shapes as a smoke test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Report = Callable[[Comparison, str, Sequence[Callable[[], Any]]], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lada")
-    group.addoption("--quick", action="store_true", help="tiny shapes: does it work at all?")
+    group.addoption("--quick", action="store_true", help="tiny shapes, as a smoke test")
     group.addoption("--results", metavar="DIR", help="write DIR/<device>/<stem>.json")
 
 
@@ -54,7 +54,8 @@ def _seed():
 
 @pytest.fixture
 def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
-    """Keep a comparison for the result file, and let pytest-benchmark time one candidate too."""
+    """Function that keeps a comparison for the result file, and times one candidate by
+    pytest-benchmark too."""
 
     def report(comparison: Comparison, name: str, calls: Sequence[Callable[[], Any]]) -> None:
         timing, rotation = comparison[name], itertools.cycle(calls)
@@ -80,7 +81,7 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
 
 @pytest.fixture
 def report_linear(report: Report) -> Callable[[str, Sequence[Candidate], str], None]:
-    """Compare ways to apply a weight, over "dense", and report the one named `name`."""
+    """Function that compares candidates with "dense", and reports the one named `name`."""
 
     def report_linear(label: str, candidates: Sequence[Candidate], name: str) -> None:
         comparison = compare(candidates, baseline="dense", rounds=9, label=label)
@@ -92,7 +93,7 @@ def report_linear(report: Report) -> Callable[[str, Sequence[Candidate], str], N
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     folder = session.config.getoption("--results", default=None)
-    # a run that failed halfway would replace a whole result file by part of one
+    # a failed run would overwrite a complete result file with an incomplete one
     if folder is None or exitstatus != pytest.ExitCode.OK:
         return
     quick = bool(session.config.getoption("--quick"))

@@ -1,14 +1,13 @@
-"""All that a GPU can tell, in one command, the most valuable first.
+"""GPU suite: tests, ceilings, kernels beside their peers, and tuning, in one command.
 
 ``PYTHONPATH=.:kernels python benchmarks/gpu_suite.py --budget 540 --out benchmarks/results``
 
-Tests and compute-sanitizer, the device's ceilings, every kernel beside its peers, tuning. Needs no
-more than torch, triton, transformers, numpy, rich and pytest. Results go row by row to
-``OUT/<device>/suite_*.json``, and into ``SUITE.md`` beside them; a second run goes on where the
-first one stopped.
+The most valuable stages and rows come first. Needs torch, triton, transformers, numpy, rich and
+pytest. Results are written row by row to ``OUT/<device>/suite_*.json``, with a report in
+``SUITE.md``; a second run goes on where the first one stopped.
 
-``--dry-run`` takes the same path without a GPU: tiny shapes, Triton's interpreter, the CPU's clock,
-results in a folder of its own, marked as such.
+``--dry-run`` runs the same code without a GPU: tiny shapes, Triton's interpreter, the CPU's clock,
+and results in a folder of their own, marked as such.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STAGES = ("tests", "ceilings", "kernels", "tune")
 MAX_CRASHES = 20
-CRASHED = 75  # exit status of a stage that lost its GPU, and must be started again
-OVERTIME = 45.0  # seconds past its deadline after which a stage is taken to hang
+CRASHED = 75  # exit status of a stage that lost its GPU and must be restarted
+OVERTIME = 45.0  # seconds after its deadline at which a stage counts as hanging
 HUNG = 124
 
 
@@ -50,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
+    parser.add_argument("--budget", type=float, default=540.0, help="total seconds")
     parser.add_argument("--out", type=Path, help="folder of results (default: benchmarks/results)")
-    parser.add_argument("--stages", default=",".join(STAGES), help="which, in their order")
-    parser.add_argument("--dry-run", action="store_true", help="without a GPU, on tiny shapes")
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, in order")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes without a GPU")
     given = parser.parse_args(arguments)
     given.stages = given.stages.split(",")
     unknown = [stage for stage in given.stages if stage not in STAGES]
@@ -67,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_stage(stage: str, stages: Sequence[str], end: float, out: Path, dry_run: bool) -> int:
-    """One stage in a process of its own, started again after a crash; its exit status."""
+    """Run a stage in a process of its own, restarted after a crash; its exit status."""
     from benchmarks.suite.budget import seconds_for
     from benchmarks.suite.checks import environment
 
@@ -90,7 +89,7 @@ def run_stage(stage: str, stages: Sequence[str], end: float, out: Path, dry_run:
         print(f"== {stage}: ended with status {status}", flush=True)
         in_a_row = stage == "kernels" and bool(list(out.glob("*/.*.running")))
         if status == HUNG or (status != CRASHED and not in_a_row):
-            break  # it would end so again
+            break  # a restart would end alike
     return status
 
 

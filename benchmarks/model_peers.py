@@ -1,4 +1,4 @@
-"""What else can be done to a BERT to make it sooner: the peers of whole models in `bench_bert`.
+"""Peers of whole models in `bench_bert`: other methods that make a BERT faster.
 
 onnxruntime, OpenVINO and int8 dynamic quantization are in `benchmarks.rivals`.
 """
@@ -20,15 +20,15 @@ from lada_ops import BlockSparseLinear, LowRankLinear
 from lada_ops.architectures.encoders import encoder_linears
 from lada_ops.tune.device import reason
 
-BSR_TOKENS = 1024  # on a CPU; it takes minutes for more, eight times as long as dense
+BSR_TOKENS = 1024  # most tokens on a CPU, where it is eight times as slow as dense
 
 
 class Missing(Exception):
-    """A peer that does not run here, and why."""
+    """Error of a peer that cannot run here, with the reason."""
 
 
 class Peer(NamedTuple):
-    """model: what is timed. reference: what it must give the outputs of."""
+    """A timed model, and the reference whose outputs it must give."""
 
     model: nn.Module
     reference: nn.Module
@@ -41,10 +41,10 @@ def peers(
     ratio: float,
     inputs: Mapping[str, Tensor],
 ) -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers by name, and of those that are missing, why.
+    """Peers by name, and the reasons of the missing ones.
 
-    low_rank, block_sparse: what `dense` is once it is compressed `ratio` times. inputs: with which
-    each is called once, which compiles it; one that fails is missing.
+    low_rank, block_sparse: `dense` compressed `ratio` times. inputs: of the first call of every
+    peer, which compiles it; a peer that fails is missing.
     """
     tokens = inputs["input_ids"].numel()
     makers: Mapping[str, Callable[[], Peer]] = {
@@ -72,18 +72,20 @@ def peers(
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """torch.compile at its best, anew for each shape: on a GPU with tuned kernels and CUDA graphs,
-    on a CPU with weights frozen so that it packs them."""
+    """torch.compile with static shapes and its fastest options.
+
+    On a GPU autotuned kernels and CUDA graphs; on a CPU frozen weights, which it packs.
+    """
     import torch._inductor.config as inductor
 
-    inductor.compile_threads = 1  # else a pool of processes stays beside what is timed
+    inductor.compile_threads = 1  # else a pool of processes competes with the timed model
     if _on_gpu(model):
         return _module(torch.compile(model, dynamic=False, mode="max-autotune"))
     return _module(torch.compile(model, dynamic=False, options={"freezing": True}))
 
 
 def two_products(model: nn.Module) -> nn.Module:
-    """A copy in which low-rank linears are two linears of torch, one after the other."""
+    """Copy of `model` whose low-rank linears are two `nn.Linear` in sequence."""
     model = copy.deepcopy(model)
     for name, linear in _of_type(model, LowRankLinear).items():
         down, up = nn.Linear(linear.in_features, linear.rank, bias=False), _like(linear)
@@ -93,9 +95,9 @@ def two_products(model: nn.Module) -> nn.Module:
 
 
 def smaller(model: nn.Module, ratio: float) -> nn.Module:
-    """A copy with fewer heads and a narrower feed-forward: 1 / ratio of the encoder's weights.
+    """Copy of `model` with fewer heads and a narrower feed-forward, 1 / ratio of the weights.
 
-    As many heads are left as there are weights, rounded, and of the feed-forward what that leaves.
+    The share of heads is 1 / ratio, rounded; the feed-forward takes the remaining weights.
     """
     model = copy.deepcopy(model)
     config: Any = model.config
@@ -117,7 +119,7 @@ def smaller(model: nn.Module, ratio: float) -> nn.Module:
 
 @torch.no_grad()
 def sparse_tensors(model: nn.Module, tokens: int) -> nn.Module:
-    """A copy in which block-sparse linears multiply by torch's own sparse tensors.
+    """Copy of `model` whose block-sparse linears multiply by torch's sparse tensors.
 
     Raises Missing on a CPU where it would take minutes.
     """
@@ -130,9 +132,9 @@ def sparse_tensors(model: nn.Module, tokens: int) -> nn.Module:
 
 
 def two_to_four(model: nn.Module) -> Peer:
-    """A copy with two of each four weights, in the format that tensor cores multiply by.
+    """Copy of `model` pruned 2:4, in the format of sparse tensor cores.
 
-    Raises Missing where there are none.
+    Raises Missing without a GPU.
     """
     if not _on_gpu(model):
         raise Missing("it needs the tensor cores of a GPU")
@@ -149,7 +151,7 @@ def two_to_four(model: nn.Module) -> Peer:
 
 
 class _TensorLinear(nn.Module):
-    """x W^T + bias, for a W that is no parameter."""
+    """``x W^T + bias`` with a weight W that is no parameter."""
 
     def __init__(self, weight: Tensor, like: Any) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What is benchmarked: BERT-base's linears and feed-forward, token counts, ratios; and weights.
+"""Shapes of the benchmarks: BERT-base's linears and feed-forward, token counts and ratios.
 
-The weights are random: they tell speed, not quality. Each is as large as `lada_ops.plan` makes it
-for the ratio, indices included.
+Weights are random and show speed, not quality. Their sizes are those that `lada_ops.plan` gives for
+the ratio, indices included.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
 BERT_LINEARS = ((768, 768), (768, 3072), (3072, 768))  # (in, out)
 BERT_ENCODER_ELEMENTS = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
-# beyond, a call reads its weight once for so much work that it no longer matters where from
+# most tokens at which it matters if the weight is cold; beyond, arithmetic takes longer
 COLD_TOKENS = 128
 
 
@@ -44,7 +44,7 @@ class LinearCase(NamedTuple):
 
     @property
     def copies(self) -> int:
-        """How many weights of this shape fill the encoder of a BERT-base, where that matters.
+        """Number of weights of this shape in the encoder of a BERT-base, 1 beyond COLD_TOKENS.
 
         Rotating through them leaves every format as cold as it would be in the model.
         """
@@ -80,12 +80,12 @@ class FfnCase(NamedTuple):
 
     @property
     def copies(self) -> int:
-        """As `LinearCase.copies`."""
+        """Number of feed-forwards, as `LinearCase.copies`."""
         return max(1, self.up.copies // 2)
 
 
 class ModelCase(NamedTuple):
-    """A model and the batch it is given."""
+    """A model with the batch size and length of its inputs."""
 
     model: str
     batch: int
@@ -125,7 +125,7 @@ Op = Callable[..., Tensor]
 
 
 def random_format(plan: LayerPlan) -> Format:
-    """A random weight of the format, rank, block and density that `plan` says."""
+    """Random weight of the format, rank, block and density in `plan`."""
     out, cols = plan.out_features, plan.in_features
 
     def normal(*shape: int) -> Tensor:
@@ -144,7 +144,7 @@ def random_format(plan: LayerPlan) -> Format:
 
 
 def fill_with_noise(model: nn.Module, plan: CompressionPlan) -> None:
-    """Swap in modules as `compress` would, with random weights instead of fitted ones."""
+    """Replace linears by compressed modules as `compress` does, with random weights."""
     for name, layer in plan.layers.items():
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -152,11 +152,11 @@ def fill_with_noise(model: nn.Module, plan: CompressionPlan) -> None:
 
 
 def linear_candidates(
-    case: LinearCase, weight: Format, ways: dict[str, tuple[Op, Sequence[Tensor]]]
+    case: LinearCase, weight: Format, ops: dict[str, tuple[Op, Sequence[Tensor]]]
 ) -> list[Candidate]:
-    """Each way to apply `weight` to the same x (tokens, in) and bias, held to the fp64 product.
+    """Candidates that apply `weight` to the same x (tokens, in) and bias, checked in fp64.
 
-    ways: name -> op and its weight tensors, called as ``op(x, *tensors, bias)`` over copies.
+    ops: name -> op and its weight tensors, called as ``op(x, *tensors, bias)`` over copies.
     """
     x = torch.randn(case.tokens, case.in_features, device=DEVICE, dtype=DTYPE)
     bias = torch.randn(case.out_features, device=DEVICE, dtype=DTYPE)
@@ -168,11 +168,11 @@ def linear_candidates(
             for _ in range(case.copies)
         ]
 
-    return [Candidate(name, calls(*way), expected) for name, way in ways.items()]
+    return [Candidate(name, calls(*op), expected) for name, op in ops.items()]
 
 
 def in_fp64(weight: Format) -> Tensor:
-    """The dense weight (out, in), multiplied out and summed in fp64."""
+    """Dense weight (out, in) in fp64."""
     if isinstance(weight, SparseLowRank):
         return in_fp64(weight.low_rank) + in_fp64(weight.bsr)
     if isinstance(weight, LowRank):
@@ -181,8 +181,8 @@ def in_fp64(weight: Format) -> Tensor:
 
 
 def torch_bsr(bsr: Bsr) -> Tensor:
-    """torch's own block-sparse tensor of the same weight.
+    """Block-sparse tensor of torch with the same weight, in blocks of 16 x 16.
 
-    In square 16 x 16 blocks, the only form that torch multiplies by on the CPU as well as on CUDA.
+    Square blocks are the only ones that torch multiplies by on the CPU as well as on CUDA.
     """
     return bsr.to_dense().to_sparse_bsr((16, 16))

@@ -1,7 +1,7 @@
-"""Requests of real lengths: ``python -m benchmarks.traffic --data path/to/glue``.
+"""Serving benchmark with requests of real lengths: ``python -m benchmarks.traffic --data GLUE``.
 
-The real MiniLM, dense and at 5x, on texts drawn from all tasks, padded as a tokenizer pads them;
-and what a process that serves it takes to start.
+MiniLM, dense and at 5x, on texts drawn from all tasks of GLUE and padded by its tokenizer; and the
+cold start of a serving process.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     data: Annotated[Path, typer.Option(help="A folder of GLUE's tasks, each with a dev.tsv.")],
-    model: Annotated[str | None, typer.Option(help="By default the real MiniLM.")] = None,
-    batches: Annotated[str, typer.Option(help="Texts a request, with commas.")] = "1,8,32",
-    requests: Annotated[int, typer.Option(min=1, help="How many of each.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Samples of each request.")] = 7,
+    model: Annotated[str | None, typer.Option(help="Model, by default MiniLM.")] = None,
+    batches: Annotated[str, typer.Option(help="Texts per request, comma-separated.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(min=1, help="Requests per batch size.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples per request.")] = 7,
     results: Annotated[Path, typer.Option(help="Writes DIR/<device>/traffic.json.")] = RESULTS,
 ) -> None:
     """Latency percentiles, throughput, peak memory and cold start, dense and at 5x, in one run."""

@@ -29,26 +29,30 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 DENSE = Variant("dense")
 OTHERS = [name for name in TARGETS if name != "sm_90"]
-NEAR_SM_89 = "sm_86"  # the same instructions and shared memory
-PORTABLE = [
-    LauncherCall("low_rank_linear", 16, 768, 3072, "r64", "gelu", FP16),
+# sm_86 and sm_89 have the instructions of sm_80 and the shared memory of sm_120
+FAMILIES = ["sm_80", "sm_100", "sm_120", "gfx942"]
+KERNELS = [  # together, every kernel
     LauncherCall("low_rank_linear", 8192, 3072, 768, "r96", "norm"),
-    LauncherCall("low_rank_linear", 16384, 768, 3072, "r128", "gelu+residual"),
     LauncherCall("low_rank_linear", 8192, 768, 3072, "r256", "gelu"),
-    LauncherCall("block_sparse_linear", 16, 768, 3072, "128x16-d20", "gelu"),
     LauncherCall("block_sparse_linear", 8192, 768, 3072, "128x16-d20", "gelu", FP16),
-    LauncherCall(
-        "block_sparse_linear", 8192, 768, 3072, "32x32-d20", "gelu+residual", whole_packs=False
-    ),
     LauncherCall("sparse_low_rank_linear", 8192, 768, 3072, "r64+128x16-d05", "gelu"),
-    LauncherCall("sparse_low_rank_linear", 8192, 768, 2304, "r64x3+128x16-d05", "none"),
     LauncherCall("low_rank_linear", 8192, 768, 3072, "r64", "none", gradient="x"),
     LauncherCall("low_rank_linear", 8192, 768, 3072, "r128", "none", gradient="factors"),
-    LauncherCall("block_sparse_linear", 8192, 768, 3072, "64x16-d05", "none", gradient="x"),
     LauncherCall("block_sparse_linear", 512, 768, 3072, "128x16-d05", "none", gradient="values"),
     LauncherCall("low_rank_ffn", 16, 768, 768, "r64-3072-r64", "norm"),
-    LauncherCall("low_rank_ffn", 8192, 768, 768, "r128-3072-r128", "norm"),
     LauncherCall("low_rank_linear", 8192, 768, 3072, "r64", "gelu+residual", variant=DENSE),
+]
+PORTABLE = [
+    *KERNELS,
+    LauncherCall("low_rank_linear", 16, 768, 3072, "r64", "gelu", FP16),
+    LauncherCall("low_rank_linear", 16384, 768, 3072, "r128", "gelu+residual"),
+    LauncherCall("block_sparse_linear", 16, 768, 3072, "128x16-d20", "gelu"),
+    LauncherCall(
+        *("block_sparse_linear", 8192, 768, 3072, "32x32-d20", "gelu+residual"), whole_packs=False
+    ),
+    LauncherCall("sparse_low_rank_linear", 8192, 768, 2304, "r64x3+128x16-d05", "none"),
+    LauncherCall("block_sparse_linear", 8192, 768, 3072, "64x16-d05", "none", gradient="x"),
+    LauncherCall("low_rank_ffn", 8192, 768, 768, "r128-3072-r128", "norm"),
     LauncherCall("low_rank_linear", 8192, 3072, 768, "r64", "norm", FP16, DENSE),
 ]
 ACTIVATIONS = ["relu", "gelu_tanh", "silu", "tanh"]  # shipped launches have "none" and "gelu"
@@ -64,21 +68,18 @@ def exhaustive(values, chosen):
     return [v if v in chosen else pytest.param(v, marks=pytest.mark.exhaustive) for v in values]
 
 
-def star(regime: Regime) -> tuple[Regime, Regime]:
-    """All weights of a regime with its last epilogue, and its last weight with all epilogues.
-
-    Occupancy and issue rate are limits of a weight, instructions per element of an epilogue.
-    """
-    weights, epilogues = list(regime.weights.items()), list(regime.epilogues.items())
-    return (
-        replace(regime, epilogues=dict(epilogues[-1:])),
-        replace(regime, weights=dict(weights[-1:])),
+def corner(regime: Regime) -> Regime:
+    """Last weight and last epilogue of a regime, those with the highest register pressure."""
+    return replace(
+        regime,
+        weights=dict([*regime.weights.items()][-1:]),
+        epilogues=dict([*regime.epilogues.items()][-1:]),
     )
 
 
-STAR = {s.launch for s in launches_of(part for regime in REGIMES for part in star(regime))}
+CORNERS = {entry.launch for entry in launches_of(map(corner, REGIMES))}
 SHIPPED = shipped() + tabled()
-CHOSEN = [s for s in SHIPPED if s.launch in STAR]
+CHOSEN = [entry for entry in SHIPPED if entry.launch in CORNERS]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,8 @@ def test_shipped_launches_pass_on_hopper(entry):
     assert faults(compile_launch(entry.launch, TARGETS["sm_90"]), entry.limits) == []
 
 
-@pytest.mark.parametrize("target", exhaustive(OTHERS, [t for t in OTHERS if t != NEAR_SM_89]))
-@pytest.mark.parametrize("call", PORTABLE, ids=str)
+@pytest.mark.parametrize("target", exhaustive(OTHERS, FAMILIES))
+@pytest.mark.parametrize("call", exhaustive(PORTABLE, KERNELS), ids=str)
 def test_launches_pass_on_other_targets(call, target):
     for launch in call.launches():
         assert faults(compile_launch(launch, TARGETS[target]), design(launch)) == []
@@ -104,8 +105,7 @@ def test_every_activation_compiles(activation, target):
     assert faults(compile_launch(launch, TARGETS[target]), design(launch)) == []
 
 
-# sm_89 has the least shared memory of NVIDIA's
-@pytest.mark.parametrize("target", exhaustive(TARGETS, ["sm_89", "sm_90", "gfx942"]))
+@pytest.mark.parametrize("target", exhaustive(TARGETS, ["sm_90", "gfx942"]))
 @pytest.mark.parametrize("call", SINGLE, ids=str)
 def test_single_precision_passes(call, target):
     for launch in call.launches():
@@ -125,9 +125,8 @@ DEPENDENT = [  # together, every kernel with programmatic dependent launch
 MEMORY = re.compile(r"LD\b|LDG|ST\b|STG|ATOM|RED\b|REDG|UTMA|UBLK")
 
 
-@pytest.mark.parametrize(
-    ("pdl", "target"), [(True, "sm_90"), (True, "sm_100"), (True, "sm_120"), (False, "sm_90")]
-)
+@pytest.mark.parametrize("target", exhaustive(["sm_90", "sm_100", "sm_120"], ["sm_90"]))
+@pytest.mark.parametrize("pdl", [True, False], ids=["dependent", "independent"])
 @pytest.mark.parametrize(("stem", "weight", "variant", "gradient"), DEPENDENT)
 def test_a_dependent_launch_waits_before_it_accesses_memory(
     stem, weight, variant, gradient, pdl, target

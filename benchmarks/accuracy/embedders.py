@@ -1,9 +1,8 @@
-"""What training gives an embedder back: ``python -m benchmarks.accuracy.embedders``.
+"""Quality and speed of distilled embedders: ``python -m benchmarks.accuracy.embedders``.
 
-The real MiniLM is distilled on sentences without labels by `lada distill`, as anyone would, at each
-ratio, and compared with the dense one. A student that is there is not made again; a run that was
-cut off goes on where it was. Training takes a core or two the better part of an hour a ratio, times
-are of a few minutes: make the students first, and time them on a quiet machine.
+MiniLM is distilled on unlabelled sentences by `lada distill` at every ratio, and compared with the
+dense model. Existing students are kept, and an interrupted run resumes. Training takes most of an
+hour per ratio on two cores, timing a few minutes: train first, and time on a quiet machine.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from lada_ops.latency import collect, compare_models
 
 RESULTS = Path(__file__).parents[1] / "results"
 OPTIONS = ("--bf16", "--epochs", "2", "--batch-size", "64")
-SHORTEST = 15  # characters: many of SST-2's phrases are a word or two
+SHORTEST = 15  # characters, since many of SST-2's phrases are a word or two
 TREEBANK = "# text = "  # before each sentence of a CoNLL-U file
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    data: Annotated[Path, typer.Option(help="A folder with glue/ and ud/en/.")],
-    work: Annotated[Path, typer.Option(help="Where students and checkpoints are kept.")],
-    ratios: Annotated[str, typer.Option(help="With commas.")] = "2.5,5,10",
+    data: Annotated[Path, typer.Option(help="Folder with glue/ and ud/en/.")],
+    work: Annotated[Path, typer.Option(help="Folder of students and checkpoints.")],
+    ratios: Annotated[str, typer.Option(help="Compression ratios, comma-separated.")] = "2.5,5,10",
     results: Annotated[Path, typer.Option(help="Writes DIR/<device>/embedder.json.")] = RESULTS,
 ) -> None:
-    """Make the students that are missing, and compare all of them with the dense model."""
+    """Train the missing students, and compare all students with the dense model."""
     sentences = unlabelled(data)
     work.mkdir(parents=True, exist_ok=True)
     (work / "sentences.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
@@ -81,9 +80,9 @@ def main(
 
 
 def unlabelled(data: Path) -> list[str]:
-    """Sentences of many kinds, each once: GLUE's training sets, and the English web treebank.
+    """Distinct sentences of GLUE's training sets and the English web treebank.
 
-    Those that students are compared on, STS-B's dev set, are left out.
+    Sentences of STS-B's dev set, on which students are evaluated, are left out.
     """
     splits = [read_split(data, task, "train") for task in TASKS.values()]
     sentences = [text for split in splits for texts in split.texts for text in texts]

@@ -1,4 +1,4 @@
-"""The rows of the compression table: the paper's ablation, and what is beside it."""
+"""Methods of the accuracy table: the paper's ablation, and baselines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LABELS = Losses(attention=0, hidden=0, logits=0, labels=1)
 
 @dataclass(frozen=True)
 class SmallerDense:
-    """A BERT of fewer layers and a narrower feed-forward, cut from the teacher and distilled.
+    """Baseline: a BERT with fewer layers and narrower feed-forwards, cut from the teacher.
 
-    It has 1 / ratio of the weights of the teacher's encoder. Layers are as many as that leaves with
-    feed-forwards about half as wide, and divide the teacher's; each starts as the teacher's layer
-    that it is to follow, with the neurons whose weights are largest.
+    The encoder has 1 / ratio of the teacher's weights. The number of layers divides the teacher's
+    and leaves feed-forwards about half as wide; every layer starts as the teacher's layer whose
+    outputs it learns, with the neurons of largest weights.
     """
 
     ratio: float
@@ -40,7 +40,7 @@ class SmallerDense:
         self.sizes(model)
 
     def sizes(self, model: nn.Module) -> tuple[int, int]:
-        """The layers, and the neurons of a feed-forward, a multiple of 8."""
+        """Number of layers, and of neurons per feed-forward, a multiple of 8."""
         config: Any = model.config
         layers, features = config.num_hidden_layers, config.hidden_size
         attention, most = 4 * features**2, config.intermediate_size
@@ -84,7 +84,7 @@ class SmallerDense:
 
 
 def _svd(model: PreTrainedModel, ratio: float) -> LadaConfig:
-    """The one rank, of all linears, that has as many weights."""
+    """SVD with the one rank for all linears that meets the ratio."""
     shapes = [(m.out_features, m.in_features) for m in encoder_linears(model).values()]
     rank = sum(r * c for r, c in shapes) / ratio / sum(r + c for r, c in shapes)
     return LadaConfig(rank=int(rank), encoder_keep=1, embedding_keep=None, losses=LABELS)
@@ -111,7 +111,7 @@ METHODS: Mapping[str, Callable[[PreTrainedModel, float], Recipe | None]] = {
     "calibration": lambda model, ratio: None,
     "smaller-dense": lambda model, ratio: SmallerDense(ratio),
 }
-"""Recipes by name, each for a model and a ratio; None is calibrated and not trained.
+"""Recipes by name, for a model and a ratio; None for calibration without training.
 
 svd, pruning and hybrid train on the labels alone, the others on the teacher alone.
 """

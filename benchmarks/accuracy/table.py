@@ -1,8 +1,8 @@
-"""Accuracy that each way to compress costs: ``python -m benchmarks.accuracy.table``.
+"""Accuracy of every compression method: ``python -m benchmarks.accuracy.table``.
 
-The real MiniLM is fine-tuned on a task, and made into students by every method at every ratio, each
-trained alike and evaluated beside the teacher. A row at a time: the result file is written after
-each, a run that was cut off goes on where it was, and rows that are there are not made again.
+MiniLM is fine-tuned on a task and compressed by every method at every ratio, with equal training,
+and evaluated beside the teacher. The result file is written after every row, so that an interrupted
+run resumes and existing rows are kept.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ TEACHER_RATE, RATE = 5e-5, 2e-4
 BATCH = 32
 SIZES = {"1x16": (1, 16), "1x128": (1, 128), "8x128": (8, 128)}
 ROUNDS = 15
-TEACHER = "{}-teacher"  # folder of a task's
+TEACHER = "{}-teacher"  # folder of a task's teacher
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    data: Annotated[Path, typer.Option(help="A folder with glue/ and robust/.")],
-    work: Annotated[Path, typer.Option(help="Where models and checkpoints are kept.")],
+    data: Annotated[Path, typer.Option(help="Folder with glue/ and robust/.")],
+    work: Annotated[Path, typer.Option(help="Folder of models and checkpoints.")],
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated.")] = "sst2",
     methods: Annotated[str, typer.Option(help="Methods, comma-separated.")] = ",".join(METHODS),
     ratios: Annotated[str, typer.Option(help="Ratios, comma-separated.")] = "5,2.5,10,7.5",
     seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
     again: Annotated[
-        bool, typer.Option(help="Time rows again whose models are kept: on a quiet machine.")
+        bool, typer.Option(help="Repeat the timing of existing rows, on a quiet machine.")
     ] = False,
     bf16: Annotated[bool, typer.Option(help="Train in mixed precision.")] = True,
     results: Annotated[Path, typer.Option(help="Writes DIR/<device>/compression.json.")] = RESULTS,
 ) -> None:
-    """Make the rows that are missing, in the order of seeds, ratios and methods."""
+    """Measure the missing rows, in the order of seeds, ratios and methods."""
     path = results / device_slug() / "compression.json"
     if again:
         content = json.loads(path.read_text()) | {"environment": environment()}
@@ -84,7 +84,7 @@ def main(
 
 
 def timed(work: Path, row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The speed-ups of a row whose student and teacher are kept."""
+    """Speed-ups of a row, from its saved student and teacher."""
     dense = load_model(str(work / TEACHER.format(row["task"])))
     folder = str(work / _name(*_key(row)))
     return _speedups(
@@ -93,7 +93,7 @@ def timed(work: Path, row: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 class Row:
-    """Makes rows of one task; its teacher is fine-tuned once."""
+    """Rows of one task, whose teacher is fine-tuned once."""
 
     def __init__(self, data: Path, work: Path, task: Task, bf16: bool) -> None:
         self.data, self.work, self.task, self.bf16 = data, work, task, bf16
@@ -107,7 +107,7 @@ class Row:
             self._fine_tune()
 
     def make(self, method: str, ratio: float, seed: int) -> dict[str, Any]:
-        """A student, trained and evaluated."""
+        """Train and evaluate a student; its row."""
         name = _name(self.task.name, method, ratio, seed)
         folder, teacher = self.work / name, load_model(str(self.teacher), "cpu")
         recipe = METHODS[method](teacher, ratio)
@@ -190,7 +190,7 @@ class Row:
 
 
 def _curve(folder: Path, task: Task) -> list[dict[str, float]]:
-    """The task's metric at each step that was evaluated, over all stages."""
+    """Metric of the task at every evaluated step, over all stages."""
     found, before = [], 0
     for path in sorted(folder.glob("*/trained/trainer_state.json")):
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -203,7 +203,7 @@ def _curve(folder: Path, task: Task) -> list[dict[str, float]]:
 
 
 def _speedups(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each model, by batch x length."""
+    """Speed-ups of the models, by batch x length and name."""
     return {
         comparison["label"]: {t["name"]: t["speedup_median"] for t in comparison["timings"]}
         for comparison in found["comparisons"]

@@ -1,5 +1,5 @@
-"""Whole encoders on the CPU, ours beside every rival, each in a process of its own.
+"""Whole encoders on the CPU, ours beside other runtimes, each in a process of its own.
 
-``python -m benchmarks.rivals --help``. The rivals come with ``pip install lada-ops[rivals]``; one
-that is missing is reported as not measured, with the reason.
+``python -m benchmarks.rivals --help``. The runtimes come with ``pip install lada-ops[rivals]``;
+missing ones are reported as not measured, with the reason.
 """

@@ -25,28 +25,28 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     models: Annotated[
-        str, typer.Option(help=f"With commas, of {', '.join(MODELS)}.")
+        str, typer.Option(help=f"Models, comma-separated: {', '.join(MODELS)}.")
     ] = "bert_base,bert_large,minilm",
     shapes: Annotated[str, typer.Option(help="Batch x length, with commas.")] = ",".join(SHAPES),
-    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1,2",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
     contestants: Annotated[
-        str, typer.Option(help="Names or patterns, with commas; eager always takes part.")
+        str, typer.Option(help="Names or patterns, comma-separated; eager always takes part.")
     ] = "*",
-    rounds: Annotated[int, typer.Option(min=1, help="Samples of each contestant.")] = 7,
-    seconds: Annotated[float, typer.Option(help="How long a sample lasts.")] = 0.5,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples per contestant.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Seconds per sample.")] = 0.5,
     at_once: Annotated[
-        int, typer.Option(min=1, help="Contestants beside eager at a time; each holds a model.")
+        int, typer.Option(min=1, help="Concurrent contestants beside eager; each holds a model.")
     ] = 4,
-    again: Annotated[bool, typer.Option(help="Measure what is in the results already.")] = False,
+    again: Annotated[bool, typer.Option(help="Repeat measured rows.")] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Keep ONNX exports here for the next run; a stale one is refused."),
+        typer.Option(help="Folder of ONNX exports kept for the next run; stale ones are refused."),
     ] = None,
     results: Annotated[Path, typer.Option(help="Writes DIR/<device>/rivals_*.json.")] = RESULTS,
 ) -> None:
-    """Times of whole encoders over torch's eager mode, each contestant in a process of its own.
+    """Speed-ups of whole encoders over torch's eager mode, each contestant in its own process.
 
-    Goes on where an earlier run stopped. No time is reported for an output that is wrong.
+    Goes on where an earlier run stopped. No time is reported for a wrong output.
     """
     try:
         names, sizes = models.split(","), [_shape(text) for text in shapes.split(",")]

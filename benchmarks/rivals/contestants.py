@@ -1,4 +1,4 @@
-"""Who takes part: a runtime, a precision, and the compressed weights it is given, if any."""
+"""Contestants: a runtime, a precision, and dense or compressed weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RATIOS = (2.5, 5.0, 10.0)
 class Contestant:
     """A runtime on one set of weights.
 
-    runtime: its name in tables. build: what makes it, ``"module:function"``; called in the
-    contestant's own process with a `benchmarks.rivals.setup.Setup`. method, ratio: how the weights
-    are compressed, None for dense ones.
+    runtime: name in tables. build: ``"module:function"`` called with a
+    `benchmarks.rivals.setup.Setup` in the contestant's own process. method, ratio: of the
+    compressed weights, None for dense ones.
     """
 
     runtime: str
@@ -35,7 +35,7 @@ class Contestant:
 
     @property
     def variant(self) -> str:
-        """Which weights: ``"dense"`` or ``"low_rank 5x"``."""
+        """Name of the weights: ``"dense"`` or ``"low_rank 5x"``."""
         return "dense" if self.method is None else f"{self.method} {self.ratio:g}x"
 
     @property
@@ -80,7 +80,7 @@ CONTESTANTS = (
 
 
 def chosen(patterns: Sequence[str]) -> list[Contestant]:
-    """The contestants whose name matches a pattern such as ``"lada engine*"``; eager always first.
+    """Contestants whose name matches a pattern such as ``"lada engine*"``; eager always first.
 
     Raises ValueError on a pattern that no name matches.
     """

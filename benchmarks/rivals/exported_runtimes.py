@@ -15,14 +15,14 @@ from .setup import Bind, Call, NotMeasured, Setup, package
 
 
 def onnxruntime(setup: Setup) -> Bind:
-    """onnxruntime with every graph optimisation; int8 by its dynamic quantization per channel."""
+    """onnxruntime with all graph optimisations; int8 by its dynamic per-channel quantization."""
     ort = package("onnxruntime")
     path = _onnx(setup) if setup.precision == "fp32" else _int8_onnx(setup)
     options = ort.SessionOptions()
     options.intra_op_num_threads = setup.threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # spinning within a call is its strength; between calls it would take a core from the others
+    # threads may spin within a call, but between calls they would take cores from the others
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -34,10 +34,9 @@ def onnxruntime(setup: Setup) -> Bind:
 
 
 def openvino(setup: Setup) -> Bind:
-    """OpenVINO for the least latency: one stream over all threads, in the precision asked for.
+    """OpenVINO with its latency hint: one stream over all threads, in the setup's precision.
 
-    From ONNX, which is as fast for it as converting from torch, by either way; so are static
-    shapes, and threads that are not pinned.
+    Loaded from ONNX. Conversion from torch, static shapes and unpinned threads were no faster.
     """
     ov = package("openvino")
     core = ov.Core()
@@ -73,13 +72,13 @@ class _LastHiddenState(nn.Module):
 
 
 def _onnx(setup: Setup) -> Path:
-    """The model in ONNX, batch and length dynamic, written if it is not there yet."""
+    """Path of the model in ONNX with dynamic batch and length, exported on first use."""
     for needed in ("onnx", "onnxscript"):
         package(needed)
 
     def write(path: Path) -> None:
         model: Any = setup.model()
-        # plain products export to fewer operators than sdpa, and onnxruntime is no slower on them
+        # eager attention exports to fewer operators than sdpa, and is no slower in onnxruntime
         model.set_attn_implementation("eager")
         ids = torch.ones(2, 24, dtype=torch.long)
         sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=512)}
@@ -115,7 +114,7 @@ def _int8_onnx(setup: Setup) -> Path:
 
 
 def _written(path: Path, write: Callable[[Path], None]) -> Path:
-    """`path`, after `write` unless its folder is there; the folder appears whole or not at all."""
+    """`path`, written by `write` unless it exists; its folder appears atomically."""
     if not path.exists():
         stage = path.parent.with_name(f"{path.parent.name}.{os.getpid()}")
         stage.mkdir()

@@ -1,4 +1,4 @@
-"""A model's contestants a few at a time, each heat with eager in it."""
+"""Heats: contestants of a model, a few at a time, eager in every heat."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def run(
     exports: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Measure what `results` lacks, or all of it `again`; rows are kept shape by shape.
+    """Measure the rows missing in `results`, or all rows if `again`.
 
-    at_once: contestants beside eager whose processes live at the same time. exports: folder for
-    what runtimes make of the weights. say: takes a line of progress.
+    at_once: concurrent processes beside eager. exports: folder for runtimes' exports of the
+    weights. say: called with a line of progress.
     """
     lacking = {
         contestant: [
@@ -41,7 +41,7 @@ def run(
         ]
         for contestant in contestants
     }
-    # a lack of eager alone is none: it is measured anew beside every other
+    # eager's own missing rows need no heat: it is measured in all of them
     rest = [c for c in contestants if c is not EAGER and lacking[c]]
     if not rest and not lacking[EAGER]:
         say(f"{results.path.name}: all there")
@@ -87,7 +87,7 @@ def run(
 
 
 def _heats(contestants: Sequence[Contestant], at_once: int) -> list[list[Contestant]]:
-    """Those with as many weights at the same precision meet, since they will be compared."""
+    """Heats of contestants with equal ratio and precision, since these will be compared."""
 
     def task(contestant: Contestant) -> tuple[float, str]:
         return contestant.ratio or 1, contestant.precision

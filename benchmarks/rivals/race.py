@@ -1,4 +1,4 @@
-"""Contestants side by side: checked first, then timed in turns, then checked again."""
+"""Races: contestants checked, timed in alternation, and checked again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .contestants import EAGER, Contestant
 from .setup import NotMeasured
 
 LEAST_COSINE = {"bf16": 0.99}
-# relative error of the worst row; what rounds more is judged by its cosine
+# relative error of the worst row; lower precisions are checked by cosine
 TOLERANCE = {"fp32": TOLERANCES[torch.float32]}
 Row = dict[str, Any]
 
 
 class Runner(Protocol):
-    """What `race` needs of a `benchmarks.rivals.remote.Worker`."""
+    """Interface of a `benchmarks.rivals.remote.Worker` that `race` uses."""
 
     def bind(self, inputs: Path) -> None: ...
     def time(self, calls: int, warm: int = 0) -> list[float]: ...
@@ -35,7 +35,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """rounds: samples of each contestant. seconds: how long a sample lasts, at least one call."""
+    """rounds: samples per contestant. seconds: least duration of a sample, at least one call."""
 
     rounds: int = 7
     seconds: float = 0.5
@@ -61,8 +61,7 @@ class _Entrant:
         self.calls = max(1, math.ceil(seconds / self.runner.time(1)[0]))
 
     def sample(self) -> float:
-        # others ran in between: a call to find caches and cores again, unless it would cost more
-        # than it tells
+        # one warm-up call, since others ran in between; none where a sample is a single call
         return statistics.median(self.runner.time(self.calls, warm=int(self.calls > 1)))
 
 
@@ -72,15 +71,14 @@ def race(
     expected: Callable[[Contestant], Any],
     rules: Rules,
 ) -> dict[Contestant, Row]:
-    """Time every runner against eager, which must be one of them; a row for each.
+    """Rows of all runners, timed against eager, which must be one of them.
 
-    Each round takes one sample of each, a median over calls made in a row, in an order that changes
-    from round to round; ratios are taken within a round, since the machine drifts. expected: the
-    output that a contestant is held to.
+    A round takes one sample per runner, the median over consecutive calls, in an order that changes
+    between rounds. Ratios are taken within a round, so that a drift of the machine cancels.
+    expected: expected output of a contestant.
 
-    Rows hold times, ratios, error and cosine, or ``not_measured`` and why: a wrong output, or a
-    process that died, takes a contestant out, and all of its times. Raises NotMeasured where that
-    is eager.
+    A row has times, ratios, error and cosine, or ``not_measured`` with the reason: a wrong output,
+    or a process that died. Raises NotMeasured if eager is not measured.
     """
     out: dict[Contestant, Row] = {}
     entrants: list[_Entrant] = []
@@ -111,7 +109,7 @@ def race(
 
 
 def orders(names: Sequence[Any], rounds: int) -> Iterator[list[Any]]:
-    """Shuffled, then reversed in the next round: each precedes each other as often as not."""
+    """Orders of `names` per round: a random one, then its reverse, so that pairs are balanced."""
     generator = random.Random(0)
     order: list[Any] = []
     for index in range(rounds):
@@ -120,10 +118,10 @@ def orders(names: Sequence[Any], rounds: int) -> Iterator[list[Any]]:
 
 
 def likeness(contestant: Contestant, output: Any, expected: Any) -> tuple[float, float]:
-    """The largest relative error of a row (a token's features), and the smallest cosine.
+    """Largest relative error of a row (a token's features), and smallest cosine.
 
-    Raises WrongOutput where the output is of another shape or not finite, or is further off than
-    its precision allows. Of int8 only the cosine is reported, for the reader to judge.
+    Raises WrongOutput on another shape, values that are not finite, or errors beyond the tolerance
+    of the precision. int8 has no tolerance: its cosine is reported for the reader to judge.
     """
     tolerance = TOLERANCE.get(contestant.precision, sys.float_info.max)
     want = torch.from_numpy(expected).double()

@@ -1,4 +1,4 @@
-"""The parent's end of a contestant's process."""
+"""Worker processes of contestants, seen from the parent."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Worker:
-    """A contestant in a process of its own, ready to run; closes with the ``with`` block.
+    """Contestant in a process of its own; a context manager that ends the process.
 
-    Raises NotMeasured, here and from every method, if it cannot run or has died.
+    The constructor and all methods raise NotMeasured if it cannot run or has died.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -29,11 +29,11 @@ class Worker:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # pools ask once, when they start
+            # thread pools read these once, when they start
             "OMP_NUM_THREADS": str(setup.threads),
             "MKL_NUM_THREADS": str(setup.threads),
-            # with its usual 300,000 spins, torch's pool is up to ten times slower while anything
-            # else wants a core, and a few per cent faster while nothing does
+            # with the default of 300,000 spins, torch's pool is up to ten times slower while
+            # another process wants a core, and a few per cent faster on an idle machine
             "GOMP_SPINCOUNT": "1000",
         }
         self._folder = tempfile.TemporaryDirectory()
@@ -59,15 +59,15 @@ class Worker:
         return self._process.pid
 
     def bind(self, inputs: Path) -> None:
-        """Take the token ids (batch, length) in a .npy file as the input of all calls from here."""
+        """Set the inputs of all further calls: token ids (batch, length) in a .npy file."""
         self._ask(do="bind", inputs=str(inputs))
 
     def time(self, calls: int, warm: int = 0) -> list[float]:
-        """The seconds of each of `calls` calls, after `warm` untimed ones."""
+        """Seconds of each of `calls` calls, after `warm` untimed ones."""
         return self._ask(do="time", calls=calls, warm=warm)
 
     def output(self) -> Any:
-        """What the last call returned, as a numpy array in fp32."""
+        """Output of the last call, as a numpy array in fp32."""
         file = Path(self._folder.name) / "output.npy"
         self._ask(do="save", file=str(file))
         return np.load(file)

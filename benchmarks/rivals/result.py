@@ -1,4 +1,4 @@
-"""Result files, one per model and number of threads, and the tables made of them."""
+"""Result files, one per model and number of threads, and their tables."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PACKAGES = ("onnxruntime", "onnx", "onnxscript", "openvino")
 
 
 class Results:
-    """The rows of one model and number of threads; each is on disk as soon as it is put.
+    """Rows of one model and number of threads, written to disk one by one.
 
-    A row is one contestant on one shape. It is measured again in another environment, and ours
-    also when our source has changed.
+    A row is a contestant on a shape. It is measured again in another environment; ours also after
+    a change of our source.
     """
 
     def __init__(self, folder: Path, model: str, threads: int) -> None:
@@ -40,14 +40,14 @@ class Results:
         self._store = Store(self.path, where)
 
     def done(self, contestant: Contestant, shape: str) -> bool:
-        """Whether there is a time for it, or for ours, one of the source as it is now."""
+        """True if a time is there; for ours, one of the current source."""
         key = _key(contestant, shape)
         row = self._store.rows.get(key, {})
         fresh = not contestant.ours or row.get("source") == self._source
         return self._store.done(key) and fresh and "not_measured" not in row
 
     def put(self, contestant: Contestant, shape: str, row: Mapping[str, Any]) -> None:
-        """Keep a row that `benchmarks.rivals.race.race` made."""
+        """Write a row of `benchmarks.rivals.race.race`."""
         told = {
             **self._shared,
             "contestant": contestant.name,
@@ -63,9 +63,9 @@ class Results:
 
 
 def markdown(path: Path) -> str:
-    """A result file as a Markdown table: contestants by shapes, times as fast as eager.
+    """Markdown table of a result file: speed-ups over eager, contestants by shapes.
 
-    Below it, who was not measured, and why.
+    Contestants that were not measured are listed below, with the reason.
     """
     header, rows = cells(path)
     notes = [f"Not measured: {', '.join(names)}: {why}" for why, names in missing(path).items()]
@@ -73,7 +73,7 @@ def markdown(path: Path) -> str:
 
 
 def terminal(path: Path) -> Group:
-    """The same for a terminal."""
+    """Table of a result file for a terminal."""
     header, rows = cells(path)
     table = Table(
         title=f"{path.stem}: times as fast as eager",
@@ -92,9 +92,9 @@ def terminal(path: Path) -> Group:
 
 
 def cells(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the newest environment: contestant, least cosine, a ratio per shape.
+    """Header and rows of the newest environment: contestant, least cosine, speed-up per shape.
 
-    A dash stands where there is no time, and `missing` says why.
+    A dash stands for a missing time, whose reason is in `missing`.
     """
     rows = _rows(path)
     shapes = sorted({row["shape"] for row in rows}, key=_size)
@@ -114,9 +114,9 @@ def cells(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def lead(path: Path, method: str, ratio: float) -> dict[str, dict[str, float]]:
-    """Precision -> shape -> times as fast as the best other runtime on the same weights, ours is.
+    """Speed-up of our engine over the best other runtime: precision -> shape -> ratio.
 
-    Those that other runtimes were not measured on are left out.
+    All on the same weights; shapes without another runtime are left out.
     """
     fastest: dict[tuple[str, str], dict[bool, float]] = {}
     for row in _rows(path):
@@ -133,7 +133,7 @@ def lead(path: Path, method: str, ratio: float) -> dict[str, dict[str, float]]:
 
 
 def missing(path: Path) -> dict[str, list[str]]:
-    """Why not -> which contestants were not measured, in the newest environment."""
+    """Contestants that were not measured in the newest environment, by reason."""
     found: dict[str, list[str]] = {}
     for row in _rows(path):
         if "not_measured" in row:
@@ -144,14 +144,14 @@ def missing(path: Path) -> dict[str, list[str]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of the newest environment, contestants in their usual order."""
+    """Rows of the newest environment, in the order of CONTESTANTS."""
     places = {contestant.name: place for place, contestant in enumerate(CONTESTANTS)}
     rows = newest(path)[1].values()
     return sorted(rows, key=lambda row: places.get(row["contestant"], len(places)))
 
 
 def _cosine(value: float) -> str:
-    # cut, not rounded: 1.0000 is said only of what is, but for the last digits of fp32
+    # truncated, so that 1.0000 is printed only for equality up to the last digits of fp32
     return f"{int(value * 1e4 + 1e-3) / 1e4:.4f}"
 
 
@@ -174,7 +174,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def source() -> str:
-    """A hash of all that makes ours what it is: Python and C++."""
+    """Hash of our Python and C++ sources."""
     files = [
         path
         for folder in (ROOT / "lada_ops", ROOT / "kernels")

@@ -1,4 +1,4 @@
-"""What a contestant's process is told, what it makes of it, and how it says that it cannot."""
+"""Setup of a contestant's process, and the error of one that cannot run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Bind = Callable[[Any], Call]
 
 
 class NotMeasured(RuntimeError):
-    """Why there is no time: a package is missing, a runtime failed, an output is wrong."""
+    """Reason for a missing time: a missing package, a failed runtime, a wrong output."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One contestant's task.
+    """Arguments of a contestant's process.
 
-    build: ``"module:function"``, called with this. weights: the file of the torch model. exports:
-    where exports of these weights are kept, a folder. threads: how many it may use.
+    build: ``"module:function"``, called with this setup. weights: file of the torch model. exports:
+    folder of exports of these weights. threads: number of threads it may use.
     """
 
     build: str
@@ -35,23 +35,23 @@ class Setup:
     precision: str
 
     def model(self) -> nn.Module:
-        """The torch model in eval mode, in fp32 on the CPU."""
+        """Torch model in eval mode, in fp32 on the CPU."""
         return torch.load(self.weights, weights_only=False)
 
     def export(self, name: str) -> Path:
-        """Where the export of that name is or goes."""
+        """Path of the export `name`, in a folder that exists."""
         folder = Path(self.exports)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
     def start(self) -> Bind:
-        """What `build` makes. Raises whatever it raises; `NotMeasured` if it cannot run here."""
+        """Result of `build`, which raises `NotMeasured` if the contestant cannot run here."""
         module, function = self.build.split(":")
         return getattr(importlib.import_module(module), function)(self)
 
 
 def package(name: str) -> Any:
-    """The module `name`, imported; `NotMeasured` if it is not installed."""
+    """Module `name`. Raises NotMeasured if it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -14,29 +14,29 @@ from .setup import Bind, Call, NotMeasured, Setup
 
 
 def eager(setup: Setup) -> Bind:
-    """The model as it is: Hugging Face's modules, and ours where it is compressed."""
+    """Unchanged model: Hugging Face's modules, and ours where it is compressed."""
     return _bind(_in_precision(setup))
 
 
 def compiled(setup: Setup) -> Bind:
-    """torch.compile at its best here."""
+    """torch.compile with its fastest options on this device."""
     return _bind(model_peers.compiled(_in_precision(setup)))
 
 
 def packed(setup: Setup) -> Bind:
-    """Each linear's weight reordered once by oneDNN, instead of read as it lies."""
+    """Linears with weights packed once into oneDNN's layout."""
     for op in ("_reorder_linear_weight", "_linear_pointwise"):
         if not hasattr(torch.ops.mkldnn, op):
             raise NotMeasured(f"this torch has no mkldnn.{op}")
     model = setup.model()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
-            model.set_submodule(name, PackedLinear(module))
+            model.set_submodule(name, OneDnnLinear(module))
     return _bind(model)
 
 
-class PackedLinear(nn.Module):
-    """An `nn.Linear` over oneDNN's own layout of its weight."""
+class OneDnnLinear(nn.Module):
+    """`nn.Linear` with its weight in oneDNN's packed layout."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class PackedLinear(nn.Module):
 
 
 def int8_dynamic(setup: Setup) -> Bind:
-    """torch's own dynamic quantization of every linear."""
+    """Dynamic int8 quantization of all linears by torch."""
     quantize = getattr(torch.ao.quantization, "quantize_dynamic", None)
     if quantize is None:
         raise NotMeasured("this torch has no quantize_dynamic, and torchao is no part of it")

@@ -1,7 +1,7 @@
-"""The weights that are raced: each model dense and compressed, and what it must answer.
+"""Weights of the contestants, dense and compressed, with inputs and expected outputs.
 
-BERT-base and -large are random, and so are their compressed weights, of the sizes that
-`lada_ops.plan` says: speed only. MiniLM is the trained one, compressed by `lada_ops.compress`.
+BERT-base and -large have random weights, dense and compressed, of the sizes that `lada_ops.plan`
+gives, and show speed only. MiniLM is the trained model, compressed by `lada_ops.compress`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ MODELS = (*CONFIGS, "minilm")
 
 
 class Weights:
-    """A model's weights by variant, made when they are first asked for and kept in `folder`.
+    """Weights of a model by variant, built on first use and kept in `folder`.
 
-    Every contestant loads the same file, so that all have the same weights to the bit.
+    All contestants load the same file, and so have the same weights to the bit.
     """
 
     def __init__(self, model: str, folder: Path) -> None:
@@ -50,14 +50,14 @@ class Weights:
         self._dense: nn.Module | None = None
 
     def file(self, contestant: Contestant) -> Path:
-        """The torch model that `contestant` runs. Raises NotMeasured if there can be none."""
+        """File of the torch model of `contestant`. Raises NotMeasured on a ratio out of reach."""
         path = self._path(contestant, "weights.pt")
         if not path.exists():
             torch.save(self._build(contestant), path)
         return path
 
     def inputs(self, shape: tuple[int, int]) -> Path:
-        """Token ids (batch, length) int64 in a .npy file, none of them padding."""
+        """File of token ids (batch, length) int64 without padding, .npy."""
         path = self._folder / f"{shape[0]}x{shape[1]}.npy"
         if not path.exists():
             vocabulary = self._dense_model().config.vocab_size
@@ -66,9 +66,9 @@ class Weights:
 
     @torch.no_grad()
     def expected(self, contestant: Contestant, shape: tuple[int, int]) -> Any:
-        """last_hidden_state (batch, length, hidden) as eager fp32 has it.
+        """Expected last_hidden_state (batch, length, hidden), by eager in fp32.
 
-        Of compressed weights, multiplied out: by `nn.Linear` alone, without an op of ours.
+        Compressed weights are multiplied out, so that no op of ours is involved.
         """
         path = self._path(contestant, f"expected {shape[0]}x{shape[1]}.npy")
         if not path.exists():
@@ -107,5 +107,5 @@ class Weights:
             return model
         torch.manual_seed(0)
         fill_with_noise(model, plan)
-        # shapes.py makes formats for the GPU where there is one
+        # shapes.py makes formats on the GPU if there is one
         return model.to("cpu", torch.float32)

@@ -1,9 +1,9 @@
-"""A contestant's process: ``python -m benchmarks.rivals.worker``, one JSON line in, one line out.
+"""Process of a contestant, ``python -m benchmarks.rivals.worker``: JSON lines in and out.
 
-The first line is a `Setup`; then ``{"do": "bind", "inputs": FILE}`` takes token ids (batch, length)
-from a .npy file, ``{"do": "time", "calls": N, "warm": W}`` answers with the seconds of N calls
-after W untimed ones, and ``{"do": "save", "file": FILE}`` writes what the last call returned.
-Between two lines it waits on the pipe and takes no CPU.
+The first line is a `Setup`. Then ``{"do": "bind", "inputs": FILE}`` sets the inputs, token ids
+(batch, length) in a .npy file; ``{"do": "time", "calls": N, "warm": W}`` returns the seconds of N
+calls after W untimed ones; ``{"do": "save", "file": FILE}`` writes the output of the last call.
+Between two lines it waits on the pipe and uses no CPU.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 
 from .setup import Bind, Call, NotMeasured, Setup
 
-PATIENCE = 2.0  # seconds that thread pools may spin after a call; GOMP's take some 10 ms
+PATIENCE = 2.0  # seconds that thread pools may spin after a call; GOMP's spins take 10 ms
 WINDOW = 0.01
 
 
 class Contest:
-    """What a contestant is asked to do, once it stands."""
+    """Operations of a contestant that is set up."""
 
     def __init__(self, bind: Bind) -> None:
         self._bind = bind
@@ -47,7 +47,7 @@ class Contest:
         return seconds[warm:]
 
     def output(self) -> Any:
-        """What the last call returned, as numpy and in fp32, which has no bf16 of its own."""
+        """Output of the last call as numpy in fp32, since numpy has no bf16."""
         output = self._output
         return output.float().numpy() if isinstance(output, torch.Tensor) else output
 
@@ -56,10 +56,10 @@ class Contest:
 
 
 def wait_until_idle() -> None:
-    """Return when no thread of this process runs any more.
+    """Wait until no thread of this process runs.
 
-    Pools spin for a while after a call, which makes the next call faster and would slow whoever is
-    timed next; so they may, but the answer waits. Raises NotMeasured if they never stop.
+    Thread pools spin for a while after a call, which speeds up the next call but would slow down
+    the next contestant. Raises NotMeasured if they do not stop.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -71,7 +71,7 @@ def wait_until_idle() -> None:
 
 
 def serve(orders: IO[str], answers: IO[str]) -> None:
-    """Answer every order with ``{"done": ...}``, or ``{"failed": reason}`` and go on."""
+    """Answer every line with ``{"done": ...}`` or ``{"failed": reason}``."""
     contest = None
     for line in orders:
         try:
@@ -98,7 +98,7 @@ def _start(setup: Setup) -> Bind:
 
 
 def main() -> None:
-    # what libraries print must not get between the answers
+    # the output of libraries must not mix with the answers
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(sys.stdin, answers)

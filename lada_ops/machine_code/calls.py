@@ -6,12 +6,16 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .launches import Launch, recorded
 from .roofline import Work
+
+if TYPE_CHECKING:
+    from lada_kernels.table import Key
+    from lada_kernels.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,21 @@ class LauncherCall:
     epilogue: str
     """ "none", "gelu", "gelu+residual", or "norm" (residual and LayerNorm)."""
     dtype: torch.dtype = torch.bfloat16
-    variant: Any = None
-    """A `lada_kernels.variants.Variant`; None for the launcher's own choice."""
+    variant: Variant | None = None
+    """None for the launcher's own choice."""
     whole_packs: bool = True
     """True if block rows are sorted by load and hold whole packs; ignored by low rank."""
     gradient: str | None = None
     """Gradient of "x", the low-rank "factors" or the stored "values"; None for the forward pass."""
+
+    @classmethod
+    def of_entry(cls, key: Key, tokens: int, variant: Variant) -> LauncherCall:
+        """Call that computes an entry of a tuned table by `variant`."""
+        from lada_kernels.weight_names import Weight
+
+        stem, dtype = Weight.parse(key.weight).stem, getattr(torch, key.dtype)
+        epilogue = {"plain": "none", "fused": "gelu", "norm": "norm"}[key.epilogue]
+        return cls(stem, tokens, key.k, key.n, key.weight, epilogue, dtype, variant)
 
     def __str__(self) -> str:
         shape = f"{self.tokens}x{self.k}x{self.n}"

@@ -7,15 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from .calls import LauncherCall
 from .gate import Limits
 from .hopper_regimes import REGIMES
 from .launches import Launch, check_triton
 from .regimes import ADD_NORM, DFACTORS, DVALUES, FFN, Regime
-
-_EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}  # of the tuned tables
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,10 @@ def tabled(folder: Path | None = None) -> list[Shipped]:
     for path in sorted((folder or SHIPPED).glob("*/*.json")):
         stem, (device, _, version) = path.parent.name, path.stem.rpartition("-triton")
         for key, by_tokens in Table.read(path, stem, device, version).entries.items():
-            size, dtype = (key.k, key.n, key.weight), getattr(torch, key.dtype)
             for tokens, entry in by_tokens.items():
                 for name, measured in entry.variants.items():
                     variant = Variant(name, measured.tiles)
-                    epilogue = _EPILOGUES[key.epilogue]
-                    call = LauncherCall(stem, tokens, *size, epilogue, dtype, variant)
+                    call = LauncherCall.of_entry(key, tokens, variant)
                     for launch in call.launches():
                         found.setdefault(launch, Shipped(call, launch, design(launch)))
     return list(found.values())

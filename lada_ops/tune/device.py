@@ -26,7 +26,6 @@ Faults = Callable[[Case, "Variant"], list[str]]
 
 # properties of some designs, judged by the clock instead
 _FOR_THE_CLOCK = {"copy_bits": 0, "synchronous_loads": 1 << 30, "shared_stores": 1 << 30}
-_EPILOGUES = {"plain": "none", "fused": "gelu", "norm": "norm"}
 
 
 MAX_REASON = 300  # characters
@@ -126,9 +125,7 @@ def gate_for(target: Target) -> Faults:
             return [str(error)]
 
     def gate(case: Case, variant: Variant) -> list[str]:
-        dtype, epilogue = getattr(torch, case.dtype), _EPILOGUES[case.epilogue]
-        size = case.tokens, case.k, case.n
-        call = LauncherCall(case.stem, *size, case.weight, epilogue, dtype, variant)
+        call = LauncherCall.of_entry(case.key, case.tokens, variant)
         return [fault for launch in call.launches() for fault in launch_faults(launch)]
 
     return gate

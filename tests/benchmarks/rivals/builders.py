@@ -1,4 +1,4 @@
-"""Contestants for a process of their own; light, since each process imports this anew."""
+"""Builders of fake contestants; light, since each process imports this module."""
 
 import os
 import threading
@@ -46,7 +46,7 @@ def tells_threads(setup):
 
 
 def spinning():
-    """Keep a thread of this process busy until what is returned is called."""
+    """Keep a thread of this process busy; the returned function stops it."""
     ended = threading.Event()
 
     def spin():

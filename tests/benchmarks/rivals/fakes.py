@@ -1,4 +1,4 @@
-"""Runners that need no process, and contestants that need no model."""
+"""Fakes: runners without a process, and contestants without a model."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def contestant(name: str, precision: Precision = "fp32") -> Contestant:
 
 
 class FakeRunner:
-    """Takes the seconds it is given, call by call, and leaves its name in `log`."""
+    """Runner with given seconds per call, which appends its name to `log`."""
 
     def __init__(self, name, log=None, output=RIGHT, seconds=(1.0,), dies_after=None):
         self.name = name
@@ -39,7 +39,7 @@ class FakeRunner:
 
 
 class LocalWorker(Contest):
-    """A contestant in this process, in the place of a `Worker`."""
+    """Fake `Worker` that runs its contestant in this process."""
 
     def __init__(self, setup):
         super().__init__(setup.start())

@@ -1,4 +1,4 @@
-"""Who takes part, and how they are chosen."""
+"""Contestants, and their choice by patterns."""
 
 import importlib
 
@@ -39,7 +39,7 @@ def test_a_pattern_without_a_match_is_refused():
         chosen(["*", "tensorflow"])
 
 
-def test_rivals_get_the_factors_that_ours_get():
+def test_rivals_run_the_same_weights_as_ours():
     def variants(runtime):
         return {c.variant for c in CONTESTANTS if c.runtime == runtime}
 

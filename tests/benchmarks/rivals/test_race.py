@@ -1,4 +1,4 @@
-"""Turns, checks and ratios, with contestants that run nothing."""
+"""Order, checks and ratios of a race, with fake contestants."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def race_of(runners, rounds=3, seconds=0.5):
     return race(runners, Path("ids.npy"), lambda contestant: RIGHT, Rules(rounds, seconds))
 
 
-def test_contestants_take_turns_in_every_round():
+def test_every_round_times_every_contestant_once():
     log = []
     others = [contestant(name) for name in "abc"]
     race_of({c: FakeRunner(c.name, log) for c in (EAGER, *others)}, rounds=5)
@@ -30,7 +30,7 @@ def test_contestants_take_turns_in_every_round():
     assert all(Counter(names) == Counter(["eager", "a", "b", "c"]) for names in rounds)
 
 
-def test_each_precedes_each_other_as_often_as_it_follows():
+def test_orders_are_balanced_over_pairs():
     given = list(orders("abcd", 6))
     before = Counter((x, y) for order in given for i, x in enumerate(order) for y in order[i + 1 :])
     assert set(before.values()) == {3}
@@ -46,7 +46,7 @@ def test_ratios_are_taken_within_a_round():
     assert row["median_seconds"] == 20
 
 
-def test_a_sample_lasts_as_long_as_it_is_told():
+def test_a_sample_lasts_as_long_as_the_rules_say():
     row = race_of({EAGER: FakeRunner("eager", seconds=[0.1])}, seconds=0.5)[EAGER]
     assert (row["samples"], row["calls_per_sample"]) == (3, 5)
 
@@ -69,7 +69,7 @@ def test_an_output_that_goes_wrong_while_timed_gets_no_time():
     assert set(rows[RIVAL]) == {"not_measured"}
 
 
-def test_one_that_dies_on_the_way_leaves_the_others_running():
+def test_a_contestant_that_dies_leaves_the_others_running():
     third = contestant("third")
     runners = {
         EAGER: FakeRunner("eager"),
@@ -81,14 +81,14 @@ def test_one_that_dies_on_the_way_leaves_the_others_running():
     assert rows[third]["speedup_median"] == 2
 
 
-def test_without_eager_there_is_nothing_to_report():
+def test_a_race_without_eager_is_not_measured():
     with pytest.raises(NotMeasured, match="eager"):
         race_of({EAGER: FakeRunner("eager", dies_after=0), RIVAL: FakeRunner("rival")})
 
 
 class TestLikeness:
     def off_by(self, angle):
-        """RIGHT with every row turned by `angle`, its length kept."""
+        """RIGHT with every row rotated by `angle` (radians)."""
         turned = np.roll(RIGHT, 1, axis=-1) * np.array([1, -1, 1, -1], dtype=np.float32)
         norm = np.linalg.norm(RIGHT, axis=-1, keepdims=True)
         along = (turned * RIGHT).sum(-1, keepdims=True) / norm**2
@@ -96,23 +96,23 @@ class TestLikeness:
         side *= norm / np.linalg.norm(side, axis=-1, keepdims=True)
         return (np.cos(angle) * RIGHT + np.sin(angle) * side).astype(np.float32)
 
-    def test_fp32_is_held_to_a_ten_thousandth(self):
+    def test_fp32_has_a_tolerance_of_1e_4(self):
         with pytest.raises(WrongOutput, match="off by"):
             likeness(contestant("x"), self.off_by(3e-4), RIGHT)
 
-    def test_bf16_may_round(self):
+    def test_bf16_tolerates_rounding(self):
         error, cosine = likeness(contestant("x", "bf16"), self.off_by(0.05), RIGHT)
         assert error == pytest.approx(0.05, rel=1e-2)
         assert cosine == pytest.approx(np.cos(0.05), abs=1e-6)
 
-    def test_bf16_is_held_to_its_cosine(self):
+    def test_bf16_has_a_least_cosine(self):
         with pytest.raises(WrongOutput, match="cosine"):
             likeness(contestant("x", "bf16"), self.off_by(0.2), RIGHT)
 
-    def test_int8_is_told_and_not_judged(self):
+    def test_int8_is_reported_without_a_limit(self):
         assert likeness(contestant("x", "int8"), self.off_by(0.5), RIGHT)[1] < 0.9
 
     @pytest.mark.parametrize("wrong", [RIGHT * np.nan, RIGHT[:1]], ids=["NaN", "shape"])
-    def test_int8_is_refused_what_no_rounding_explains(self, wrong):
+    def test_int8_of_another_shape_or_not_finite_is_refused(self, wrong):
         with pytest.raises(WrongOutput):
             likeness(contestant("x", "int8"), wrong, RIGHT)

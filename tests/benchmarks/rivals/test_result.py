@@ -1,4 +1,4 @@
-"""Result files: what a later run keeps, and the tables."""
+"""Result files of the rivals: rows kept by a later run, and tables."""
 
 import json
 
@@ -27,7 +27,7 @@ def reopened(results):
     return Results(results.path.parent, "tiny", 2)
 
 
-def test_a_row_tells_who_ran_what_with_how_many_threads(results):
+def test_a_row_names_contestant_weights_shape_and_threads(results):
     results.put(OURS, "1x16", row(3.0))
     content = json.loads(results.path.read_text())
     assert results.path.name == "rivals_tiny_2t.json"
@@ -46,7 +46,7 @@ def test_a_measured_row_is_done_for_the_next_run(results):
     assert not reopened(results).done(RIVAL, "1x128")
 
 
-def test_what_was_not_measured_is_tried_again(results):
+def test_rows_not_measured_are_tried_again(results):
     results.put(RIVAL, "1x16", GONE)
     assert not reopened(results).done(RIVAL, "1x16")
 
@@ -60,21 +60,21 @@ def test_ours_is_measured_again_when_our_source_changes(results, monkeypatch):
     assert reopened(results).done(RIVAL, "1x16")
 
 
-def test_all_is_measured_again_with_another_version_of_a_rival(results, monkeypatch):
+def test_another_version_of_a_rival_is_another_environment(results, monkeypatch):
     results.put(RIVAL, "1x16", row(2.0))
     monkeypatch.setattr(result, "version", lambda name: "99")
     assert not reopened(results).done(RIVAL, "1x16")
 
 
-def test_the_source_is_python_and_native(tmp_path, monkeypatch):
+def test_the_source_hash_covers_python_and_cpp(tmp_path, monkeypatch):
     monkeypatch.setattr(result, "ROOT", tmp_path)
-    seen = {result.source()}
+    hashes = {result.source()}
     for name in ("lada_ops/a.py", "kernels/lada_kernels/cpu/a.cpp"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.write_text("new")
-        seen.add(result.source())
-    assert len(seen) == 3
+        hashes.add(result.source())
+    assert len(hashes) == 3
 
 
 def test_the_table_is_contestants_by_shapes(results):
@@ -110,7 +110,7 @@ def test_the_lead_is_over_the_best_rival_on_the_same_weights(results):
     assert lead(results.path, "low_rank", 5) == {"fp32": {"1x16": 6 / 4}}
 
 
-def test_the_table_says_who_was_not_measured_and_why(results):
+def test_the_table_lists_contestants_not_measured_with_reasons(results):
     for shape in ("1x16", "1x128"):
         results.put(RIVAL, shape, GONE)
         results.put(OURS, shape, GONE)
