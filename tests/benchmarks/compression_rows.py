@@ -1,4 +1,4 @@
-"""Rows as the compression table has them, with made-up figures."""
+"""Rows of the accuracy table with invented figures."""
 
 from typing import Any
 

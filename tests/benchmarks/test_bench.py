@@ -1,4 +1,4 @@
-"""The benchmarks run, on tiny shapes; how fast is for them to say, not for a test."""
+"""Smoke test of the benchmarks on tiny shapes."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_every_stem_writes_its_result_file(results):
 
 
 @pytest.mark.parametrize("stem", sorted(STEMS))
-def test_every_result_compares_with_dense_and_tells_where(results, stem):
+def test_every_result_compares_with_dense_and_has_its_environment(results, stem):
     (path,) = (results / "ours").glob(f"*/{stem}.json")
     content = json.loads(path.read_text())
     assert content["environment"]["torch"]
@@ -62,7 +62,7 @@ def test_every_result_compares_with_dense_and_tells_where(results, stem):
         assert comparison["settings"]["rounds"] >= 7
 
 
-def test_pytest_benchmark_times_each_and_carries_the_comparison(results):
+def test_pytest_benchmark_times_each_and_stores_the_comparison(results):
     benchmarks = json.loads((results / "theirs.json").read_text())["benchmarks"]
     assert len(benchmarks) == len(STEMS)
     for benchmark in benchmarks:

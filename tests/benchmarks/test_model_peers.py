@@ -1,4 +1,4 @@
-"""The peers of whole models say what they are to say; how fast they are is for the benchmark."""
+"""Peers of whole models give the outputs of their references."""
 
 import copy
 
@@ -41,12 +41,12 @@ def compressed(dense, method):
 def assert_same(model, reference):
     with torch.no_grad():
         got, want = model(**batch())[0], reference(**batch())[0]
-    seen = batch()["attention_mask"].bool()
-    torch.testing.assert_close(got[seen], want[seen], rtol=1e-4, atol=1e-4)
+    unmasked = batch()["attention_mask"].bool()
+    torch.testing.assert_close(got[unmasked], want[unmasked], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse BSR")
-def test_each_gives_what_its_reference_does(dense):
+def test_every_peer_gives_its_references_outputs(dense):
     both = compressed(dense, "low_rank"), compressed(dense, "block_sparse")
     found, missing = peers(dense, *both, RATIO, batch())
     assert list(found) == [
@@ -61,7 +61,7 @@ def test_each_gives_what_its_reference_does(dense):
         assert_same(peer.model, peer.reference)
 
 
-def test_one_that_fails_is_missing(dense, monkeypatch):
+def test_a_peer_that_fails_is_missing(dense, monkeypatch):
     def fails(model):
         raise RuntimeError("no kernel for this GPU")
 
@@ -78,7 +78,7 @@ def test_two_products_are_linears_of_torch(dense):
 
 
 @pytest.mark.parametrize("ratio", [2, 4])
-def test_a_smaller_one_has_as_few_weights(dense, ratio):
+def test_a_smaller_model_has_its_share_of_the_weights(dense, ratio):
     def weights(model):
         return sum(linear.weight.numel() for linear in encoder_linears(model).values())
 
@@ -86,7 +86,7 @@ def test_a_smaller_one_has_as_few_weights(dense, ratio):
     assert_same(smaller(dense, 1), dense)
 
 
-def test_what_takes_minutes_is_missing(dense):
+def test_torch_bsr_with_many_tokens_is_missing_on_a_cpu(dense):
     with pytest.raises(Missing, match="minutes for more than 1,024 tokens"):
         sparse_tensors(compressed(dense, "block_sparse"), 1025)
 

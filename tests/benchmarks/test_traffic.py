@@ -32,7 +32,7 @@ def test_a_folder_without_tasks_is_refused(tmp_path):
         glue_texts(tmp_path)
 
 
-def test_what_it_writes_is_what_the_readme_shows(glue, tmp_path):
+def test_results_are_those_of_the_readmes_table(glue, tmp_path):
     model = write_tiny_model(tmp_path / "model")
     args = ["--data", glue, "--model", model, "--batches", "1,3", "--requests", 2, "--rounds", 1]
     done = CliRunner().invoke(app, [str(arg) for arg in [*args, "--results", tmp_path]])
@@ -47,5 +47,5 @@ def test_what_it_writes_is_what_the_readme_shows(glue, tmp_path):
     assert section.count("| 3, ") == len(names)
 
 
-def test_nothing_is_shown_where_nothing_was_measured(tmp_path):
+def test_without_results_there_is_no_section(tmp_path):
     assert traffic_section(tmp_path) == ""

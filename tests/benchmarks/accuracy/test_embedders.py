@@ -1,4 +1,4 @@
-"""An embedder is distilled once a ratio, on sentences alone, and compared with the dense one."""
+"""Embedders are distilled once per ratio and compared with the dense model."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ HEADER = "sentence\tsentence2\tlabel"
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A tiny model, and STS-B alone."""
+    """Folder with a tiny model's data: STS-B alone, and a treebank."""
     folder = write_tiny_model(tmp_path / "source")
     monkeypatch.setattr(embedder, "model_folder", lambda: str(folder))
     monkeypatch.setattr(embedder, "OPTIONS", ("--epochs", "1", "--batch-size", "8"))
@@ -38,7 +38,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_sentences_are_read_once_but_for_short_ones_and_those_held_out(small):
+def test_sentences_are_distinct_without_short_and_held_out_ones(small):
     want = [f"the {animal} {letter}" for letter in "abcdef" for animal in ("dog", "cat")]
     want += [f"the {name} text" for name in ("train", "dev", "test")]
     assert embedder.unlabelled(small) == want
@@ -50,7 +50,7 @@ def run(small, ratios):
     assert result.exit_code == 0, result.output
 
 
-def test_students_are_made_once_and_compared_with_the_dense_model(small):
+def test_students_are_trained_once_and_compared_with_the_dense_model(small):
     run(small, "3")
     weights = small / "work" / "embedder-3x" / "model.safetensors"
     made = weights.stat().st_mtime_ns

@@ -33,7 +33,7 @@ def test_a_smaller_dense_model_has_as_few_weights(ratio, sizes):
     assert 0.98 < left * ratio / weights(model) <= 1
 
 
-def test_it_starts_as_layers_of_the_teacher_with_the_largest_neurons():
+def test_a_smaller_dense_model_starts_as_the_teachers_layers_and_largest_neurons():
     model: Any = tiny_classifier(num_hidden_layers=4)
     up = model.bert.encoder.layer[1].intermediate.dense
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_it_starts_as_layers_of_the_teacher_with_the_largest_neurons():
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, neurons)
 
 
-def test_it_is_trained_saved_and_loaded_like_any_other(tmp_path):
+def test_a_smaller_dense_model_is_distilled(tmp_path):
     student: Any = distill(
         tiny_classifier(num_hidden_layers=4), SmallerDense(2.5), arguments(tmp_path), examples(32),
         collate, quiet=True,

@@ -1,4 +1,4 @@
-"""The table makes its rows one by one, and none twice."""
+"""Rows of the accuracy table are measured one by one, none twice."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.benchmarks.compression_rows import row
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """Runs the table with rows that are made up, and tells which were made."""
+    """Function that runs the table with fake rows, and returns exit code and measured rows."""
     made = []
 
     class Made:
@@ -37,7 +37,7 @@ def table(tmp_path, monkeypatch):
     return run
 
 
-def test_a_table_that_was_cut_off_goes_on(table, tmp_path):
+def test_an_interrupted_table_resumes(table, tmp_path):
     options = "--methods", "svd,lada", "--ratios", "5,2.5"
     code, made = table(*options)
     assert code != 0
@@ -50,7 +50,7 @@ def test_a_table_that_was_cut_off_goes_on(table, tmp_path):
     assert table(*options) == (0, [])
 
 
-def test_rows_may_be_timed_again(table, tmp_path, monkeypatch):
+def test_rows_can_be_timed_again(table, tmp_path, monkeypatch):
     table("--methods", "svd", "--ratios", "5")
     monkeypatch.setattr(compression_table, "timed", lambda work, row: {"1x16": {"dense": 1.0}})
     assert table("--again") == (0, [])

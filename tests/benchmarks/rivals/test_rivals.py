@@ -1,4 +1,4 @@
-"""Whole races, of tiny models."""
+"""Races of tiny models, end to end."""
 
 import json
 from dataclasses import replace
@@ -25,15 +25,15 @@ LOW_RANK = chosen(["lada modules low_rank 5x"])[1]
 
 @pytest.fixture
 def go(tmp_path, monkeypatch):
-    """Run contestants on the tiny model; returns what was said, and the rows by contestant.
+    """Function that races contestants on the tiny model, and returns progress lines and rows.
 
-    In this process, since one of its own takes seconds to start.
+    Contestants run in this process, since another takes seconds to start.
     """
     monkeypatch.setattr(heats, "Worker", LocalWorker)
     monkeypatch.setattr(result, "source", lambda: "unchanged")
 
     def go(contestants, shapes=((1, 8),), **options):
-        said = []
+        progress = []
         results = Results(tmp_path, "tiny", 1)
         heats.run(
             [EAGER, *contestants],
@@ -41,17 +41,17 @@ def go(tmp_path, monkeypatch):
             Weights("tiny", tmp_path),
             results,
             exports=tmp_path / "exports",
-            say=said.append,
+            say=progress.append,
             **{"threads": 1, "rules": FAST, "at_once": 2, "again": False, **options},
         )
         rows = json.loads(results.path.read_text())["rows"].values()
-        return said, {(row["contestant"], row["shape"]): row for row in rows}
+        return progress, {(row["contestant"], row["shape"]): row for row in rows}
 
     return go
 
 
-def starts(said):
-    return [line.split(": ")[1].removesuffix(" starts") for line in said if "starts" in line]
+def starts(progress):
+    return [line.split(": ")[1].removesuffix(" starts") for line in progress if "starts" in line]
 
 
 def test_ours_runs_beside_eager(go):
@@ -64,48 +64,48 @@ def test_ours_runs_beside_eager(go):
         assert row["error"] < 1e-4
 
 
-def test_one_that_is_missing_is_an_honest_row(go):
+def test_a_missing_package_is_a_row(go):
     _, rows = go([MISSING, LOW_RANK])
     reason = "a_package_that_nobody_has is not installed"
     assert rows["missing", "1x8"]["not_measured"] == reason
     assert "speedup_median" in rows[LOW_RANK.name, "1x8"]
 
 
-def test_a_ratio_that_a_model_cannot_reach_is_an_honest_row(go):
+def test_a_ratio_out_of_reach_is_a_row(go):
     (_, beyond) = chosen(["lada modules block_sparse 10x"])
     _, rows = go([beyond])
     assert "cannot be reached" in rows[beyond.name, "1x8"]["not_measured"]
 
 
-def test_a_second_run_measures_only_what_is_lacking(go):
+def test_a_second_run_measures_missing_rows_alone(go):
     go([LOW_RANK])
-    said, rows = go([LOW_RANK, MISSING], [(1, 8), (2, 4)])
-    assert starts(said) == ["missing", LOW_RANK.name]
-    assert not any("1x8: lada" in line for line in said)
+    progress, rows = go([LOW_RANK, MISSING], [(1, 8), (2, 4)])
+    assert starts(progress) == ["missing", LOW_RANK.name]
+    assert not any("1x8: lada" in line for line in progress)
     assert (LOW_RANK.name, "2x4") in rows
     assert go([LOW_RANK], [(1, 8), (2, 4)])[0] == ["rivals_tiny_1t.json: all there"]
 
 
-def test_what_is_compared_meets_in_one_heat(go):
+def test_contestants_that_are_compared_share_a_heat(go):
     rivals = [
         MISSING,
         LOW_RANK,
         replace(MISSING, runtime="other"),
         replace(LOW_RANK, runtime="new"),
     ]
-    said, _ = go(rivals)
-    first_time = next(i for i, line in enumerate(said) if line.endswith("x8: eager: 1.00"))
-    assert starts(said[:first_time]) == ["missing", "other"]
-    assert starts(said[first_time:]) == [LOW_RANK.name, "new low_rank 5x"]
+    progress, _ = go(rivals)
+    first_time = next(i for i, line in enumerate(progress) if line.endswith("x8: eager: 1.00"))
+    assert starts(progress[:first_time]) == ["missing", "other"]
+    assert starts(progress[first_time:]) == [LOW_RANK.name, "new low_rank 5x"]
 
 
-def test_again_measures_what_is_there(go):
+def test_again_repeats_measured_rows(go):
     go([LOW_RANK])
     assert starts(go([LOW_RANK], again=True)[0]) == [LOW_RANK.name]
 
 
 class TestWeights:
-    def test_compressed_weights_are_held_to_their_own_dense_product(self, tmp_path):
+    def test_expected_outputs_of_compressed_weights_are_their_own(self, tmp_path):
         weights = Weights("tiny", tmp_path)
         dense, compressed = (weights.expected(c, (1, 8)) for c in (EAGER, LOW_RANK))
         model = torch.load(weights.file(LOW_RANK), weights_only=False)
@@ -115,7 +115,7 @@ class TestWeights:
         torch.testing.assert_close(got, torch.from_numpy(compressed), rtol=0, atol=1e-4)
         assert not np.allclose(dense, compressed, atol=0.1)
 
-    def test_they_are_the_same_in_every_run(self, tmp_path):
+    def test_weights_are_equal_in_every_run(self, tmp_path):
         runs = []
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
@@ -133,7 +133,7 @@ class TestWeights:
         ("openvino fp32 low_rank 5x", "openvino"),
     ],
 )
-def test_rivals_compute_what_eager_does(pattern, needs, tmp_path):
+def test_rivals_give_eagers_outputs(pattern, needs, tmp_path):
     if needs is not None:
         for name in (needs, "onnx", "onnxscript"):
             pytest.importorskip(name, reason="the rivals come with: pip install lada-ops[rivals]")
@@ -151,7 +151,7 @@ def test_rivals_compute_what_eager_does(pattern, needs, tmp_path):
             np.testing.assert_allclose(remote.output(), want, rtol=0, atol=atol)
 
 
-def test_torch_takes_part_in_bf16(tmp_path):
+def test_eager_runs_in_bf16(tmp_path):
     (_, rival) = chosen(["eager bf16"])
     weights = Weights("tiny", tmp_path)
     setup = Setup(rival.build, str(weights.file(rival)), str(tmp_path), 1, rival.precision)
@@ -166,7 +166,7 @@ class TestCommandLine:
     def run(self, *arguments):
         return CliRunner().invoke(app, list(arguments))
 
-    def test_it_writes_results_and_prints_the_table(self, tmp_path):
+    def test_results_are_written_and_printed(self, tmp_path):
         done = self.run(
             *("--models", "tiny", "--shapes", "1x8", "--threads", "1", "--rounds", "1"),
             *("--seconds", "0.001", "--contestants", "eager", "--results", str(tmp_path)),
@@ -184,7 +184,7 @@ class TestCommandLine:
             ("--contestants", "tensorflow", "no contestant matches"),
         ],
     )
-    def test_what_it_does_not_know_is_refused(self, option, value, reason):
+    def test_wrong_options_are_refused(self, option, value, reason):
         done = self.run(option, value)
         assert done.exit_code == 2
         assert reason in " ".join(done.output.replace("│", " ").split())

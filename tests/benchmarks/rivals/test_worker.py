@@ -1,4 +1,4 @@
-"""The protocol between the parent and a contestant's process, over a real one."""
+"""Protocol between the parent and a contestant's process, over a real process."""
 
 import os
 import time
@@ -21,7 +21,7 @@ def ids(tmp_path):
     return path
 
 
-def test_it_binds_times_and_hands_back_its_output(ids):
+def test_a_worker_binds_times_and_returns_its_output(ids):
     with Worker(setup("doubles")) as remote:
         remote.bind(ids)
         seconds = remote.time(3, warm=1)
@@ -30,7 +30,7 @@ def test_it_binds_times_and_hands_back_its_output(ids):
     assert min(seconds) > 0
 
 
-def test_what_libraries_print_does_not_get_between_the_answers(ids):
+def test_the_output_of_libraries_does_not_mix_with_the_answers(ids):
     with Worker(setup("chatters")) as remote:
         remote.bind(ids)
         assert len(remote.time(1)) == 1
@@ -41,7 +41,7 @@ def test_a_missing_package_is_named():
         Worker(setup("is_missing"))
 
 
-def test_a_call_that_fails_is_told_in_a_line_and_the_process_goes_on(ids):
+def test_a_failed_call_is_reported_and_the_process_goes_on(ids):
     with Worker(setup("raises_when_called")) as remote:
         remote.bind(ids)
         for _ in range(2):
@@ -49,19 +49,19 @@ def test_a_call_that_fails_is_told_in_a_line_and_the_process_goes_on(ids):
                 remote.time(1)
 
 
-def test_a_process_that_dies_leaves_its_last_words():
+def test_a_process_that_dies_is_reported_with_its_last_line():
     with pytest.raises(NotMeasured, match=r"exit status 3\. out of luck"):
         Worker(setup("dies"))
 
 
-def test_it_runs_with_the_threads_it_is_given(ids):
+def test_a_worker_runs_with_its_number_of_threads(ids):
     with Worker(setup("tells_threads", threads=3)) as remote:
         remote.bind(ids)
         remote.time(1)
         assert remote.output().tolist() == [3, 3]
 
 
-def test_it_takes_no_cpu_while_it_waits():
+def test_a_waiting_worker_takes_no_cpu():
     with Worker(setup("doubles")) as remote:
         stat = f"/proc/{remote.pid}/stat"
 
@@ -74,7 +74,7 @@ def test_it_takes_no_cpu_while_it_waits():
         assert ticks() - before <= 1
 
 
-def test_threads_that_never_stop_are_refused(monkeypatch):
+def test_threads_that_do_not_stop_are_refused(monkeypatch):
     monkeypatch.setattr(worker, "PATIENCE", 0.1)
     stop = spinning()
     try:

@@ -24,7 +24,7 @@ def test_a_report_is_counted_and_failures_keep_their_first_line():
     }
 
 
-def test_the_files_are_there_and_the_kernels_come_first():
+def test_files_exist_and_those_of_the_kernels_come_first():
     files = checks.test_files(dry_run=False)
     assert files[0].startswith("tests/kernels/")
     for room in ("kernels", "ops"):
@@ -38,14 +38,14 @@ class TestRun:
         assert (done["returncode"], done["timed_out"]) == (3, False)
         assert sorted(done["tail"]) == ["a", "b"]
 
-    def test_what_takes_too_long_is_stopped_with_its_children(self):
+    def test_a_program_that_takes_too_long_is_killed_with_its_children(self):
         child = "import time; time.sleep(600)"
         program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
         done = checks.run([sys.executable, "-c", program], 0.5)
         assert done["timed_out"]
         assert done["seconds"] < 60
 
-    def test_the_interpreter_is_not_handed_on(self, monkeypatch):
+    def test_the_interpreter_is_not_inherited(self, monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         program = "import os; print('TRITON_INTERPRET' in os.environ)"
         assert checks.run([sys.executable, "-c", program], 60)["tail"] == ["False"]
@@ -54,7 +54,7 @@ class TestRun:
         program = "import benchmarks.suite, lada_kernels; print('fine')"
         assert checks.run([sys.executable, "-c", program], 60)["tail"] == ["fine"]
 
-    def test_what_was_on_the_path_stays_on_it(self, monkeypatch):
+    def test_the_path_is_kept(self, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", "/there/before")
         assert checks.environment()["PYTHONPATH"].endswith(f"kernels{os.pathsep}/there/before")
 
@@ -108,7 +108,7 @@ class TestSanitizer:
     def test_without_a_gpu_the_row_says_so(self):
         assert checks.sanitize("memcheck", 60, cuda=False)["reason"] == "there is no GPU"
 
-    def test_it_watches_the_small_shapes(self, tmp_path, monkeypatch):
+    def test_it_runs_the_small_shapes(self, tmp_path, monkeypatch):
         tool = self.tool(tmp_path / "bin")
         monkeypatch.setattr(checks, "find_sanitizer", lambda *_: tool)
         row = checks.sanitize("racecheck", 60, cuda=True)
@@ -116,7 +116,7 @@ class TestSanitizer:
         assert row["tail"][0].startswith("--tool racecheck --error-exitcode 9")
         assert "benchmarks.suite small" in row["tail"][0]
 
-    def test_errors_that_it_finds_fail_the_row(self, tmp_path, monkeypatch):
+    def test_its_errors_fail_the_row(self, tmp_path, monkeypatch):
         tool = self.tool(tmp_path / "bin")
         monkeypatch.setattr(checks, "find_sanitizer", lambda *_: tool)
         with open(tool, "a") as script:

@@ -1,4 +1,4 @@
-"""The result files of the GPU suite."""
+"""Result files of the GPU suite."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_each_row_is_a_line(path):
     assert [line.split('"')[1] for line in lines] == ["rows", "first", "second"]
 
 
-def test_what_json_cannot_hold_leaves_the_file_as_it_was(path):
+def test_values_outside_json_leave_the_file_unchanged(path):
     store = Store(path, HERE)
     store.put("first", {"x": 1})
     with pytest.raises(ValueError, match="JSON"):
@@ -37,7 +37,7 @@ def test_what_json_cannot_hold_leaves_the_file_as_it_was(path):
     assert set(Store(path, HERE).rows) == {"first"}
 
 
-def test_a_second_run_goes_on(path):
+def test_a_second_run_adds_rows(path):
     Store(path, HERE).put("first", {"x": 1})
     second = Store(path, HERE)
     assert second.done("first")
@@ -61,14 +61,14 @@ def test_coming_back_to_an_environment_finds_its_rows(path):
     assert (store.done("here"), store.done("there")) == (True, False)
 
 
-def test_newest_leaves_out_what_was_measured_elsewhere(path):
+def test_newest_has_the_rows_of_the_last_environment_alone(path):
     Store(path, HERE).put("old", {"x": 1})
     Store(path, THERE).put("new", {"x": 2})
     assert newest(path) == (THERE, {"new": {"x": 2, "environment": 1}})
 
 
 class TestInterrupted:
-    def test_a_row_that_was_begun_and_never_put_is_told_once(self, path):
+    def test_a_row_that_was_begun_and_never_put_is_returned_once(self, path):
         Store(path, HERE).begin("row")
         after = Store(path, HERE)
         assert after.interrupted() == "row"
@@ -86,7 +86,7 @@ class TestInterrupted:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"rows": {}}'])
-def test_a_file_that_is_none_of_ours_is_named(path, text):
+def test_another_file_is_an_error_with_its_name(path, text):
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ValueError, match=r"suite_a\.json.*expected a result file"):
@@ -101,7 +101,7 @@ class TestEnvironment:
     def test_a_measurement_is_not(self):
         assert "dry_run" not in suite_environment(dry_run=False)
 
-    def test_it_changes_with_the_source_of_the_kernels(self, tmp_path, monkeypatch):
+    def test_the_hash_changes_with_the_kernels_source(self, tmp_path, monkeypatch):
         monkeypatch.setattr("benchmarks.suite.store.KERNELS", tmp_path)
         (tmp_path / "kernel.py").write_text("1")
         before = suite_environment(dry_run=False)
@@ -110,6 +110,6 @@ class TestEnvironment:
         assert before.pop("kernels") != after.pop("kernels")
         assert before == after
 
-    def test_it_is_what_a_json_file_gives_back(self):
+    def test_it_survives_json(self):
         found = suite_environment(dry_run=False)
         assert json.loads(json.dumps(found)) == found
