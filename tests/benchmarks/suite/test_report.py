@@ -1,103 +1,10 @@
-"""Goals and tables, rendered from rows of the suite."""
+"""Reports rendered from rows of the suite."""
 
 import pytest
 
-from benchmarks.suite.cases import SuiteCase
-from benchmarks.suite.goals import GOALS
 from benchmarks.suite.report import kernel_table, rendered, write_reports
 from benchmarks.suite.store import Store
-
-WIDE = (768, 3072)
-FRACTION, OVER_TWO, FASTER, NEVER_SLOWER, OVER_BSR, LOW_RANK_NEVER_SLOWER, FFN = GOALS
-
-
-def timing(name, us, speedup=1.0, q75=None, fraction=0.5):
-    return {
-        "name": name,
-        "median_seconds": us * 1e-6,
-        "speedup_median": speedup,
-        "speedup_q75": speedup if q75 is None else q75,
-        "tflops": 123.45,
-        "gigabytes_per_second": 678.9,
-        "roofline_fraction": fraction,
-        "launched": False,
-    }
-
-
-def row(case, *timings, **failed):
-    return {"case": case.to_dict(), "timings": {t["name"]: t for t in timings}, "failed": failed}
-
-
-def low_rank(tokens=8192, rank=64, **changes):
-    return SuiteCase(*WIDE, f"r{rank}", "fused", tokens, **changes)
-
-
-def sparse(percent=10, tokens=8192):
-    return SuiteCase(*WIDE, f"128x16-d{percent}", tokens=tokens)
-
-
-def outcome(goal, *rows):
-    return goal.outcome({goal.stem: {str(i): row for i, row in enumerate(rows)}})
-
-
-class TestGoals:
-    def test_without_rows_nothing_is_claimed(self):
-        assert all(goal.outcome({})[0] == "not measured" for goal in GOALS)
-
-    def test_a_row_that_died_counts_for_no_goal(self):
-        dead = {"failed": {"all": "the process ended"}}
-        assert all(outcome(goal, dead)[0] == "not measured" for goal in GOALS)
-
-    @pytest.mark.parametrize(("fraction", "want"), [(0.85, "met"), (0.84, "missed")])
-    def test_the_share_of_the_roofline(self, fraction, want):
-        measured = row(low_rank(), timing("one_launch", 30, fraction=fraction))
-        assert outcome(FRACTION, measured)[0] == want
-
-    def test_one_row_below_misses_for_all(self):
-        good = row(low_rank(), timing("one_launch", 30, fraction=0.9))
-        bad = row(low_rank(rank=128), timing("one_launch", 30, fraction=0.3))
-        assert outcome(FRACTION, good, bad)[0] == "missed"
-
-    @pytest.mark.parametrize(
-        "case",
-        [low_rank(tokens=2048), low_rank(rank=192), low_rank(backward=True)],
-    )
-    def test_rows_outside_a_goal_are_left_out(self, case):
-        assert outcome(FRACTION, row(case, timing("one_launch", 30)))[0] == "not measured"
-
-    def test_a_failed_implementation_misses(self):
-        assert outcome(FRACTION, row(low_rank(), one_launch="wrong"))[0] == "missed"
-
-    @pytest.mark.parametrize(("us", "want"), [(14.0, "met"), (13.9, "missed")])
-    def test_two_products_beside_one_launch(self, us, want):
-        measured = row(low_rank(), timing("two products", us), timing("one_launch", 10.0))
-        assert outcome(OVER_TWO, measured)[0] == want
-
-    @pytest.mark.parametrize(("speedup", "want"), [(1.0, "met"), (0.99, "missed")])
-    def test_dense_is_compared_within_rounds(self, speedup, want):
-        # the medians say the contrary
-        measured = row(sparse(), timing("dense", 1.0), timing("one_launch", 5.0, speedup))
-        assert outcome(FASTER, measured)[0] == want
-
-    def test_blocks_above_the_density_of_the_goal_are_left_out(self):
-        measured = row(sparse(50), timing("dense", 1.0), timing("one_launch", 5.0, 0.2))
-        assert outcome(FASTER, measured)[0] == "not measured"
-
-    @pytest.mark.parametrize("goal", [NEVER_SLOWER, LOW_RANK_NEVER_SLOWER])
-    def test_dispatch_is_slower_only_if_its_upper_quartile_is(self, goal):
-        case = sparse(50, 16) if goal is NEVER_SLOWER else low_rank(16)
-        for q75, want in ((1.0, "met"), (0.97, "missed")):
-            measured = row(case, timing("dense", 1.0), timing("dispatch", 1.0, 0.95, q75))
-            assert outcome(goal, measured)[0] == want
-
-    def test_torch_bsr_beside_the_dispatch(self):
-        measured = row(sparse(50), timing("torch BSR", 15.0), timing("dispatch", 10.0))
-        assert outcome(OVER_BSR, measured) == ("met", [("0", pytest.approx(1.5))])
-
-    def test_the_feed_forward(self):
-        case = SuiteCase(768, 768, "r64-3072-r64", "norm", 8192)
-        measured = row(case, timing("dense", 100.0), timing("dispatch", 33.0, 3.01))
-        assert outcome(FFN, measured)[0] == "met"
+from tests.benchmarks.suite.row_builders import low_rank, row, timing
 
 
 class TestTable:
