@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lada_kernels.variants import Variant
+from lada_kernels.variants import Variant, VariantName
 from lada_ops.tune.operands import Operands, finished, launcher
 
 from .cases import SuiteCase
@@ -77,12 +77,13 @@ def our_variants(case: SuiteCase) -> list[str]:
     """Names of our variants that can compute `case`."""
     parts = case.parts
     if case.stem == "low_rank_ffn":
-        return [*(["one_launch", "split"] if parts.rank <= 128 else []), "two_launches"]
+        fused = [VariantName.ONE_LAUNCH, VariantName.SPLIT_K] if parts.rank <= 128 else []
+        return [*fused, VariantName.TWO_LAUNCHES]
     if case.stem == "low_rank_linear":
-        return ["one_launch", "two_launches"]
+        return [VariantName.ONE_LAUNCH, VariantName.TWO_LAUNCHES]
     if case.stem == "block_sparse_linear" and case.tokens <= 64 and parts.rows >= 64:
-        return ["one_launch", "weights_left"]
-    return ["one_launch"]
+        return [VariantName.ONE_LAUNCH, VariantName.SWAP_AB]
+    return [VariantName.ONE_LAUNCH]
 
 
 def dense_linear(activation: str, x: Tensor, weight: Tensor, bias: Tensor, **epilogue: Tensor):

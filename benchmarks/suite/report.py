@@ -24,10 +24,10 @@ REPORT = "SUITE.md"
 LEGEND = """Microseconds are the median of interleaved rounds of CUDA graph replays, operands \
 rotated through copies so that the L2 is cold; × is how many times as fast as dense, the median of \
 ratios within a round. TFLOP/s, GB/s and the share of the roofline (of the ceilings measured here) \
-are those of our fastest way, for its own work: two operations per stored weight element and \
+are those of our fastest variant, for its own work: two operations per stored weight element and \
 token, each operand read and the output written once. Every output was checked against fp64 \
 before its time was taken. **Bold: slower than dense.** †: no CUDA graph can hold it; launched \
-call by call, so the host's time may be in it. A dash: that way is not measured for this row; \
+call by call, so the host's time may be in it. A dash: not measured for this row; \
 "failed": see below the table.
 """
 

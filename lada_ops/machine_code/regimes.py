@@ -30,6 +30,7 @@ class Regime:
     epilogues: Mapping[str, float]
     """Epilogue -> most `Binary.instructions_per_element`."""
     variant: str | None = None
+    """Name as spelled in files, see `lada_kernels.variants.VariantName`; None for the default."""
     whole_packs: bool = True
     dtype: torch.dtype = torch.bfloat16
     gradient: str | None = None

@@ -24,32 +24,35 @@ def variants_of(case: Case) -> Spaces:
 
 def _low_rank_linear(case: Case) -> Spaces:
     from lada_kernels import linear, low_rank_linear
+    from lada_kernels.variants import VariantName
 
     rank, groups, dtype = case.parts.rank, case.parts.groups, _dtype(case)
     norm = case.epilogue == "norm"
-    spaces: Spaces = {"two_launches": None}
+    spaces: Spaces = {VariantName.TWO_LAUNCHES: None}
     if groups > 1 or (case.epilogue != "plain" and dtype != torch.float32):
         tiles = linear.default_tiles(case.tokens, rank, dtype)
-        spaces["two_launches"] = _space(case, tiles)
+        spaces[VariantName.TWO_LAUNCHES] = _space(case, tiles)
     if rank <= low_rank_linear.MAX_RANK and (groups == 1 or not norm):
         tiles = low_rank_linear.default_tiles(case.tokens, rank, dtype, norm)
-        spaces["one_launch"] = _space(case, tiles, rank)
+        spaces[VariantName.ONE_LAUNCH] = _space(case, tiles, rank)
     return spaces
 
 
 def _low_rank_ffn(case: Case) -> Spaces:
     from lada_kernels import low_rank_ffn
+    from lada_kernels.variants import VariantName
 
-    spaces: Spaces = {"two_launches": None}
+    spaces: Spaces = {VariantName.TWO_LAUNCHES: None}
     rank = max(case.parts.rank, case.parts.rank2)
     if rank <= low_rank_ffn.MAX_RANK:
         space = _space(case, low_rank_ffn.default_tiles(case.tokens, _dtype(case)), rank)
-        spaces |= {"one_launch": space, "split": space}
+        spaces |= {VariantName.ONE_LAUNCH: space, VariantName.SPLIT_K: space}
     return spaces
 
 
 def _sparse(case: Case) -> Spaces:
     from lada_kernels import block_sparse_linear
+    from lada_kernels.variants import VariantName
 
     parts, norm = case.parts, case.epilogue == "norm"
     block = parts.rows, parts.cols
@@ -62,9 +65,9 @@ def _sparse(case: Case) -> Spaces:
     }
     spaces: Spaces = {}
     for name in block_sparse_linear.variants(parts.rows, dense=False):
-        left = name == "weights_left"
+        swap_ab = name == VariantName.SWAP_AB
         tiles = block_sparse_linear.default_tiles(
-            case.tokens, case.n, *block, _dtype(case), norm, left
+            case.tokens, case.n, *block, _dtype(case), norm, swap_ab
         )
         spaces[name] = _space(case, tiles, axes=axes)
     return spaces

@@ -229,9 +229,9 @@ def test_the_kernels_read_the_table(launcher, bench, monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "_folders", [tmp_path])
     monkeypatch.setattr(tuning, "gpu_slug", lambda index: "FAKE")
     tuning.fastest.cache_clear()
-    way = tuning.fastest("low_rank_linear", *CASE.key, 16, 0, ("dense", "one_launch"))
+    variant = tuning.fastest("low_rank_linear", *CASE.key, 16, 0, ("dense", "one_launch"))
     tuning.fastest.cache_clear()
-    assert way == Variant("one_launch", BEST)
+    assert variant == Variant("one_launch", BEST)
 
 
 def test_the_summary_is_json(launcher, bench, tmp_path):
