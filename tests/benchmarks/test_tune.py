@@ -34,13 +34,10 @@ def run(*arguments):
 def test_every_case_is_measured_and_written(tmp_path):
     done = run("--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    cases = tune.tiny_cases()
-    for case in cases:
+    for case in tune.tiny_cases():
         path = tmp_path / case.stem / Table.name("interpreter", TRITON)
         entry = Table.read(path, case.stem, "interpreter", TRITON).entries[case.key][case.tokens]
         assert isinstance(entry.variants["one_launch"].tiles, TileConfig)
-    again = run("--dry-run", "--out", tmp_path)
-    assert f"0 measured, {len(cases)} there before" in again.stdout
 
 
 def test_a_dry_run_does_not_touch_committed_tables():

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.accuracy import embedders as embedder
-from lada_ops import demo
 from lada_ops.compression.folder import load_model
 from lada_ops.data.glue import TASKS
 from lada_ops.engine.optimize import DTYPES
+from lada_ops.evaluate import embeddings
 from lada_ops.host.environment import device_slug
 from tests.data.files import write
 from tests.tiny_model import write_tiny_model
@@ -27,7 +27,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(embedder, "TASKS", {"stsb": TASKS["stsb"]})
     monkeypatch.setattr(embedder, "SHORTEST", 8)
     monkeypatch.setattr(embedder, "fast_dtypes", lambda: DTYPES)
-    monkeypatch.setattr(demo, "BUCKETS", ((1, 16),))
+    monkeypatch.setattr(embeddings, "BUCKETS", ((1, 16),))
     rows = [f"the dog {letter}\tthe cat {letter}\t{n % 5}" for n, letter in enumerate("abcdefgh")]
     write(tmp_path / "glue/stsb/train.tsv", HEADER, [*rows, "the dog a\ta cat\t2"])
     write(tmp_path / "glue/stsb/dev.tsv", HEADER, [*rows[-2:], "the dog y\tthe cat z\t2"])
