@@ -1,4 +1,4 @@
-"""What follows a product that torch makes: ``y = LN(act(x) + residual)``."""
+"""Epilogue of a product that torch computes: ``y = LN(act(x) + residual)``."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .epilogue import (
     join_norm,
     kernel_epilogue,
     kernels_run,
-    needs_z,
+    needs_product,
     on_its_gpu,
     rows,
     split_norm,
@@ -26,8 +26,7 @@ def add_norm(
     residual: Tensor | None = None,
     norm: Norm | None = None,
 ) -> Tensor:
-    """``LN(act(x) + residual)`` (..., features), on CUDA in one launch; x itself if nothing is
-    asked for.
+    """``LN(act(x) + residual)`` (..., features), on CUDA in one launch; x itself if there is none.
 
     x and residual (..., features); dtypes, activation, norm, autograd and autocast as in
     `low_rank_linear`, but gelu is erf's in every dtype.
@@ -40,13 +39,14 @@ def add_norm(
     if x.ndim == 0:
         raise ValueError("add_norm: x (); expected (..., features)")
     check_epilogue("add_norm", x, x.shape[-1], None, activation, residual, norm)
-    asked = activation != "none" or residual is not None or norm is not None
-    if asked and x.is_cuda and not wants_plain():
+    is_empty = activation == "none" and residual is None and norm is None
+    if not is_empty and x.is_cuda and not wants_plain():
         return _op(x, activation, residual, weight, shift, eps)
     return epilogue_ref(x, activation, residual, norm)
 
 
 @torch.library.custom_op("lada::add_norm", mutates_args=())
+@on_its_gpu
 def _op(
     x: Tensor,
     activation: str,
@@ -55,12 +55,6 @@ def _op(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    return epilogue_ref(x, activation, residual, join_norm(norm_weight, norm_bias, eps))
-
-
-@_op.register_kernel("cuda")
-@on_its_gpu
-def _(x, activation, residual, norm_weight=None, norm_bias=None, eps=0.0):
     norm = join_norm(norm_weight, norm_bias, eps)
     if not kernels_run("add_norm", x):
         return epilogue_ref(x, activation, residual, norm)
@@ -77,15 +71,17 @@ def _(x, *args, **kwargs):
 
 def _setup_context(ctx, inputs, output):
     x, ctx.activation, residual, weight, shift, ctx.eps = inputs
-    x = x if needs_z(ctx.activation, join_norm(weight, shift, ctx.eps)) else None
-    # of the residual, only a norm's gradient depends
+    x = x if needs_product(ctx.activation, join_norm(weight, shift, ctx.eps)) else None
+    # the residual bears on the gradients through a norm alone
     ctx.save_for_backward(x, None if weight is None else residual, weight, shift)
 
 
 def _backward(ctx, grad):
     x, residual, weight, shift = ctx.saved_tensors
     norm = join_norm(weight, shift, ctx.eps)
-    dx, d_residual, d_weight, d_shift = epilogue_backward(grad, x, ctx.activation, residual, norm)
+    dx, d_residual, d_weight, d_shift = epilogue_backward(
+        grad, lambda: x, ctx.activation, residual, norm
+    )
     d_residual = d_residual if ctx.needs_input_grad[2] else None
     return dx, None, d_residual, d_weight, d_shift, None
 

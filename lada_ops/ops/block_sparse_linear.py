@@ -16,7 +16,6 @@ from .epilogue import (
     kernel_epilogue,
     kernels_run,
     needs_grad,
-    needs_z,
     on_its_gpu,
     rows,
     split_norm,
@@ -94,6 +93,7 @@ def add_block_rows_(
 
 
 @torch.library.custom_op("lada::block_sparse_linear", mutates_args=())
+@on_its_gpu
 def _op(
     x: Tensor,
     crow_indices: Tensor,
@@ -110,41 +110,17 @@ def _op(
     dense: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
-    return _forward_cpu(x, crow_indices, col_indices, values, bias, activation, residual, norm)
-
-
-@_op.register_kernel("cuda")
-@on_its_gpu
-def _(
-    x,
-    crow_indices,
-    col_indices,
-    values,
-    bias,
-    activation,
-    residual,
-    norm_weight=None,
-    norm_bias=None,
-    eps=0.0,
-    order=None,
-    exact_gelu=False,
-    dense=None,
-):
-    norm = join_norm(norm_weight, norm_bias, eps)
     if not blocks_run("block_sparse_linear", x, *values.shape[1:]):
-        return block_sparse_linear_ref(
-            x, crow_indices, col_indices, values, bias, activation, residual, norm
-        )
+        compute = block_sparse_linear_ref if x.is_cuda else _forward_cpu
+        return compute(x, crow_indices, col_indices, values, bias, activation, residual, norm)
     from lada_kernels.block_sparse_linear import block_sparse_linear_fwd
 
     y = block_sparse_linear_fwd(
         rows(x),
-        crow_indices.contiguous(),
-        col_indices.contiguous(),
-        values,
+        *(crow_indices.contiguous(), col_indices.contiguous(), values),
         kernel_epilogue(bias, activation, residual, norm, exact_gelu),
-        contiguous(order),
-        dense,
+        order=contiguous(order),
+        dense=dense,
     )
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -156,33 +132,27 @@ def _(x, crow_indices, col_indices, values, *args, **kwargs):
 
 def _setup_context(ctx, inputs, output):
     x, crow, col, values, bias, ctx.activation, residual, weight, shift, ctx.eps, order, *_ = inputs
-    # of the residual, only a norm's gradient depends
+    # the residual bears on the gradients through a norm alone
     residual = None if weight is None else residual
     ctx.save_for_backward(x, crow, col, values, bias, residual, weight, shift, order)
 
 
 def _backward(ctx, grad):
     x, crow, col, values, bias, residual, weight, shift, order = ctx.saved_tensors
-    norm = join_norm(weight, shift, ctx.eps)
-    x2, grad2 = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    residual2 = None if residual is None else residual.reshape(grad2.shape)
-    z = None
-    if needs_z(ctx.activation, norm):
-        z = _op(x2, crow, col, values, bias, "none", None, order=order)
-    dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
-    # autograd copies the very gradient that it gave, but would keep a view of it
-    d_residual = grad if norm is None else d_residual.view_as(grad)
+    dz, d_residual, d_weight, d_shift = epilogue_backward(
+        *(grad, lambda: _op(x, crow, col, values, bias, "none", None, order=order)),
+        *(ctx.activation, residual, join_norm(weight, shift, ctx.eps)),
+    )
+    x2, dz = x.reshape(-1, x.shape[-1]), dz.reshape(-1, dz.shape[-1])
     needs_dx, _, _, needs_dvalues, _, _, needs_dresidual, *_ = ctx.needs_input_grad
     return (
         dx_op(dz, crow, col, values, x.shape[-1]).view_as(x) if needs_dx else None,
-        None,
-        None,
+        *(None, None),
         dvalues_op(dz, x2, crow, col, *values.shape[1:]) if needs_dvalues else None,
         None if bias is None else dz.sum(0),
         None,
         d_residual if needs_dresidual else None,
-        d_weight,
-        d_shift,
+        *(d_weight, d_shift),
         *(None,) * 4,
     )
 
@@ -191,16 +161,11 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 
 
 @torch.library.custom_op("lada::block_sparse_linear_dx", mutates_args=())
+@on_its_gpu
 def dx_op(
     dy: Tensor, crow_indices: Tensor, col_indices: Tensor, values: Tensor, in_features: int
 ) -> Tensor:
     """``dy (tokens, out) @ S``, the gradient of x (tokens, in)."""
-    return dy @ bsr_to_dense(crow_indices, col_indices, values, in_features)
-
-
-@dx_op.register_kernel("cuda")
-@on_its_gpu
-def _(dy, crow_indices, col_indices, values, in_features):
     if not blocks_run("block_sparse_linear", dy, *values.shape[1:]):
         return dy @ bsr_to_dense(crow_indices, col_indices, values, in_features)
     from lada_kernels.block_sparse_linear_bwd import block_sparse_linear_dx
@@ -231,6 +196,7 @@ dx_op.register_autograd(
 
 
 @torch.library.custom_op("lada::block_sparse_linear_dvalues", mutates_args=())
+@on_its_gpu
 def dvalues_op(
     dy: Tensor,
     x: Tensor,
@@ -240,15 +206,10 @@ def dvalues_op(
     block_cols: int,
 ) -> Tensor:
     """The stored blocks of ``dy.T @ x``, the gradient of values, panel-major."""
-    return panel_major(_gather_blocks(dy.T @ x, crow_indices, col_indices, block_rows, block_cols))
-
-
-@dvalues_op.register_kernel("cuda")
-@on_its_gpu
-def _(dy, x, crow_indices, col_indices, block_rows, block_cols):
     block = block_rows, block_cols
     if not blocks_run("block_sparse_linear", dy, *block):
-        return panel_major(_gather_blocks(dy.T @ x, crow_indices, col_indices, *block))
+        row_indices = block_row_indices(crow_indices, col_indices.numel())
+        return panel_major(split_blocks(dy.T @ x, block)[row_indices, col_indices.long()])
     from lada_kernels.block_sparse_linear_bwd import block_sparse_linear_dvalues
 
     indices = crow_indices.contiguous(), col_indices.contiguous()
@@ -274,13 +235,8 @@ dvalues_op.register_autograd(
 )
 
 
-def _gather_blocks(dense, crow_indices, col_indices, block_rows, block_cols):
-    row_indices = block_row_indices(crow_indices, col_indices.numel())
-    return split_blocks(dense, (block_rows, block_cols))[row_indices, col_indices.long()]
-
-
 def blocks_run(op: str, x: Tensor, block_rows: int, block_cols: int) -> bool:
-    """Whether the Triton kernels take x and blocks of this shape; warns once of what they lack."""
+    """True if the Triton kernels run x and blocks of this shape; warns once of those they lack."""
     if not kernels_run(op, x):
         return False
     from lada_kernels.block_sparse_linear import supports_block
@@ -302,7 +258,7 @@ def check_bsr_operands(
     values: Tensor,
     order: Tensor | None,
 ) -> None:
-    """Raise unless the BSR tensors fit x and each other; the values of the indices aren't read."""
+    """Raise ValueError or TypeError unless the BSR tensors fit x; values of indices aren't read."""
     if values.ndim != 3 or 0 in values.shape[1:]:
         raise ValueError(
             f"{op}: values {tuple(values.shape)}; expected (nnz, block_rows, block_cols)"

@@ -1,4 +1,4 @@
-"""What the ops share: checks, the autocast rule, and the epilogue ``LN(act(z) + residual)``."""
+"""Checks, autocast rule and epilogue ``LN(act(z) + residual)`` of the ops."""
 
 import functools
 import warnings
@@ -23,7 +23,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors as autocast wants them: cast where it is enabled, as for `F.linear`.
+    """The tensors, cast to autocast's dtype where it is enabled, as for `F.linear`.
 
     A custom op has no autocast rule of its own that follows a dtype chosen at run time.
     """
@@ -38,7 +38,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def check_operands(op: str, x: Tensor, **tensors: Tensor | None) -> None:
-    """Raise TypeError unless x is of a float dtype and every given tensor is of x's and with it."""
+    """Raise TypeError unless x is floating point and all tensors have its dtype and device."""
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{op}: x is {x.dtype}; expected one of {FLOAT_DTYPES}")
     for name, t in tensors.items():
@@ -58,7 +58,7 @@ def check_epilogue(
     norm: Norm | None = None,
     dense: Tensor | None = None,
 ) -> None:
-    """Raise ValueError or TypeError unless each is of x's dtype and fits the output's shape."""
+    """Raise ValueError or TypeError unless the epilogue fits x and out_features."""
     weight, shift, eps = split_norm(norm)
     named = {"bias": bias, "norm.weight": weight, "norm.bias": shift}
     check_operands(op, x, residual=residual, dense=dense, **named)
@@ -86,13 +86,13 @@ def check_x(op: str, x: Tensor, in_features: int) -> None:
 
 
 def rows(t: Tensor) -> Tensor:
-    """``t (..., features)`` as (tokens, features), each row contiguous, as the kernels want it."""
+    """`t` (..., features) as (tokens, features) with contiguous rows, for the kernels."""
     t = t.reshape(-1, t.shape[-1])
     return t if t.stride(1) == 1 else t.contiguous()
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:
-    """`t` as the kernels want a bias or a factor."""
+    """`t` contiguous, or None."""
     return None if t is None else t.contiguous()
 
 
@@ -113,10 +113,12 @@ def kernel_epilogue(
 
 
 def on_its_gpu(body: Callable[..., Result]) -> Callable[..., Result]:
-    """`body` run with the GPU of its first argument as the current one: Triton launches there."""
+    """`body`, run with its first argument's GPU as the current device, where Triton launches."""
 
     @functools.wraps(body)
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Result:
+        if not x.is_cuda:
+            return body(x, *args, **kwargs)
         with torch.cuda.device_of(x):
             return body(x, *args, **kwargs)
 
@@ -132,22 +134,24 @@ def wants_plain() -> bool:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd would record an operation on these tensors."""
+    """True if autograd would record an operation on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def split_norm(norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float]:
-    """The weight, bias and eps of `norm`, as the schema of an op takes them."""
+    """Weight, bias and eps of `norm`, as arguments of a custom op."""
     return (None, None, 0.0) if norm is None else (norm[0], norm[1], float(norm[2]))
 
 
 def join_norm(weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm | None:
-    """The way back from `split_norm`."""
+    """Inverse of `split_norm`."""
     return None if weight is None or bias is None else Norm(weight, bias, eps)
 
 
 def kernels_run(op: str, x: Tensor) -> bool:
-    """Whether the Triton kernels take x's dtype on its GPU; warns once of a GPU that is too old."""
+    """True if x is on a GPU and of a dtype that the kernels run; warns once of too old a GPU."""
+    if not x.is_cuda:
+        return False
     from lada_kernels.tuning import unsupported
 
     use_user_tables()
@@ -159,23 +163,24 @@ def kernels_run(op: str, x: Tensor) -> bool:
 
 @functools.cache
 def warn_once(message: str) -> None:
+    """Warn of `message`, the first time in this process."""
     warnings.warn(message, stacklevel=2)
 
 
 def epilogue_backward(
     grad: Tensor,
-    z: Tensor | None,
+    product: Callable[[], Tensor],
     activation: str,
     residual: Tensor | None,
     norm: Norm | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The gradients of z, residual, norm.weight and norm.bias; all (tokens, out) or (out,).
+    """Gradients of the product z, of residual (both as grad), and of norm's weight and bias (out,).
 
-    z may be None where `needs_z` says so.
+    grad, residual (..., out). product: computes z anew; called if `needs_product`.
     """
+    z = product().view_as(grad) if needs_product(activation, norm) else grad
     d_weight = d_bias = None
     if norm is not None:
-        assert z is not None
         weight, bias, eps = norm
         y = epilogue_ref(z, activation, residual)
         shape = list(weight.shape)
@@ -183,14 +188,11 @@ def epilogue_backward(
         grad, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
             grad, y, shape, mean, rstd, weight, bias, [True, True, True]
         )
-    if activation == "none":
-        return grad, grad, d_weight, d_bias
-    assert z is not None
     return activation_backward(grad, z, activation), grad, d_weight, d_bias
 
 
-def needs_z(activation: str, norm: Norm | None) -> bool:
-    """Whether `epilogue_backward` needs the product, so that it must be computed again."""
+def needs_product(activation: str, norm: Norm | None) -> bool:
+    """True if the gradients of an epilogue depend on the product."""
     return activation != "none" or norm is not None
 
 
@@ -204,7 +206,7 @@ def activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
             return aten.gelu_backward(grad, z)
         case "gelu_tanh":
             return aten.gelu_backward(grad, z, approximate="tanh")
-        case "silu" if needs_grad(grad, z):  # the fused one has no derivative
+        case "silu" if needs_grad(grad, z):  # aten's silu_backward has no derivative
             sigmoid = z.sigmoid()
             return grad * sigmoid * (1 + z * (1 - sigmoid))
         case "silu":

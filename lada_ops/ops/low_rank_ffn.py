@@ -14,7 +14,6 @@ from .epilogue import (
     join_norm,
     kernel_epilogue,
     kernels_run,
-    needs_z,
     on_its_gpu,
     rows,
     split_norm,
@@ -64,6 +63,7 @@ def low_rank_ffn(
 
 
 @torch.library.custom_op("lada::low_rank_ffn", mutates_args=())
+@on_its_gpu
 def _op(
     x: Tensor,
     u1: Tensor,
@@ -82,105 +82,58 @@ def _op(
     dense2: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
-    return low_rank_ffn_ref(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
-
-
-@_op.register_kernel("cuda")
-@on_its_gpu
-def _(
-    x,
-    u1,
-    v1,
-    bias1,
-    u2,
-    v2,
-    bias2,
-    activation,
-    residual,
-    norm_weight=None,
-    norm_bias=None,
-    eps=0.0,
-    exact_gelu=False,
-    dense1=None,
-    dense2=None,
-):
-    norm = join_norm(norm_weight, norm_bias, eps)
     if not kernels_run("low_rank_ffn", x) or 0 in (*u1.shape, u2.shape[1]):
         return low_rank_ffn_ref(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm)
     from lada_kernels.low_rank_ffn import low_rank_ffn_fwd
 
     y = low_rank_ffn_fwd(
         rows(x),
-        u1.contiguous(),
-        v1.contiguous(),
-        u2.contiguous(),
-        v2.contiguous(),
+        *(u1.contiguous(), v1.contiguous(), u2.contiguous(), v2.contiguous()),
         kernel_epilogue(bias1, activation, exact_gelu=exact_gelu),
         kernel_epilogue(bias2, residual=residual, norm=norm),
-        None if dense1 is None or dense2 is None else (dense1, dense2),
+        dense=None if dense1 is None or dense2 is None else (dense1, dense2),
     )
-    return y.view(*x.shape[:-1], u2.shape[0])
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 @_op.register_fake
-def _(
-    x,
-    u1,
-    v1,
-    bias1,
-    u2,
-    v2,
-    bias2,
-    activation,
-    residual,
-    norm_weight=None,
-    norm_bias=None,
-    eps=0.0,
-    exact_gelu=False,
-    dense1=None,
-    dense2=None,
-):
+def _(x, u1, v1, bias1, u2, *args, **kwargs):
     return x.new_empty(*x.shape[:-1], u2.shape[0])
 
 
 def _setup_context(ctx, inputs, output):
     *weights, ctx.activation, residual, norm_weight, norm_bias, ctx.eps, _, _, _ = inputs
-    # of the residual, only a norm's gradient depends
+    # the residual bears on the gradients through a norm alone
     residual = None if norm_weight is None else residual
     ctx.save_for_backward(*weights, residual, norm_weight, norm_bias)
 
 
 def _backward(ctx, grad):
     x, u1, v1, bias1, u2, v2, bias2, residual, norm_weight, norm_bias = ctx.saved_tensors
-    norm = join_norm(norm_weight, norm_bias, ctx.eps)
-    x2, grad2 = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    residual2 = None if residual is None else residual.reshape(grad2.shape)
+    x2 = x.reshape(-1, x.shape[-1])
     # the hidden features are computed again rather than kept
     t1 = F.linear(x2, v1)
     z1 = F.linear(t1, u1, bias1)
     h = epilogue_ref(z1, ctx.activation)
     t2 = F.linear(h, v2)
-    z2 = F.linear(t2, u2, bias2) if needs_z("none", norm) else None
-    dz2, d_residual, d_weight, d_shift = epilogue_backward(grad2, z2, "none", residual2, norm)
-    # a view would share the memory of the incoming gradient
-    d_residual = grad if norm is None else d_residual.view_as(grad)
+    dz2, d_residual, d_weight, d_shift = epilogue_backward(
+        *(grad, lambda: F.linear(t2, u2, bias2), "none", residual),
+        join_norm(norm_weight, norm_bias, ctx.eps),
+    )
+    dz2 = dz2.reshape(-1, dz2.shape[-1])
     dh, dt2 = dx_op(dz2, u2, v2, 1)
     dz1 = activation_backward(dh, z1, ctx.activation)
     dx, dt1 = dx_op(dz1, u1, v1, 1)
     du1, dv1, dbias1 = dfactors_op(dz1, x2, t1, dt1, 1)
     du2, dv2, dbias2 = dfactors_op(dz2, h, t2, dt2, 1)
     return (
-        dx.view_as(x),
-        du1,
-        dv1,
+        *(dx.view_as(x), du1, dv1),
         None if bias1 is None else dbias1,
-        du2,
-        dv2,
+        *(du2, dv2),
         None if bias2 is None else dbias2,
         None,
         d_residual if ctx.needs_input_grad[8] else None,
-        d_weight,
-        d_shift,
+        *(d_weight, d_shift),
         *(None,) * 4,
     )
 

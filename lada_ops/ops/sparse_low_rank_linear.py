@@ -16,7 +16,6 @@ from .epilogue import (
     join_norm,
     kernel_epilogue,
     needs_grad,
-    needs_z,
     on_its_gpu,
     rows,
     split_norm,
@@ -59,8 +58,9 @@ def sparse_low_rank_linear(
         x, u, v, values, bias, residual, weight, shift, dense
     )
     norm = join_norm(weight, shift, eps)
-    args = x, u, v, crow_indices, col_indices, values, bias, activation, residual
-    _check(*args, norm, groups, order, dense)
+    bsr = crow_indices, col_indices, values
+    _check(x, u, v, bsr, bias, activation, residual, norm, groups, order, dense)
+    args = x, u, v, *bsr, bias, activation, residual
     if wants_plain():
         return sparse_low_rank_linear_ref(*args, norm, groups)
     trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
@@ -79,6 +79,7 @@ def _forward_cpu(
 
 
 @torch.library.custom_op("lada::sparse_low_rank_linear", mutates_args=())
+@on_its_gpu
 def _op(
     x: Tensor,
     u: Tensor,
@@ -98,49 +99,22 @@ def _op(
     dense: Tensor | None = None,
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
-    bsr = crow_indices, col_indices, values
-    return _forward_cpu(x, u, v, *bsr, bias, activation, residual, norm, groups)
-
-
-@_op.register_kernel("cuda")
-@on_its_gpu
-def _(
-    x,
-    u,
-    v,
-    crow_indices,
-    col_indices,
-    values,
-    bias,
-    activation,
-    residual,
-    norm_weight=None,
-    norm_bias=None,
-    eps=0.0,
-    order=None,
-    groups=1,
-    exact_gelu=False,
-    dense=None,
-):
-    norm = join_norm(norm_weight, norm_bias, eps)
     if not blocks_run("sparse_low_rank_linear", x, *values.shape[1:]):
+        compute = sparse_low_rank_linear_ref if x.is_cuda else _forward_cpu
         bsr = crow_indices, col_indices, values
-        return sparse_low_rank_linear_ref(x, u, v, *bsr, bias, activation, residual, norm, groups)
+        return compute(x, u, v, *bsr, bias, activation, residual, norm, groups)
     from lada_kernels.sparse_low_rank_linear import sparse_low_rank_linear_fwd
 
     y = sparse_low_rank_linear_fwd(
         rows(x),
-        u.contiguous(),
-        v.contiguous(),
-        crow_indices.contiguous(),
-        col_indices.contiguous(),
-        values,
+        *(u.contiguous(), v.contiguous()),
+        *(crow_indices.contiguous(), col_indices.contiguous(), values),
         kernel_epilogue(bias, activation, residual, norm, exact_gelu),
-        groups,
-        contiguous(order),
-        dense,
+        groups=groups,
+        order=contiguous(order),
+        dense=dense,
     )
-    return y.view(*x.shape[:-1], u.shape[0])
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 @_op.register_fake
@@ -151,38 +125,33 @@ def _(x, u, *args, **kwargs):
 def _setup_context(ctx, inputs, output):
     (x, u, v, crow, col, values, bias, ctx.activation, residual), last = inputs[:9], inputs[9:]
     weight, shift, ctx.eps, order, ctx.groups, *_ = last
-    # of the residual, only a norm's gradient depends
+    # the residual bears on the gradients through a norm alone
     residual = None if weight is None else residual
     ctx.save_for_backward(x, u, v, crow, col, values, bias, residual, weight, shift, order)
 
 
 def _backward(ctx, grad):
     x, u, v, crow, col, values, bias, residual, weight, shift, order = ctx.saved_tensors
-    norm = join_norm(weight, shift, ctx.eps)
-    x2, grad2 = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    residual2 = None if residual is None else residual.reshape(grad2.shape)
-    z = None
-    if needs_z(ctx.activation, norm):
-        bsr = crow, col, values
-        z = _op(x2, u, v, *bsr, bias, "none", None, groups=ctx.groups, order=order)
-    dz, d_residual, d_weight, d_shift = epilogue_backward(grad2, z, ctx.activation, residual2, norm)
-    # autograd copies the very gradient that it gave, but would keep a view of it
-    d_residual = grad if norm is None else d_residual.view_as(grad)
-    dx, dt = low_rank_dx(dz, u, v, ctx.groups)
-    dx = dx + block_sparse_dx(dz, crow, col, values, x.shape[-1])
-    du, dv, dbias = dfactors_op(dz, x2, F.linear(x2, v), dt, ctx.groups)
+    bsr, groups = (crow, col, values), ctx.groups
+
+    def product():
+        return _op(x, u, v, *bsr, bias, "none", None, groups=groups, order=order)
+
+    dz, d_residual, d_weight, d_shift = epilogue_backward(
+        *(grad, product, ctx.activation),
+        *(residual, join_norm(weight, shift, ctx.eps)),
+    )
+    x2, dz = x.reshape(-1, x.shape[-1]), dz.reshape(-1, dz.shape[-1])
+    dx, dt = low_rank_dx(dz, u, v, groups)
+    dx = dx + block_sparse_dx(dz, *bsr, x.shape[-1])
+    du, dv, dbias = dfactors_op(dz, x2, F.linear(x2, v), dt, groups)
     return (
-        dx.view_as(x),
-        du,
-        dv,
-        None,
-        None,
+        *(dx.view_as(x), du, dv, None, None),
         dvalues_op(dz, x2, crow, col, *values.shape[1:]),
         None if bias is None else dbias,
         None,
         d_residual if ctx.needs_input_grad[8] else None,
-        d_weight,
-        d_shift,
+        *(d_weight, d_shift),
         *(None,) * 5,
     )
 
@@ -191,22 +160,21 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _check(
-    x,
-    u,
-    v,
-    crow_indices,
-    col_indices,
-    values,
-    bias,
-    activation,
-    residual,
-    norm,
-    groups,
-    order,
-    dense,
-):
+    x: Tensor,
+    u: Tensor,
+    v: Tensor,
+    bsr: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    norm: Norm | None,
+    groups: int,
+    order: Tensor | None,
+    dense: Tensor | None,
+) -> None:
+    crow_indices, _, values = bsr
     op = "sparse_low_rank_linear"
-    check_bsr_operands(op, x, crow_indices, col_indices, values, order)
+    check_bsr_operands(op, x, *bsr, order)
     block_rows = crow_indices.numel() - 1
     out_features = block_rows * values.shape[1]
     if groups < 1 or block_rows % groups:

@@ -1,4 +1,4 @@
-"""What the ops share; a stand-in plays the input on a GPU."""
+"""Checks, dispatch and epilogue of the ops; a stand-in plays the input on a GPU."""
 
 import warnings
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from lada_ops.ops.reference import Norm, epilogue_ref
 
 
 def on_gpu(dtype=torch.bfloat16) -> Any:
-    return SimpleNamespace(dtype=dtype, get_device=lambda: 3)
+    return SimpleNamespace(dtype=dtype, is_cuda=True, get_device=lambda: 3)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _nothing_warned_yet():
 class TestKernelsRun:
     @pytest.fixture
     def gpu(self, monkeypatch):
-        """To be called with the reason why a GPU cannot run the kernels, or None."""
+        """Function that sets the reason why a GPU cannot run the kernels, or None."""
         asked = []
 
         def gpu(reason):
@@ -75,9 +75,12 @@ def test_a_body_runs_on_the_gpu_of_its_first_tensor(monkeypatch):
     def body(*args: Any, **kwargs: Any) -> Any:
         log.append((args, kwargs))
 
-    x = torch.ones(1)
+    x = on_gpu()
     epilogue.on_its_gpu(body)(x, 1, order=2)
     assert log == [x, ((x, 1), {"order": 2}), "left"]
+    log.clear()
+    epilogue.on_its_gpu(body)(on_cpu := torch.ones(1))
+    assert log == [((on_cpu,), {})]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +103,8 @@ def test_every_op_enters_it(op, monkeypatch):
         raise InterruptedError(x)
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    with pytest.raises(InterruptedError, match="x"):
-        op._backend_fns["cuda"]("x")
+    with pytest.raises(InterruptedError):
+        op._init_fn(on_gpu())
 
 
 def test_a_norm_keeps_the_dtype(monkeypatch):
