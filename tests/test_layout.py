@@ -17,6 +17,7 @@ ROOMS = [
     "lada_ops/ops/{}.py",
     "lada_ops/modules/{}.py",
     "tests/ops/test_{}.py",
+    "tests/modules/test_{}.py",
     "tests/kernels/test_{}.py",
     "benchmarks/bench_{}.py",
 ]

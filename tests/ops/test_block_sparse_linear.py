@@ -1,11 +1,8 @@
-"""The op `block_sparse_linear` and its module."""
+"""The op `block_sparse_linear`."""
 
 import pytest
 import torch
 
-from lada_ops import BlockSparseLinear
-from tests.modules.bsr_module_suite import BsrModuleSuite
-from tests.modules.module_suite import IN, OUT
 from tests.ops.op_suite import OpSuite
 from tests.ops.op_transform_suite import OpTransformSuite
 from tests.ops.operands import PATTERNS, assert_matches, bsr_by_hand, operands
@@ -53,11 +50,3 @@ class TestGradientOps:
             ops.block_sparse_linear_dx.default, (dy, crow, col, values, x.shape[1])
         )
         torch.library.opcheck(ops.block_sparse_linear_dvalues.default, (dy, x, crow, col, 3, 2))
-
-
-class TestModule(BsrModuleSuite):
-    cls = BlockSparseLinear
-    size = {"block": (8, 4), "density": 0.2}
-    exact = {"block": (8, 4), "density": 1.0}
-    tensors = {"crow_indices", "col_indices", "values"}
-    repr = f"in_features={IN}, out_features={OUT}, block=8x4, density=0.200"

@@ -1,12 +1,11 @@
-"""The op `low_rank_linear` and its module."""
+"""The op `low_rank_linear`."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lada_ops import LowRankLinear, low_rank_linear
+from lada_ops import low_rank_linear
 from tests.kernels.operands import factors, normal
-from tests.modules.module_suite import IN, OUT, ModuleSuite
 from tests.ops.op_suite import OpSuite
 from tests.ops.op_transform_suite import OpTransformSuite
 
@@ -123,16 +122,3 @@ class TestDense:
         u, v = factors(4, 6, 2, **FP64)
         with pytest.raises(ValueError, match=r"low_rank_linear: dense .* expected \(4, 6\)"):
             low_rank_linear(normal(5, 6, **FP64), u, v, dense=normal(*shape, **FP64))
-
-
-class TestModule(ModuleSuite):
-    cls = LowRankLinear
-    size = {"rank": 6}
-    exact = {"rank": OUT}
-    tensors = {"u", "v"}
-    repr = f"in_features={IN}, out_features={OUT}, rank=6"
-
-    @pytest.mark.parametrize("rank", [0, -1, 25])
-    def test_refuses_a_rank_out_of_range(self, rank):
-        with pytest.raises(ValueError, match=f"LowRankLinear: rank {rank} .* expected 1 to 24"):
-            LowRankLinear(IN, OUT, rank)

@@ -1,4 +1,4 @@
-"""The op `sparse_low_rank_linear` and its module."""
+"""The op `sparse_low_rank_linear`."""
 
 from typing import Any
 
@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lada_ops import Bsr, SparseLowRankLinear, sparse_low_rank_linear
+from lada_ops import Bsr, sparse_low_rank_linear
 from tests.kernels.operands import factors, normal
-from tests.modules.bsr_module_suite import BsrModuleSuite
-from tests.modules.module_suite import IN, OUT
 from tests.ops.op_suite import OpSuite
 from tests.ops.op_transform_suite import OpTransformSuite
 from tests.ops.order_suite import OrderSuite
@@ -77,16 +75,3 @@ class TestGroups:
         x = normal(5, 6, **FP64)
         with pytest.raises(ValueError, match=f"sparse_low_rank_linear: .*{groups}.* expected"):
             sparse_low_rank_linear(x, *weights, groups=groups)
-
-
-class TestModule(BsrModuleSuite):
-    cls = SparseLowRankLinear
-    size = {"rank": 6, "block": (8, 4), "density": 0.2}
-    exact = {"rank": 6, "block": (8, 4), "density": 1.0}
-    tensors = {"u", "v", "crow_indices", "col_indices", "values"}
-    repr = f"in_features={IN}, out_features={OUT}, rank=6, block=8x4, density=0.200"
-
-    @pytest.mark.parametrize("rank", [0, -1, 25])
-    def test_refuses_a_rank_out_of_range(self, rank):
-        with pytest.raises(ValueError, match=f"rank {rank} .* expected 1 to 24"):
-            SparseLowRankLinear(IN, OUT, rank, (8, 4), 0.5)
