@@ -1,4 +1,4 @@
-"""What the kernels on block-sparse weights share: a tile of y, summed over packs of blocks.
+"""Tiles of the kernels on block-sparse weights: a tile of y, summed over packs of blocks.
 
 Several narrow blocks are packed into one dot of depth BLOCK_K by gathering their columns of x.
 """
@@ -15,7 +15,7 @@ def first_column(
     BLOCK_N: tl.constexpr,
     HAS_ORDER: tl.constexpr,
 ):
-    """The first column of y of the tile that comes `tile`-th, in order of the block rows."""
+    """First column of y of tile number `tile`, with the block rows in the given order."""
     if HAS_ORDER:
         TILES: tl.constexpr = BSR_ROWS // BLOCK_N
         tile = tl.load(order_ptr + tile // TILES) * TILES + tile % TILES
@@ -24,7 +24,7 @@ def first_column(
 
 @triton.jit
 def zero_tile(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP_AB: tl.constexpr):
-    """An empty accumulator: (BLOCK_M, BLOCK_N) fp32, or its transpose."""
+    """Accumulator of zeros: (BLOCK_M, BLOCK_N) fp32, or its transpose."""
     if SWAP_AB:
         return tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     else:
@@ -39,7 +39,7 @@ def add_product(
     w_ptr,
     w_rows,  # (BLOCK_N,) offsets
     w_terms,  # (BLOCK_K,) offsets
-    live,  # (BLOCK_K,) bool, which terms count
+    live,  # (BLOCK_K,) bool, the terms that count
     MASKED: tl.constexpr,
     SWAP_AB: tl.constexpr,
 ):

@@ -1,7 +1,7 @@
 """Programmatic dependent launch: a kernel starts while the one before it still runs.
 
-What it takes to launch, and to reach its first load, then hides behind the last programs of the
-other. NVIDIA's sm_90 and newer have it; whether it pays is for the tuner to find.
+The time to launch it, and to reach its first load, is then hidden by the last programs of its
+predecessor. NVIDIA's sm_90 and newer have it; the tuner measures where it pays.
 """
 
 import triton
@@ -11,12 +11,12 @@ from triton.language.extra import cuda
 
 @triton.jit
 def wait_for_predecessor(PDL: tl.constexpr):
-    """With PDL, wait for the kernel before to be done and its writes seen; then let the next start.
+    """Wait, if PDL, for the end of the preceding kernel and its writes; then let the next start.
 
-    To be called by all programs of a kernel, once, before they touch memory. That goes for weights
-    too: the kernel before may be what casts or copies them. The next kernel waits for this one
-    alone: that all programs of this one wait is what keeps it behind all kernels before. To let it
-    start only then leaves no third kernel in the way of the programs of the first.
+    To be called once by each program of a kernel, before it touches memory, weights included: the
+    preceding kernel may be a cast or a copy of them. Since a kernel waits for its predecessor
+    alone, order among three kernels holds only if all programs of the second wait. The next kernel
+    starts no earlier, so that it takes no resources from the programs of the preceding one.
     """
     if PDL:
         cuda.gdc_wait()

@@ -1,4 +1,4 @@
-"""How tuned tables name a compressed weight, and what such a name says; needs no Triton."""
+"""Names of compressed weights in tuned tables, and their parser; needs no Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WEIGHTS = {
 
 
 class Weight(NamedTuple):
-    """The numbers in the name of a weight; 0 for what it does not have."""
+    """Numbers in the name of a weight; 0 for those of parts that it lacks."""
 
     stem: str
     rank: int = 0
@@ -33,7 +33,7 @@ class Weight(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Weight:
-        """Of a name as tables have it, such as r128, r64x3 or 128x16-d20."""
+        """Weight with this name, such as r128, r64x3 or 128x16-d20; ValueError if it is none."""
         for stem, pattern in _WEIGHTS.items():
             if match := re.fullmatch(pattern, name, re.ASCII):
                 numbers = {k: int(v) for k, v in match.groupdict().items() if v is not None}
@@ -46,7 +46,7 @@ class Weight(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name that tables have for it: rank and density belong to the next bucket up."""
+        """Name in tuned tables, with rank and density rounded up to the next bucket."""
         if self.hidden:
             return ffn_name(self.rank, self.hidden, self.rank2)
         if not self.rows:
@@ -58,12 +58,12 @@ class Weight(NamedTuple):
 
 
 def low_rank_name(rank: int, groups: int = 1) -> str:
-    """How tables name factors of this rank: "r128", or "r64x3" for three pairs in one."""
+    """Name of factors of this rank: "r128", or "r64x3" for three pairs in one."""
     return f"r{_bucket(rank, RANKS)}" + (f"x{groups}" if groups > 1 else "")
 
 
 def sparse_name(block_rows: int, block_cols: int, density: float) -> str:
-    """How tables name block-sparse weights: "128x16-d20" for blocks of 128x16 up to 20 % full."""
+    """Name of a block-sparse weight: "128x16-d20" for blocks of 128x16, up to 20 % stored."""
     # a plan that meets its budget to the block may exceed the round figure by a few blocks
     percent = _bucket(density * 100 / 1.05, DENSITIES)
     return f"{block_rows}x{block_cols}-d{percent:02d}"
@@ -72,21 +72,21 @@ def sparse_name(block_rows: int, block_cols: int, density: float) -> str:
 def sparse_low_rank_name(
     rank: int, block_rows: int, block_cols: int, density: float, groups: int = 1
 ) -> str:
-    """How tables name the sum of both: "r64+128x16-d05", or "r64x3+128x16-d05"."""
+    """Name of a sparse + low-rank weight: "r64+128x16-d05", or "r64x3+128x16-d05"."""
     return f"{low_rank_name(rank, groups)}+{sparse_name(block_rows, block_cols, density)}"
 
 
 def ffn_name(rank1: int, hidden: int, rank2: int) -> str:
-    """How tables name the factors of a feed-forward pair: "r64-3072-r128"."""
+    """Name of the factors of a feed-forward: "r64-3072-r128"."""
     return f"{low_rank_name(rank1)}-{hidden}-{low_rank_name(rank2)}"
 
 
 def token_bucket(m: int) -> int:
-    """The power of two that M tokens are entered under: the next one up."""
+    """Smallest power of two of m or more, the number of tokens of a table's entry."""
     return 1 << (m - 1).bit_length()
 
 
 def _bucket(size: float, buckets: tuple[int, ...]) -> int:
-    """The smallest bucket that holds `size`; past the last, the next power of two."""
+    """Smallest bucket of `size` or more; past the last one, the next power of two."""
     fitting = (bucket for bucket in buckets if size <= bucket)
     return next(fitting, token_bucket(math.ceil(size)))

@@ -1,4 +1,4 @@
-"""What every op means, in plain torch: slow, differentiable, exportable, and right in any dtype."""
+"""References of the ops in plain torch: slow, differentiable, exportable, for any dtype."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ ACTIVATIONS = {
 
 
 class Norm(NamedTuple):
-    """A LayerNorm over the output features: weight (out,), bias (out,), eps."""
+    """LayerNorm over the output features: weight (out,), bias (out,), eps."""
 
     weight: Tensor
     bias: Tensor
@@ -43,7 +43,7 @@ def epilogue_ref(
 
 
 def grouped_linear(t: Tensor, u: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """``t (..., groups * rank)`` by ``u (out, rank)``: each run of columns by its run of rows."""
+    """Product of t (..., groups * rank) and u (out, rank): each column group by its row group."""
     if groups == 1:
         return F.linear(t, u, bias)
     pairs = zip(t.chunk(groups, -1), u.chunk(groups), strict=True)

@@ -1,4 +1,4 @@
-"""Where the kernels run: compiled on a GPU if there is one, else in Triton's interpreter."""
+"""Fixtures of the kernels: compiled on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib
 from pathlib import Path
@@ -69,7 +69,7 @@ def poisoned_outputs(monkeypatch):
 
 @pytest.fixture
 def watch_reads(kernels, device, monkeypatch):
-    """To be called with the operands: an interpreted kernel may load their elements only."""
+    """Function of the operands after which an interpreted kernel may load their elements only."""
 
     def watch(*operands):
         if device.type == "cuda":  # there, NaN around the operands must do
@@ -99,7 +99,7 @@ def watch_reads(kernels, device, monkeypatch):
 
 
 def _addresses(tensor: torch.Tensor) -> np.ndarray:
-    """Of every element."""
+    """Address of every element."""
     offsets = np.zeros(1, dtype=np.uint64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         steps = np.arange(size, dtype=np.uint64) * np.uint64(stride * tensor.element_size())

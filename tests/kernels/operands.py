@@ -59,7 +59,7 @@ def ffn_launcher(kernels, **fixed):
 
 
 def token_counts(device):
-    """All numbers of tokens up to 300, and large ones that no tile divides."""
+    """Numbers of tokens up to 300, and large ones that no tile divides."""
     large = [4736] if device.type == "cpu" else [4736, 65535]  # the interpreter is slow
     return [*range(301), *large]
 

@@ -237,7 +237,7 @@ def test_norm(fwd, dtype, device):
 
 @pytest.mark.parametrize("exact", [True, False], ids=["erf", "polynomial"])
 def test_gelu_is_as_exact_as_asked(fwd, exact, device):
-    """Where gelu is so small that fp16 rounds it by less than 1e-6."""
+    """Arguments whose gelu is so small that fp16 rounds it by less than 1e-6."""
     bias = torch.linspace(-6, -4, 64, dtype=torch.float64).to(device, torch.float16)
     x, crow = bias.new_zeros(1, 16), torch.tensor([0, 0], dtype=torch.int32, device=device)
     y = fwd(x, crow, crow[:0], x.new_zeros(0, 64, 16), bias, None, "gelu", exact_gelu=exact)

@@ -101,7 +101,7 @@ def test_dvalues_of_any_block(bwd, block, device):
 @pytest.mark.usefixtures("stay_sparse")
 @pytest.mark.parametrize("m", [1, 32, 64, 65, 130])
 def test_dvalues_of_any_number_of_rows(bwd, kernels, m, dtype, device, monkeypatch):
-    """From 64 rows on, they are split over programs."""
+    """Sums over 64 rows or more are split over programs."""
     monkeypatch.setattr(kernels.programs, "MIN_ROWS", 32)
     dy, x, _, (crow, col, _) = operands(m, PATTERNS["half"](), (16, 16), dtype, device)
     got = bwd.block_sparse_linear_dvalues(dy, x, crow, col, 16, 16)
@@ -124,7 +124,7 @@ def test_dvalues_with_tiles_narrower_than_a_block(bwd, kernels, device):
 
 @pytest.mark.usefixtures("stay_sparse")
 def test_dvalues_are_laid_out_by_columns(bwd, device):
-    """As panel-major values are, so that an optimiser's step meets equal strides."""
+    """Panel-major, as values are: an optimiser's step needs equal strides."""
     dy, x, _, bsr = operands(5, PATTERNS["half"](), (16, 32), torch.float32, device)
     got = bwd.block_sparse_linear_dvalues(dy, x, *bsr[:2], 16, 32)
     assert got.stride() == bsr[2].stride()

@@ -73,9 +73,9 @@ def calls(kernels, device):
 
 @pytest.fixture
 def watch_waits(kernels, device, monkeypatch):
-    """To be called before launches: counts, for each interpreted program, how often it waits.
+    """Function, to be called before launches, that returns the waits of each interpreted program.
 
-    Before it has, it may touch no memory.
+    A program that touches memory before it has waited fails the test.
     """
 
     def watch():

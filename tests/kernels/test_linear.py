@@ -54,7 +54,7 @@ def test_each_group_of_rows_meets_its_own_columns(fwd, dtype, device):
 
 
 def test_exact_gelu_is_that_of_erf(fwd, device):
-    """Of zeros but for the bias, in fp16, where the polynomial is off by more than a rounding."""
+    """Bias alone, in fp16, where the polynomial is off by more than a rounding."""
     zero, bias = torch.zeros(1, 1), torch.linspace(-4, 0, 2001)
     operands = (t.to(device, torch.float16) for t in (zero, torch.zeros(2001, 1), bias))
     x, w, bias = operands

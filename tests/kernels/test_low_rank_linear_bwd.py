@@ -117,7 +117,7 @@ def test_dfactors_of_any_size(bwd, tiles, size, groups, dtype, device):
 
 @pytest.mark.parametrize("m", [1, 32, 64, 65, 96, 130])
 def test_dfactors_of_any_number_of_rows(bwd, kernels, tiles, m, dtype, device, monkeypatch):
-    """From 64 rows on, they are split over programs."""
+    """Sums over 64 rows or more are split over programs."""
     monkeypatch.setattr(kernels.programs, "MIN_ROWS", 32)
     given = dfactors_operands(m, 64, 64, 16, dtype, device)
     assert_dfactors(bwd.low_rank_linear_dfactors(*given, 1, tiles), *given)

@@ -164,7 +164,7 @@ def test_older_tables_have_no_dependent_launches(content, tmp_path):
 
 
 def test_only_dependent_launches_have_the_option():
-    """For backends that do not know it refuse it."""
+    """Backends that do not know the option refuse it."""
     plain = TILES.kwargs()
     assert replace(TILES, pdl=True).kwargs() == plain | {"PDL": True, "launch_pdl": True}
     assert plain.keys() == set(TileConfig.__annotations__) - {"pdl"} | {"PDL"}

@@ -1,4 +1,4 @@
-"""What the forward pass of every op must do; `tests/test_<stem>.py` names the op."""
+"""Suite for the forward pass of an op; `tests/ops/test_<stem>.py` names the op."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What torch must find in every op: autograd, autocast, compile, export, fake tensors."""
+"""Suite for torch's transforms of an op: autograd, autocast, compile, export, fake tensors."""
 
 import warnings
 from collections.abc import Callable

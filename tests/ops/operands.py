@@ -51,7 +51,7 @@ class Operands:
     bias_name: ClassVar[str] = "bias"
 
     def oracle(self) -> Tensor:
-        """What the op must give, by dense products in fp64."""
+        """Expected output of the op, by dense products in fp64."""
         return dense_oracle(
             self.x, self.dense, self.bias, self.residual, self.activation, self.norm
         )
@@ -64,7 +64,7 @@ class Operands:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors that have gradients."""
+        """Tensors that have gradients."""
         given = (self.x, *self.weights, self.bias, self.residual, *(self.norm or ())[:2])
         return [t for t in given if t is not None and t.is_floating_point()]
 

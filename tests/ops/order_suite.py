@@ -1,4 +1,4 @@
-"""What the block-sparse ops do with `order`; `tests/test_<stem>.py` names the op."""
+"""Suite for `order` of a block-sparse op; `tests/ops/test_<stem>.py` names the op."""
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ def draw(*lead: int, dtype=torch.float32, device="cpu") -> tuple[Tensor, Tensor,
 
 
 def oracle(x: Tensor, activation: str, residual: Tensor | None, norm: Norm | None) -> Tensor:
-    """In fp64, step by step."""
+    """Expected output, in fp64, step by step."""
     y = ORACLES[activation](x.double())
     if residual is not None:
         y = y + residual.double()
