@@ -1,1 +1,1 @@
-"""Labelled tasks: their files, their scores, and what a model must be to do them."""
+"""Text files and labelled tasks: readers, tokenized examples, metrics."""

@@ -1,4 +1,4 @@
-"""Examples as a model takes them, and whether it is a model that can."""
+"""Tokenized examples of a task, and the check that a model fits the task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .glue import Examples, Task
 def tokenized(
     tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int = 128
 ) -> list[dict[str, Any]]:
-    """A dict of the model's inputs and `labels` per example, not padded: as Trainer takes them."""
+    """Model inputs and `labels` of each example, not padded, as Trainer takes them."""
     first, *second = (list(column) for column in zip(*examples.texts, strict=True))
     pairs = second[0] if second else None
     encoded = tokenizer(first, pairs, truncation=True, max_length=max_length)
@@ -23,7 +23,7 @@ def tokenized(
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
-    """Raise ValueError unless the model has the task's head, and the tokenizer's words."""
+    """Raise ValueError unless model and tokenizer fit the task: head, labels, vocabulary."""
     config: Any = model.config
     if "SequenceClassification" not in type(model).__name__:
         raise ValueError(
@@ -36,7 +36,7 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
             f"{f': {task.labels}' if task.labels else ', a score'}"
         )
     problem = "regression" if task.regression else "single_label_classification"
-    if config.problem_type not in (None, problem):  # None: by the labels, when it is trained
+    if config.problem_type not in (None, problem):  # None: training derives it from the labels
         raise ValueError(
             f"the model's problem_type is {config.problem_type!r}; expected {problem!r} for "
             f"{task.name}"
@@ -49,9 +49,9 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
                 f"the model calls label {number} {config.id2label[number]!r}; expected {label!r}, "
                 f"as {task.name} has it"
             )
-    words = config.get_text_config().vocab_size
-    if len(tokenizer) > words:
+    vocabulary = config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {words}; expected the "
-            "model's own tokenizer"
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}; expected "
+            "the model's own tokenizer"
         )

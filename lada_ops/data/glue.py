@@ -1,8 +1,8 @@
-"""The tasks of GLUE, and their files, read line by line and refused at the first that is wrong.
+"""GLUE tasks and their files.
 
-Files are UTF-8, tab-separated, with a header and without quoting: ``glue/TASK/train.tsv`` and
-``dev.tsv`` in the folder that the user names, plain or with ``.gz`` after their names. That of
-MNLI's dev set is ``dev_matched_1k.tsv``.
+Files are ``glue/TASK/train.tsv`` and ``dev.tsv`` in the user's data folder, plain or gzipped
+(``.tsv.gz``); the dev set of MNLI is ``dev_matched_1k.tsv``. For their format see
+`texts.read_table`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Split = Literal["train", "dev"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked: columns of text, labels by id (none for scores of 0 to 5), and the metric.
+    """Task of GLUE: its columns of text, its label names by id, its main metric.
 
-    dev_file: the dev set's file.
+    labels: empty for a regression with scores of 0 to 5. dev_file: name of the dev set's file.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """The outputs that a model for it has."""
+        """Number of logits of a model for the task."""
         return len(self.labels) or 1
 
 
@@ -65,7 +65,7 @@ LARGEST_SCORE = 5.0
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts, one or two each, and their labels: ids, or scores."""
+    """Examples of a task: their texts, one or two each, and their labels, ids or scores."""
 
     texts: Sequence[tuple[str, ...]]
     labels: Sequence[int] | Sequence[float]
@@ -76,7 +76,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """Pairs of sentences and how alike people found them: STS-B's scores, 0 to 5."""
+    """Sentence pairs and their similarity scores by people, 0 to 5 (STS-B)."""
 
     first: Sequence[str]
     second: Sequence[str]
@@ -84,16 +84,16 @@ class SentencePairs:
 
 
 def find_task(name: str) -> Task:
-    """The task of that name. Raises ValueError if there is none."""
+    """Task by name. Raises ValueError on an unknown name."""
     if name not in TASKS:
         raise ValueError(f"task {name!r}; expected one of {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def read_split(data: Path, task: Task, split: Split, file: str | None = None) -> Examples:
-    """The examples of a split in the folder `data`, or of another `file` beside its own.
+    """Examples of a split in the data folder; `file` replaces the split's default file name.
 
-    Raises FileNotFoundError where there is no such file, ValueError with file and line where one is
+    Raises FileNotFoundError where the file is missing, ValueError with file and line where it is
     malformed.
     """
     name = file or (task.dev_file if split == "dev" else "train.tsv")
@@ -101,7 +101,7 @@ def read_split(data: Path, task: Task, split: Split, file: str | None = None) ->
 
 
 def read_examples(path: Path, task: Task) -> Examples:
-    """The examples of a file of the task.
+    """Examples in a file of the task.
 
     Raises ValueError with file and line where it is malformed, OSError where it cannot be read.
     """
@@ -111,9 +111,9 @@ def read_examples(path: Path, task: Task) -> Examples:
 
 
 def read_pairs(path: str | Path) -> SentencePairs:
-    """Pairs from a tab-separated file with the columns sentence, sentence2 and label.
+    """Sentence pairs from a TSV file with the columns sentence, sentence2 and label.
 
-    Raises ValueError with file and line where the columns or the scores are not that.
+    Raises ValueError with file and line where columns are missing or a score is not of 0 to 5.
     """
     examples = read_examples(Path(path), TASKS["stsb"])
     first, second = zip(*examples.texts, strict=True)

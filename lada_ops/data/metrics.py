@@ -1,4 +1,4 @@
-"""The metrics of GLUE, computed by scikit-learn and scipy."""
+"""Metrics of GLUE, computed by scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .glue import Task
 
 
 def predictions(task: Task, logits: ArrayLike) -> NDArray[Any]:
-    """The label ids (examples,) of logits (examples, labels), or the scores that they are."""
+    """Predictions (examples,) of logits (examples, labels): label ids, or scores of a regression.
+
+    Raises ValueError on logits that are not finite.
+    """
     logits = np.asarray(logits, dtype=np.float64).reshape(-1, task.num_labels)
     if not np.isfinite(logits).all():
         raise ValueError("the model's outputs hold NaN or infinity; expected finite ones")
@@ -23,9 +26,9 @@ def predictions(task: Task, logits: ArrayLike) -> NDArray[Any]:
 def scores(
     task: Task, logits: ArrayLike, labels: Sequence[int] | Sequence[float]
 ) -> dict[str, float]:
-    """Every metric that is usual for the task, `Task.metric` first, in 0 to 1 or -1 to 1.
+    """Metrics that are usual for the task, `Task.metric` first.
 
-    A correlation where predictions or labels are all the same is 0: they tell nothing.
+    A correlation is 0 where all predictions or all labels are equal, or there is one example.
 
     Raises ValueError on logits that are not finite.
     """
@@ -34,22 +37,22 @@ def scores(
 
     got, want = predictions(task, logits), np.asarray(labels)
     if task.regression:
-        if len(want) < 2:  # for which scipy has no answer
+        if len(want) < 2:  # scipy raises
             return {"spearman": 0.0, "pearson": 0.0}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConstantInputWarning)
             both = {"spearman": spearmanr(got, want)[0], "pearson": pearsonr(got, want)[0]}
         return {name: float(np.nan_to_num(np.asarray(value))) for name, value in both.items()}
-    found = {"accuracy": float(accuracy_score(want, got))}
+    metrics = {"accuracy": float(accuracy_score(want, got))}
     if task.metric == "f1":
-        found = {"f1": float(f1_score(want, got, zero_division=0)), **found}  # type: ignore[arg-type]
+        metrics = {"f1": float(f1_score(want, got, zero_division=0)), **metrics}  # type: ignore[arg-type]
     if task.metric == "matthews":
-        found = {"matthews": float(matthews_corrcoef(want, got)), **found}
-    return found
+        metrics = {"matthews": float(matthews_corrcoef(want, got)), **metrics}
+    return metrics
 
 
 def compute_metrics(task: Task) -> Callable[[Any], dict[str, float]]:
-    """`scores` as `transformers.Trainer` calls it."""
+    """Function that computes `scores`, in the form that `transformers.Trainer` calls."""
 
     def computed(prediction: Any) -> dict[str, float]:
         return scores(task, prediction.predictions, prediction.label_ids)

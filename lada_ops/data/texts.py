@@ -1,4 +1,4 @@
-"""Sentences to calibrate and to compare on, and batches of tokens made of them."""
+"""Text files of users (UTF-8, lines, TSV), built-in sample sentences, and batches of tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 
 def read_utf8(path: Path, option: str | None = None) -> str:
-    """The text of a file, plain or gzipped by its ``.gz``, without a byte order mark.
+    """Text of a UTF-8 file, without a byte order mark; a ``.gz`` file is decompressed.
 
-    option: the command line's that names the file, for the errors.
+    option: command-line option that named the file, for the error messages.
 
-    Raises OSError where it cannot be read; ValueError where it is not UTF-8 or not gzipped.
+    Raises OSError where it cannot be read; ValueError, with the line, where it is not UTF-8, or
+    where a ``.gz`` file is not gzipped.
     """
     where = f"{option}: {path}" if option else f"{path}"
     try:
@@ -38,11 +39,11 @@ def read_utf8(path: Path, option: str | None = None) -> str:
 
 
 def read_lines(path: str | Path, option: str | None = None) -> list[str]:
-    """The lines of a UTF-8 text file that are not blank.
+    """Non-blank lines of a UTF-8 text file, stripped.
 
-    option: the command line's that names the file, for the errors.
+    option: command-line option that named the file, for the error messages.
 
-    Raises ValueError if there is none, and as `read_utf8` does.
+    Raises ValueError if there are none, and as `read_utf8` does.
     """
     lines = [line.strip() for line in read_utf8(Path(path), option).splitlines()]
     lines = [line for line in lines if line]
@@ -53,10 +54,12 @@ def read_lines(path: str | Path, option: str | None = None) -> list[str]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """The named columns of each row of a tab-separated file, with its line number.
+    """Rows of a TSV file: for each its line number and the cells of `columns`, stripped.
 
-    Raises ValueError on a column that is missing or there twice, a row of another width, or an
-    empty cell.
+    The file is UTF-8, with a header and without quoting.
+
+    Raises ValueError, with file and line, on a column that is missing or duplicate, a row with
+    another number of cells than the header, or an empty cell; and as `read_utf8` does.
     """
     lines = read_utf8(path).split("\n")
     if lines[-1] == "":
@@ -67,10 +70,10 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]
         raise ValueError(
             f"{path}, line 1: no column {missing[0]!r} in {header}; expected {columns}"
         )
-    twice = [name for name in columns if header.count(name) > 1]
-    if twice:
-        raise ValueError(f"{path}, line 1: column {twice[0]!r} twice in {header}; expected once")
-    places = [header.index(name) for name in columns]
+    doubled = [name for name in columns if header.count(name) > 1]
+    if doubled:
+        raise ValueError(f"{path}, line 1: column {doubled[0]!r} twice in {header}; expected once")
+    indices = [header.index(name) for name in columns]
     rows = []
     for number, line in enumerate(lines[1:], 2):
         cells = line.rstrip("\r").split("\t")
@@ -78,7 +81,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]
             raise ValueError(
                 f"{path}, line {number}: {len(cells)} columns; expected {len(header)}: {header}"
             )
-        row = [cells[place].strip() for place in places]
+        row = [cells[index].strip() for index in indices]
         if not all(row):
             empty = columns[row.index("")]
             raise ValueError(f"{path}, line {number}: {empty} is empty; expected text")
@@ -89,7 +92,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]
 
 
 def find_file(path: Path) -> Path:
-    """`path`, or it with ``.gz`` after its name. Raises FileNotFoundError if there is neither."""
+    """Path of the file, plain or gzipped (``.gz``). Raises FileNotFoundError if neither exists."""
     for candidate in (path, path.with_name(f"{path.name}.gz")):
         if candidate.is_file():
             return candidate
@@ -97,15 +100,15 @@ def find_file(path: Path) -> Path:
 
 
 def python_prose() -> list[str]:
-    """Some thousand English sentences that every Python carries: its language reference."""
+    """Sample of a few thousand English sentences: the language reference that Python ships."""
     from pydoc_data.topics import topics
 
     text = re.sub(r"\s+", " ", " ".join(topics[name] for name in sorted(topics)))
     sentences = re.split(r"(?<=[.!?:]) (?=[A-Z])", text)
-    # headings, grammars and programs are left out: sentences are mostly letters
+    # mostly letters: leaves out headings, grammars and programs
     return [
         sentence
-        for sentence in dict.fromkeys(sentences)  # once each
+        for sentence in dict.fromkeys(sentences)
         if 40 <= len(sentence) <= 300 and sum(map(str.isalpha, sentence)) > 0.75 * len(sentence)
     ]
 
@@ -116,11 +119,14 @@ def token_batches(
     batch_size: int = 32,
     max_length: int = 128,
 ) -> list[dict[str, Any]]:
-    """The sentences as model inputs, padded per batch; sorted by length, so padded little."""
+    """Model inputs of the sentences, sorted by length, in batches padded to their longest.
+
+    Raises ValueError on no sentences, or a tokenizer without a vocabulary.
+    """
     if not sentences:
         raise ValueError("token_batches: sentences is empty; expected at least one")
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # what transformers makes up for a folder without a vocabulary: every word is unknown
+        # transformers makes such a tokenizer for a folder without a vocabulary
         raise ValueError(
             f"token_batches: the tokenizer has {len(tokenizer)} tokens, all special; "
             "expected one with a vocabulary"

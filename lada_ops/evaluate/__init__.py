@@ -1,1 +1,1 @@
-"""What compression cost: a student beside its teacher, in size, speed, score and loyalty."""
+"""Evaluation of a student beside its teacher: size, latency, scores, loyalty, robustness."""

@@ -1,4 +1,4 @@
-"""`evaluate`: one row for the teacher, and one for each way to serve the student."""
+"""Evaluation of a teacher, its student, and the student optimized in each dtype."""
 
 from __future__ import annotations
 
@@ -35,68 +35,70 @@ def evaluate(
     folder: str,
     teacher: str,
     data: Path,
-    task: str,
+    task_name: str,
     *,
     dev_file: str | None = None,
     sizes: Mapping[str, tuple[int, int]],
     rounds: int = 15,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """What the student in `folder` is worth beside its teacher, as JSON.
+    """Evaluation of the student in `folder` beside its teacher, as JSON.
 
-    data: as for `read_split`. sizes: batch and length to time, by label.
-    Of each model: size and work of the encoder's linears (`Counts`), bytes of the whole, the task's
-    scores, loyalty to the teacher, accuracy on texts that were changed to fool another BERT, and
-    latency over the teacher's in one run. A student is timed as loaded, and as `optimize` makes it
-    in every dtype it can, whose answers have a row each. missing: "robustness" -> why it is left
-    out, where the task has such texts and the folder does not.
+    data: data folder as for `read_split`. sizes: label -> (batch, length) to time.
 
-    Raises ValueError or OSError on models or data that do not fit, ImportError where packages are
-    not installed, before anything is computed.
+    The result has a row for the teacher, one for the student as loaded, and one for each dtype in
+    which `optimize` can serve it: size and FLOPs of the encoder's linears (`Counts`), bytes of the
+    whole model, the task's scores, loyalty to the teacher, and robustness. All are timed beside the
+    teacher in one run. missing: "robustness" -> the reason, where the task has attacked texts but
+    the data folder does not.
+
+    Raises, before any computation, ValueError or OSError on models or data that do not fit, and
+    ImportError on packages that are not installed.
     """
     require("lada eval", "train", "scipy", "sklearn")
-    about = find_task(task)
-    examples = read_split(data, about, "dev", dev_file)
+    task = find_task(task_name)
+    examples = read_split(data, task, "dev", dev_file)
     attacked, missing = None, {}
     try:
-        attacked = read_attacked(data, about)
+        attacked = read_attacked(data, task)
     except FileNotFoundError as error:
         missing["robustness"] = str(error)
     dense, student = load_model(teacher), load_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    check_same_words(AutoTokenizer.from_pretrained(teacher), tokenizer)
+    check_vocabularies(AutoTokenizer.from_pretrained(teacher), tokenizer)
     for model in (dense, student):
-        check_model(model, tokenizer, about)
-    bench = ServedModels.of_models(folder, dense, student)
-    bench.check_sizes(sizes)
-    linears = names_of_linears(dense, student)
-    want = logits_of(dense, tokenizer, examples, about)
+        check_model(model, tokenizer, task)
+    served = ServedModels.of_models(folder, dense, student)
+    served.check_sizes(sizes)
+    names = linear_names(dense, student)
+    want = logits_of(dense, tokenizer, examples, task)
     rows = []
-    for name, model in {"teacher": dense, **bench.models}.items():
-        got = want if model is dense else logits_of(model, tokenizer, examples, about)
-        held = bench.references.get(name, model)
+    for name, model in {"teacher": dense, **served.models}.items():
+        got = want if model is dense else logits_of(model, tokenizer, examples, task)
+        # an optimized model is counted as it was before: packed weights are not what is stored
+        stored = served.references.get(name, model)
         row = {
             "name": name,
-            "linears": asdict(linears_counts(held, linears)),
-            "model_bytes": model_bytes(held),
-            "scores": scores(about, got, examples.labels),
+            "linears": asdict(linear_counts(stored, names)),
+            "model_bytes": model_bytes(stored),
+            "scores": scores(task, got, examples.labels),
         }
-        if not about.regression:
+        if not task.regression:
             row["label_loyalty"] = label_loyalty(want, got)
             row["probability_loyalty"] = probability_loyalty(want, got)
         if attacked is not None:
             row["robustness"] = robustness(
                 attacked,
-                lambda texts, model=model: logits_of(model, tokenizer, texts, about),
+                lambda texts, model=model: logits_of(model, tokenizer, texts, task),
             )
         rows.append(row)
     return {
-        "task": task,
-        "metric": about.metric,
+        "task": task_name,
+        "metric": task.metric,
         "examples": len(examples),
         "models": rows,
         "missing": missing,
-        **bench.shapes(sizes, rounds, threads),
+        **served.shapes(sizes, rounds, threads),
     }
 
 
@@ -104,7 +106,7 @@ def evaluate(
 def logits_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, task: Task
 ) -> np.ndarray:
-    """The logits (examples, labels) fp64, in the order of the examples."""
+    """Logits (examples, labels) fp64, in the order of the examples."""
     inputs = tokenized(tokenizer, examples, min(MAX_LENGTH, longest(model)))
     order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]["input_ids"]))
     logits = np.empty((len(inputs), task.num_labels))
@@ -116,8 +118,8 @@ def logits_of(
     return logits
 
 
-def names_of_linears(*models: nn.Module) -> list[str]:
-    """The linears of the models' encoders, and all others that one of them has compressed."""
+def linear_names(*models: nn.Module) -> list[str]:
+    """Sorted names of the encoders' linears and of all linears that are compressed in any model."""
     return sorted(
         {
             name
@@ -129,10 +131,15 @@ def names_of_linears(*models: nn.Module) -> list[str]:
     )
 
 
-def linears_counts(model: nn.Module, names: Iterable[str]) -> Counts:
-    """What a model's linears of these names cost as they are now, those of them that it has."""
+def linear_counts(model: nn.Module, names: Iterable[str]) -> Counts:
+    """Sum of the `Counts` of the model's linears of these names.
+
+    Names that it lacks are skipped: a student may have fewer layers.
+    """
     modules, total = dict(model.named_modules()), Counts()
-    for module in (modules[name] for name in names if name in modules):  # a student may have fewer
+    for module in (
+        modules[name] for name in names if name in modules
+    ):  # a student may have fewer layers
         if isinstance(module, CompressedLinear):
             total += module.counts()
             continue
@@ -141,8 +148,8 @@ def linears_counts(model: nn.Module, names: Iterable[str]) -> Counts:
     return total
 
 
-def check_same_words(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError unless both tokenizers have the same words with the same ids."""
+def check_vocabularies(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless both tokenizers have the same tokens with the same ids."""
     if teacher.get_vocab() != student.get_vocab():
         raise ValueError(
             f"the tokenizers differ: the teacher's has {len(teacher)} tokens, the student's "

@@ -1,4 +1,4 @@
-"""How far a student answers as its teacher does, right or wrong (Xu et al., EMNLP 2021)."""
+"""Loyalty of a student to its teacher, right or wrong (Xu et al., EMNLP 2021)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from numpy.typing import ArrayLike
 
 
 def label_loyalty(teacher: ArrayLike, student: ArrayLike) -> float:
-    """The share of examples to which both give the same label; logits (examples, labels)."""
+    """Share of examples with the same predicted label; both logits are (examples, labels)."""
     teacher, student = _checked(teacher, student)
     return float((teacher.argmax(1) == student.argmax(1)).mean())
 
 
 def probability_loyalty(teacher: ArrayLike, student: ArrayLike) -> float:
-    """The mean of ``1 - sqrt(JS(P_teacher || P_student))``, 0 to 1; logits (examples, labels).
+    """Mean of ``1 - sqrt(JS(P_teacher || P_student))``, 0 to 1; both logits (examples, labels).
 
-    JS is the Jensen-Shannon divergence in base 2, of which scipy's function gives the root.
+    JS is the Jensen-Shannon divergence in base 2; scipy's `jensenshannon` is its square root.
     """
     from scipy.spatial.distance import jensenshannon
     from scipy.special import softmax
 
     teacher, student = _checked(teacher, student)
-    both = (softmax(logits, axis=1).T for logits in (teacher, student))
-    distances = jensenshannon(*both, base=2)  # of columns
-    # of two that are equal, rounding may leave less than nothing under the root
+    p, q = (softmax(logits, axis=1).T for logits in (teacher, student))
+    distances = jensenshannon(p, q, base=2)  # by column
+    # for equal distributions rounding may give the square root of a negative number, a NaN
     return float(1 - np.nan_to_num(distances).mean())
 
 

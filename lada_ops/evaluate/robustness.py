@@ -1,4 +1,4 @@
-"""Texts that were changed to fool another BERT: how many of them fool this one."""
+"""Robustness: accuracy on texts that were changed to fool another BERT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..data.glue import Examples, Task
 from ..data.texts import find_file, read_table
 
-_SETS = {  # file, columns of the original text, and the column that chooses rows, with its value
+_SETS = {  # file, columns of the original text, column that selects rows and its value
     "sst2": ("mr.tsv", ("orig_sentence",), ("orig_in_sst2_train", "0")),
     "mnli": ("mnli.tsv", ("orig_sentence", "orig_sentence2"), ("victim_fooled", "1")),
 }
@@ -19,26 +19,27 @@ _SETS = {  # file, columns of the original text, and the column that chooses row
 
 @dataclass(frozen=True)
 class Attacked:
-    """Successful TextFooler attacks (Jin et al., AAAI 2020) on another model: a transfer attack."""
+    """Texts before and after TextFooler attacks (Jin et al., AAAI 2020) on another model."""
 
     before: Examples
     after: Examples
 
 
 def read_attacked(data: Path, task: Task) -> Attacked | None:
-    """The attacks on texts of the task in ``robust/textfooler`` of `data`; None if it has no set.
+    """Attacked texts of the task, from ``robust/textfooler`` in `data`; None for other tasks.
 
-    Texts that SST-2 trains on, and attacks that failed, are left out. Raises as `read_split`, and
-    ValueError where no other is left.
+    Leaves out texts of SST-2's training set, and attacks that failed.
+
+    Raises ValueError where no row is left, and as `read_split` does.
     """
     if task.name not in _SETS:
         return None
-    name, originals, (chooser, value) = _SETS[task.name]
+    name, originals, (selector, value) = _SETS[task.name]
     path = find_file(data / "robust" / "textfooler" / name)
-    columns = (*task.columns, *originals, "label", chooser)
+    columns = (*task.columns, *originals, "label", selector)
     rows = [(n, row) for n, row in read_table(path, columns) if row[-1] == value]
     if not rows:
-        raise ValueError(f"{path}: no row has {chooser} {value}; expected at least one")
+        raise ValueError(f"{path}: no row has {selector} {value}; expected at least one")
     labels = []
     for number, row in rows:
         if row[-2] not in map(str, range(len(task.labels))):
@@ -54,9 +55,9 @@ def read_attacked(data: Path, task: Task) -> Attacked | None:
 
 
 def robustness(attacked: Attacked, predict: Callable[[Examples], np.ndarray]) -> dict[str, float]:
-    """Accuracy before and after the attack, what it lost, and how many texts there are.
+    """Accuracy before and after the attack, their difference, and the number of texts.
 
-    predict: the logits (examples, labels) of a model.
+    predict: function that gives a model's logits (examples, labels).
     """
     labels = np.asarray(attacked.before.labels)
     before, after = (

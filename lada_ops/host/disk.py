@@ -1,7 +1,8 @@
-"""Replacement of a whole folder on a disk: one step, nothing unwritten, no leftovers.
+"""Atomic replacement of a folder: exchange of names, flushing, and removal of leftovers.
 
-A run works in a hidden folder beside its target, named after it, and holds a lock in there; the
-system lets go of the lock when the run ends, however it ends.
+A run writes to a hidden work folder beside its target, named after it, and holds a file lock in it.
+The system releases the lock when the process ends, even if it is killed, so that a later run can
+tell leftovers from the work of a live run.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
-_LOCK = "lock"
+_LOCK_FILE = "lock"
 
 
 def exchange(a: Path, b: Path) -> bool:
-    """Give each of two paths what lies under the other, in one step. False where none can."""
+    """Exchange the names of two paths atomically; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
         return False
@@ -30,7 +31,7 @@ def exchange(a: Path, b: Path) -> bool:
 
 
 def flush(folder: Path) -> None:
-    """Have the system write all files and names in `folder` to the disk, its own entry excepted."""
+    """Flush all files and names in `folder` to the disk, but not its own name."""
     for path, _, files in os.walk(folder, topdown=False):
         for name in files:
             _fsync(os.path.join(path, name))
@@ -38,13 +39,13 @@ def flush(folder: Path) -> None:
 
 
 def flush_names(folder: str | Path) -> None:
-    """Have the system write the names in `folder` to the disk, where it can."""
-    with suppress(OSError):  # some disks over a network cannot, and Windows
+    """Flush the names in `folder` to the disk, where the system can."""
+    with suppress(OSError):  # some network disks cannot, nor can Windows
         _fsync(folder)
 
 
 def _fsync(path: str | Path) -> None:
-    # Windows flushes what is open for writing alone
+    # Windows flushes only files that are open for writing
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,53 +55,55 @@ def _fsync(path: str | Path) -> None:
 
 @contextmanager
 def work_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target`, locked; the caller removes it, or `remove_dead` later."""
+    """Hidden, locked work folder beside `target`, to be removed by the caller or `remove_dead`."""
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     lock = os.open(work / "unlocked", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if _take(lock):  # renamed only now, so that it is never seen free
-            os.rename(work / "unlocked", work / _LOCK)
+        if _lock(lock):  # renamed once locked: no other run sees it unlocked
+            os.rename(work / "unlocked", work / _LOCK_FILE)
         yield work
     finally:
         os.close(lock)
 
 
 def remove_dead(target: Path) -> None:
-    """Remove the hidden folders of runs that were to write `target` and were killed.
+    """Remove the work folders that killed runs left beside `target`.
 
-    A live run's is kept, and the old folder of one that was killed between two renames.
+    Keeps those of live runs, and one that holds the only old `target` because its run was killed
+    between two renames.
     """
-    random = "?" * 8  # of tempfile.mkdtemp
-    for found in target.parent.glob(f".{glob.escape(target.name)}.{random}/{_LOCK}"):
-        with suppress(OSError):  # another run's, or gone meanwhile
-            lock = os.open(found, os.O_RDWR)
+    random = "?" * 8  # suffix by tempfile.mkdtemp
+    for lock_file in target.parent.glob(f".{glob.escape(target.name)}.{random}/{_LOCK_FILE}"):
+        with suppress(OSError):  # another user's, or already removed
+            lock = os.open(lock_file, os.O_RDWR)
             try:
-                if _take(lock) and (target.exists() or not (found.parent / "old").exists()):
-                    remove(found.parent)
+                work = lock_file.parent
+                if _lock(lock) and (target.exists() or not (work / "old").exists()):
+                    remove(work)
             finally:
                 os.close(lock)
 
 
-def _take(lock: int) -> bool:
-    """Whether the file is this run's alone from now on. Never where the system has no locks."""
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; False if another run holds the lock, or the system has none."""
     try:
         import fcntl
 
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # Windows; held by another, or on a disk without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows; a lock held by another run, or a disk without locks
         return False
     return True
 
 
 def remove(work: Path) -> None:
-    """Remove a work folder and all in it that this user may, write-protected or not."""
+    """Remove a work folder, write-protected folders in it included; errors are ignored."""
     for path, inner, _ in os.walk(work):
         for name in inner:
-            one = os.path.join(path, name)
-            if not os.path.islink(one):
+            folder = os.path.join(path, name)
+            if not os.path.islink(folder):
                 with suppress(OSError):
-                    os.chmod(one, 0o700)
+                    os.chmod(folder, 0o700)
     for part in work.iterdir():
-        if part.name != _LOCK:  # last, or a run killed here leaves what no other knows
+        if part.name != _LOCK_FILE:  # last: without it no later run knows a leftover
             shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)

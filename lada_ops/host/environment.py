@@ -1,4 +1,4 @@
-"""What a measurement ran on: software, CPU and GPU, and nothing that tells whose machine it is."""
+"""Environment of a measurement: software, CPU and GPU, nothing that identifies the owner."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PACKAGES = ("torch", "triton", "transformers", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """A fingerprint for result files; JSON values only, None for what is not there.
+    """Fingerprint of the machine for result files, in JSON values; None for what is missing.
 
-    Holds versions, operating system and architecture, CPU model, its logical cores, its largest
-    instruction set that torch or our kernels use and torch's intra-op threads, and the current GPU
-    with driver and CUDA version. No host or user name, no path.
+    Versions of Python and packages, operating system, CPU model, logical cores, the largest CPU
+    instruction set that torch or our kernels use, torch's intra-op threads, and the current GPU
+    with its driver and CUDA version. No host name, user name or path.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
 
 
 def device_slug(device: torch.device | str | None = None) -> str:
-    """The device's model as a file name: ``NVIDIA_H200``, ``AMD_EPYC``.
+    """Name of the device's model as a file name: ``NVIDIA_H200``, ``AMD_EPYC``.
 
     device: by default the current GPU where there is one, else the CPU.
     """
@@ -55,7 +55,7 @@ def device_slug(device: torch.device | str | None = None) -> str:
 def _cpu_instruction_set() -> str:
     from lada_kernels.cpu import native
 
-    # torch does not count the matrix unit, but uses it
+    # torch uses AMX but does not report it as a capability
     return "AMX" if native.supported("amx") else torch.backends.cpu.get_cpu_capability()
 
 
@@ -75,13 +75,13 @@ def _cpu_model() -> str:
 
 @functools.cache
 def _gpu_driver() -> str | None:
-    """torch knows the CUDA version a driver supports, not the driver's own; asking takes long."""
+    """Version of the GPU driver, by nvidia-smi, which is slow; torch only knows CUDA's version."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
     query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.splitlines()[0].strip() if answer.stdout else None
+    return output.stdout.splitlines()[0].strip() if output.stdout else None

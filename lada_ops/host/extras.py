@@ -1,4 +1,4 @@
-"""Optional packages, looked for before the work that needs them begins."""
+"""Optional packages: a check before the work that needs them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 
 def require(what: str, extra: str, *packages: str) -> None:
-    """Raise ImportError, with the remedy, unless all `packages` are installed.
+    """Raise ImportError, with the pip command that helps, unless all `packages` are installed.
 
-    what: the work that needs them. extra: the extra of lada-ops that brings them. packages: their
-    names in an import.
+    what: name of the work that needs them. extra: extra of lada-ops that installs them. packages:
+    import names.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:

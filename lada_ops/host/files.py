@@ -32,16 +32,18 @@ def read_json(path: str | os.PathLike[str], expected: type[T]) -> T:
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` whole or not at all; folders are made as needed.
+    """Write `content` to `path` as JSON, as `write_whole` does.
 
-    Raises ValueError or TypeError on what JSON cannot hold (NaN, tensors), OSError on a full disk;
-    a file that was there is then as before.
+    Raises ValueError or TypeError on values that JSON cannot hold (NaN, tensors).
     """
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` whole or not at all, under a temporary name first."""
+    """Write `text` to `path` atomically: to a temporary file that is then renamed.
+
+    Missing folders are made. After an error (OSError on a full disk) an old file is unchanged.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -56,7 +58,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def check_target(folder: str | Path, overwrite: bool) -> None:
-    """Raise FileExistsError if writing to `folder` would lose what it holds."""
+    """Raise FileExistsError if `folder` is a file, or has content and `overwrite` is False."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; expected a folder")
@@ -66,11 +68,11 @@ def check_target(folder: str | Path, overwrite: bool) -> None:
 
 @contextmanager
 def staged_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its name when the block ends without an error.
+    """Context of an empty folder that replaces `folder` if the block ends without an error.
 
-    That is one step where the system can exchange two names, after all of it is on the disk. After
-    an error or an interrupt it is removed, and `folder` is as before. What runs that were killed
-    left is removed. A link to a folder stays, and its target is replaced.
+    It is flushed to the disk and then takes the name `folder`, atomically where the system can
+    exchange two names. After an error or an interrupt it is removed and `folder` is unchanged.
+    Leftovers of killed runs are removed. A link to a folder stays, and its target is replaced.
 
     Raises FileExistsError as `check_target` does.
     """
@@ -78,7 +80,7 @@ def staged_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_dead(folder)
-    # a folder to itself, on the same file system, so that renaming is all that is left to do
+    # on the same file system, so that the new folder only has to be renamed
     with work_folder(folder) as work:
         stage, aside = work / "new", work / "old"
         try:
@@ -86,15 +88,15 @@ def staged_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]
             yield stage
             flush(stage)
             check_target(folder, overwrite)
-            _put(stage, folder, aside)
+            _replace(stage, folder, aside)
             flush_names(folder.parent)
         finally:
-            # if even putting it back failed, the old folder is still in there
+            # if the old folder could not be put back, it is still in `work`
             if folder.exists() or not aside.exists():
                 remove(work)
 
 
-def _put(stage: Path, folder: Path, aside: Path) -> None:
+def _replace(stage: Path, folder: Path, aside: Path) -> None:
     if not folder.exists():
         os.rename(stage, folder)
         return

@@ -1,14 +1,14 @@
-"""One progress bar for all long work, only where a person watches: a terminal or a notebook."""
+"""Progress bar of long work, shown in a terminal or a notebook only."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """A rich progress bar that clears itself, on stderr, or in the cell of a notebook.
+    """Progress bar of rich, on stderr or in the cell of a notebook, cleared at its end.
 
-    Silent if `quiet`, or stderr is neither. In a notebook rich draws with ipywidgets, and warns
-    where those are not installed.
+    Disabled if `quiet`, or if stderr is neither a terminal nor a notebook. In a notebook rich needs
+    ipywidgets, and warns where they are not installed.
     """
     console = Console(stderr=True)
     return Progress(

@@ -1,4 +1,4 @@
-"""Where `lada tune` keeps what it measured on this user's GPUs."""
+"""Tuned tables of the user, written by `lada tune`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_folder() -> Path:
-    """The folder of the user's own tuned tables, in the cache folder of the system's convention."""
+    """Folder of the user's tuned tables, in the user's cache folder by the system's convention."""
     from platformdirs import user_cache_path
 
     return user_cache_path("lada-ops", appauthor=False) / "tuned"
@@ -15,12 +15,10 @@ def user_folder() -> Path:
 
 @functools.cache
 def use_user_tables() -> None:
-    """Let the kernels look into the user's tables too; to be called before the first launch."""
+    """Let the kernels prefer the user's tables to the shipped ones; call before any launch."""
     from lada_kernels.tuning import add_folder
 
     try:
         add_folder(user_folder())
-    except (
-        ImportError
-    ):  # run from the tree, without what is installed beside it: no tables of users
+    except ImportError:  # run from a checkout without platformdirs: shipped tables only
         return

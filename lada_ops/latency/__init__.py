@@ -1,7 +1,7 @@
-"""Latency done right: candidates timed side by side, and only those whose output is right.
+"""Latency benchmarks: candidates timed side by side, with every output checked.
 
 `compare` times any callables, `compare_models` a dense model beside its compressed versions. Both
-check every output before and after timing, and raise `WrongOutput` instead of reporting a time.
+check outputs before and after timing, and raise `WrongOutput` instead of reporting a time.
 """
 
 from .candidate import TOLERANCES, Candidate, WrongOutput

@@ -1,4 +1,4 @@
-"""What `lada bench` does: a compressed model beside its dense one, as both are served."""
+"""Work of `lada bench`: a compressed model, as loaded and as optimized, beside its dense one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..compression.pretrained import compression_of
 from ..engine.optimize import DTYPES, fast_dtypes, optimize
 from . import Comparison, collect, compare_served
 from .cold import cold_start
-from .traffic import serve
+from .traffic import throughput
 
-COMPRESSED = "compressed"  # the model as it was loaded
+COMPRESSED = "compressed"  # name of the model as it was loaded
 MAX_LENGTH = 512
 SLOW = "this CPU has no instructions for it"
 NO_LIBRARY = "the native library is not built here, see the README"
@@ -29,10 +29,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class ServedModels:
-    """Models to compare.
+    """Dense model and the ways to serve a compressed one, to be compared.
 
-    references: by name, those that were optimized as they were before. missing: name -> why there
-    is no such model, for the record.
+    folder: of the compressed model. models: name -> model. references: name of an optimized model
+    -> the model before `optimize`. missing: name -> reason why there is no such model, for the
+    record.
     """
 
     folder: str
@@ -43,11 +44,11 @@ class ServedModels:
 
     @classmethod
     def of(cls, folder: str, against: str | None = None) -> ServedModels:
-        """The compressed model in `folder`, as it is and as `optimize` makes it.
+        """Models of the compressed model in `folder`: as loaded, and optimized in each dtype.
 
-        against: the dense model; by default the compressed one, made dense again.
+        against: folder of the dense model; None restores the compressed one to dense.
 
-        Raises ValueError where `folder` is a dense model, or `against` one of another kind.
+        Raises ValueError where `folder` holds a dense model, or as `of_models` does.
         """
         model = load_model(folder)
         if compression_of(model) is None:
@@ -61,9 +62,10 @@ class ServedModels:
 
     @classmethod
     def of_models(cls, folder: str, dense: PreTrainedModel, model: PreTrainedModel) -> ServedModels:
-        """`model`, loaded from `folder`, as it is and as `optimize` makes it, beside `dense`.
+        """Models of `model`, loaded from `folder`: as loaded, and optimized in each dtype.
 
-        Raises ValueError where `dense` is compressed too, or of another kind than `model`.
+        Raises ValueError where `dense` is compressed too, or of another class or dtype than
+        `model`.
         """
         if compression_of(dense) is not None:
             raise ValueError(
@@ -93,7 +95,10 @@ class ServedModels:
     def shapes(
         self, sizes: Mapping[str, tuple[int, int]], rounds: int, threads: int | None = None
     ) -> dict[str, Any]:
-        """Comparisons on full batches of random tokens, by label: batch and length."""
+        """Comparisons on full batches of random tokens, as `collect` gives them.
+
+        sizes: label -> (batch, length).
+        """
         self.check_sizes(sizes)
         vocabulary = self.dense.config.get_text_config().vocab_size
         generator = torch.Generator().manual_seed(SEED)
@@ -105,7 +110,7 @@ class ServedModels:
         return collect(self._compared(batches, rounds, threads).values())
 
     def check_sizes(self, sizes: Mapping[str, tuple[int, int]]) -> None:
-        """Raise ValueError where a length is more than the models have positions for."""
+        """Raise ValueError where a length exceeds the models' number of positions."""
         for label, (_, length) in sizes.items():
             if length > longest(self.dense):
                 raise ValueError(
@@ -120,14 +125,14 @@ class ServedModels:
         rounds: int,
         threads: int | None = None,
     ) -> dict[str, Any]:
-        """What requests of real lengths take: `requests` of each batch size, of random `lines`.
+        """Latency percentiles and throughput of requests of random `lines`, as JSON.
 
-        A request is padded to its longest text, as tokenizers do, and texts end at the model's
-        longest, or at 512 tokens.
+        Each batch size has `requests` requests. A request is padded to its longest text; texts are
+        truncated to 512 tokens, or to fewer where the model has fewer positions.
         """
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         draw = random.Random(SEED)
-        found, comparisons = [], []
+        traffic, comparisons = [], []
         for batch in batches:
             inputs = {}
             for i in range(requests):
@@ -139,11 +144,11 @@ class ServedModels:
                     return_tensors="pt",
                 )
                 inputs[f"{batch} texts, request {i + 1}"] = dict(encoded.to(self.dense.device))
-            masks = [one["attention_mask"] for one in inputs.values()]
+            masks = [request["attention_mask"] for request in inputs.values()]
             compared = list(self._compared(inputs, rounds, threads).values())
             comparisons += compared
             lengths = torch.cat([mask.sum(1) for mask in masks]).double()
-            found.append(
+            traffic.append(
                 {
                     "batch": batch,
                     "requests": requests,
@@ -151,14 +156,14 @@ class ServedModels:
                     "median_length": float(lengths.median()),
                     "longest": int(lengths.max()),
                     "padding": 1 - float(lengths.sum()) / sum(mask.numel() for mask in masks),
-                    "models": [served.to_dict() for served in serve(compared, masks)],
+                    "models": [load.to_dict() for load in throughput(compared, masks)],
                     "missing": dict(compared[0].missing),
                 }
             )
-        return {"environment": collect(comparisons)["environment"], "traffic": found}
+        return {"environment": collect(comparisons)["environment"], "traffic": traffic}
 
     def cold_starts(self, threads: int | None = None) -> dict[str, dict[str, float]]:
-        """Of processes that serve the compressed model, by name of the model."""
+        """Cold start of a process that serves each model, by the model's name."""
         threads = threads or torch.get_num_threads()
         dtypes = {COMPRESSED: None} | {
             name: name.removeprefix("optimized, ") for name in self.references
@@ -171,13 +176,13 @@ class ServedModels:
     def _compared(
         self, batches: Mapping[str, Mapping[str, Any]], rounds: int, threads: int | None
     ) -> dict[str, Comparison]:
-        found = compare_served(
+        comparisons = compare_served(
             *(self.dense, self.models, batches, self.references),
             may_miss=self.references,
             rounds=rounds,
             threads=threads,
         )
         return {
-            label: replace(one, missing={**self.missing, **one.missing})
-            for label, one in found.items()
+            label: replace(comparison, missing={**self.missing, **comparison.missing})
+            for label, comparison in comparisons.items()
         }

@@ -1,4 +1,4 @@
-"""Clocks: how long a few calls take, on the CPU and on CUDA."""
+"""Clocks that time calls on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Calls = Iterator[Callable[[], Any]]
 
 
 class Clock(Protocol):
-    """Times one sample.
+    """Clock of a comparison.
 
-    name: for the record. min_sample_seconds: how long a sample must last to be timed well.
+    name: kept in the result. min_sample_seconds: least duration of a sample that is timed well.
     """
 
     name: str
     min_sample_seconds: float
 
     def sample(self, calls: Calls, count: int) -> tuple[float, Any]:
-        """Make the next `count` calls; seconds per call, and what the last returned."""
+        """Time the next `count` calls; return seconds per call and the output of the last call."""
         ...
 
 
 class CpuClock:
-    """Wall clock around calls made one after another, enough of them to last a millisecond."""
+    """Wall clock around consecutive calls, enough of them to last a millisecond."""
 
     name = "perf_counter"
     min_sample_seconds = 1e-3
@@ -40,10 +40,10 @@ class CpuClock:
 
 
 class CudaClock:
-    """CUDA events around each call, from an idle device with a cold L2, as one caller would see it.
+    """CUDA events around each call, from an idle device with a flushed L2.
 
-    The time includes what the host needs to launch; to time the kernels alone, let run replay a
-    CUDA graph. Calls are timed one by one, since a second one would find its weights in the L2.
+    The time includes the launch overhead of the host; `GraphClock` times kernels alone. Calls are
+    timed one by one, since a second call would find its weights in the L2.
     """
 
     name = "cuda events, idle device, L2 flushed"
@@ -51,7 +51,7 @@ class CudaClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # larger than the L2 of any device there is
+        # larger than the L2 of any device
         self._flush = torch.empty(256 * 2**20, dtype=torch.uint8, device=device)
         self._start = torch.cuda.Event(enable_timing=True)
         self._stop = torch.cuda.Event(enable_timing=True)
@@ -71,5 +71,5 @@ class CudaClock:
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock that fits outputs on `device`."""
+    """Clock for outputs on `device`."""
     return CudaClock(device) if device.type == "cuda" else CpuClock()

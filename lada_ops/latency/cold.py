@@ -1,4 +1,4 @@
-"""A cold start: what a process that serves a model needs until its first answer."""
+"""Cold start: time and memory of a new process until a model's first output."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds, one after the other, of a process of its own, and the memory it took at most.
+    """Seconds of the consecutive phases of a new process, and its peak memory.
 
-    imports: from its start, until torch, transformers and lada_ops are there. load: the model from
-    its folder. optimize: what `lada_ops.optimize` did, 0 without it. first: the first answer; next:
-    the second one.
-    peak_bytes: resident at most. model_bytes: how much more that is than after the imports.
-    gpu_bytes: the most that tensors took on the GPU.
+    imports: process start to the end of importing torch, transformers and lada_ops. load: loading
+    the model from its folder. optimize: `lada_ops.optimize`, 0 without it. first, next: first and
+    second forward pass.
+    peak_bytes: peak resident memory. model_bytes: its increase since the imports. gpu_bytes: peak
+    memory of tensors on the GPU.
     """
 
     imports: float
@@ -34,27 +34,29 @@ class ColdStart:
 def cold_start(
     folder: str, optimized: str | None = None, size: tuple[int, int] = (8, 128), threads: int = 1
 ) -> ColdStart:
-    """Start a process that answers twice, on the GPU if there is one.
+    """Measure a new process that runs the model in `folder` twice, on the GPU if there is one.
 
-    optimized: the dtype for `lada_ops.optimize`, None for the model as it is. size: batch and
-    length of what it is asked. threads: of torch, on the CPU.
+    optimized: dtype for `lada_ops.optimize`, None for the model as loaded. size: batch and length.
+    threads: torch's intra-op CPU threads.
 
-    Raises RuntimeError, with what it printed, if it fails.
+    Raises RuntimeError, with the process's stderr, if it fails.
     """
-    # a clock that all processes share
+    # the monotonic clock is the same in all processes
     arguments = [str(time.monotonic()), folder, optimized or "", *map(str, (*size, threads))]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", __spec__.name, *arguments], capture_output=True, text=True
     )
-    if done.returncode:
-        raise RuntimeError(f"cold_start of {folder}: {done.stderr.strip() or done.returncode}")
-    return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
+    if process.returncode:
+        raise RuntimeError(
+            f"cold_start of {folder}: {process.stderr.strip() or process.returncode}"
+        )
+    return ColdStart(**json.loads(process.stdout.splitlines()[-1]))
 
 
 def main(
     started: float, folder: str, optimized: str, batch: int, length: int, threads: int
 ) -> ColdStart:
-    """What the process does."""
+    """Run the phases in this process and measure them; `started` is its start by `monotonic`."""
     clock = time.monotonic
     marks = [started]
     import torch
@@ -85,9 +87,9 @@ def main(
 
 
 def _resident(field: str) -> int:
-    """Bytes that this process has in memory now (VmRSS), or had at most (VmHWM), on Linux.
+    """Resident bytes of this process on Linux: now (VmRSS) or at most (VmHWM).
 
-    getrusage would count what the parent had when it started this one.
+    getrusage would include the parent's memory at the fork.
     """
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{field}:")[1].split()[0])

@@ -1,4 +1,4 @@
-"""Interleaved timing of candidates that were checked first."""
+"""Interleaved timing of candidates, with their outputs checked before and after."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def compare(
     clock: Clock | None = None,
     quiet: bool = False,
 ) -> Comparison:
-    """Check every candidate's output, time all of them side by side, check again, and report.
+    """Check the output of every candidate, time them side by side, and check again.
 
     Each round takes one sample of each candidate, in an order that changes from round to round;
-    ratios are taken within a round. All calls run under `torch.no_grad` (torch.sparse cannot
-    multiply under `torch.inference_mode`; wrap run in it to time it), timed ones with garbage
+    speed-ups are ratios within a round. All calls run under `torch.no_grad` (torch.sparse cannot
+    multiply under `torch.inference_mode`; wrap run in it to time it), the timed ones with garbage
     collection off.
 
-    baseline: name of the candidate that speed-ups are over.
+    baseline: name of the candidate that speed-ups are relative to.
     rounds: samples per candidate. warmup: calls of each before the first round.
-    threads: torch's intra-op CPU threads for all candidates, restored afterwards; None leaves them.
-    label: what is compared, such as a shape; kept in the result and shown on the progress bar.
-    clock: by default `CudaClock` for outputs on a CUDA device, else `CpuClock`.
-    quiet: no progress bar; there is none either where stderr is no terminal.
+    threads: torch's intra-op CPU threads for all candidates, restored afterwards; None keeps them.
+    label: name of the comparison, such as a shape, for the result and the progress bar.
+    clock: None for `CudaClock` where outputs are on a CUDA device, else `CpuClock`.
+    quiet: no progress bar; there is none either where stderr is not a terminal.
 
-    Raises WrongOutput, and then reports nothing, where an output is wrong before or after timing;
+    Raises WrongOutput, without a result, where an output is wrong before or after timing;
     ValueError or TypeError on bad arguments.
     """
     candidates = list(candidates)
     names = [candidate.name for candidate in candidates]
     _check_arguments(names, baseline, rounds, warmup, threads)
     progress = progress_bar(quiet)
-    # redrawn by `advance` only: a refreshing thread would run beside what is timed
+    # redrawn by `advance` only: a refreshing thread would disturb the timing
     progress.live.auto_refresh = False
     task = progress.add_task(label or "timing", total=len(candidates) + rounds)
 
@@ -63,20 +63,20 @@ def compare(
         progress.refresh()
 
     with progress, _threads(threads), torch.no_grad():
-        entrants = []
+        samplers = []
         for candidate in candidates:
-            entrants.append(_Entrant(candidate))
+            samplers.append(_Sampler(candidate))
             advance()
-        clock = clock or clock_for(_one_device(entrants))
+        clock = clock or clock_for(_one_device(samplers))
         with _garbage_collection_off():
-            for entrant in entrants:
-                entrant.warm_up(clock, warmup)
-            for order in _orders(entrants, rounds):
-                for entrant in order:
-                    entrant.sample(clock)
+            for sampler in samplers:
+                sampler.warm_up(clock, warmup)
+            for order in _orders(samplers, rounds):
+                for sampler in order:
+                    sampler.sample(clock)
                 advance()
-        for entrant in entrants:
-            entrant.check(entrant.output)
+        for sampler in samplers:
+            sampler.check(sampler.output)
         settings = {
             "rounds": rounds,
             "warmup": warmup,
@@ -86,14 +86,14 @@ def compare(
             "clock": clock.name,
             "min_sample_seconds": clock.min_sample_seconds,
         }
-        where = environment()
-    base = entrants[names.index(baseline)].seconds
-    timings = tuple(entrant.timing(base) for entrant in entrants)
-    return Comparison(label, baseline, timings, settings, where)
+        fingerprint = environment()
+    base = samplers[names.index(baseline)].seconds
+    timings = tuple(sampler.timing(base) for sampler in samplers)
+    return Comparison(label, baseline, timings, settings, fingerprint)
 
 
-class _Entrant:
-    """A candidate on its way through a comparison; made only if its outputs are right."""
+class _Sampler:
+    """Sampler of one candidate; the constructor checks the candidate's outputs."""
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
@@ -108,12 +108,12 @@ class _Entrant:
             self.check(self.output)
 
     def check(self, output: Any) -> None:
-        """Raise WrongOutput unless `output` is right."""
+        """Raise WrongOutput unless `output` is within tolerance."""
         self._error = max(self._error, self.candidate.error(output, self._expected))
 
     def warm_up(self, clock: Clock, calls: int) -> None:
-        """Make untimed calls, and find how many a sample takes to last long enough."""
-        # the fastest, since a disturbed call would ask for too few
+        """Make untimed calls, and set the calls per sample so that a sample lasts long enough."""
+        # the fastest call: a disturbed one would give too few calls per sample
         fastest = min(clock.sample(self._calls, 1)[0] for _ in range(calls))
         self._count = _count(clock, fastest)
         if self._count > 1:
@@ -155,19 +155,19 @@ def _check_arguments(
             raise ValueError(f"compare: {name} is {count}; expected at least 1")
 
 
-def _one_device(entrants: list[_Entrant]) -> torch.device:
-    devices = {e.candidate.name: e.candidate.tensor(e.output).device for e in entrants}
+def _one_device(samplers: list[_Sampler]) -> torch.device:
+    devices = {s.candidate.name: s.candidate.tensor(s.output).device for s in samplers}
     if len(set(devices.values())) > 1:
         raise ValueError(f"compare: outputs on {devices}; expected one device")
     return next(iter(devices.values()))
 
 
-def _orders(entrants: list[_Entrant], rounds: int) -> Iterator[list[_Entrant]]:
-    """Orders in which each precedes each other as often as it follows, over two rounds."""
+def _orders(samplers: list[_Sampler], rounds: int) -> Iterator[list[_Sampler]]:
+    """Order of each round; in every two rounds each candidate precedes each other one once."""
     generator = random.Random(SEED)
-    order = entrants
+    order = samplers
     for index in range(rounds):
-        order = order[::-1] if index % 2 else generator.sample(entrants, len(entrants))
+        order = order[::-1] if index % 2 else generator.sample(samplers, len(samplers))
         yield order
 
 

@@ -1,7 +1,7 @@
-"""Kernels alone: CUDA graphs of calls that rotate through copies of their operands.
+"""Timing of kernels alone, by CUDA graphs of calls that rotate through copies of their operands.
 
-A small kernel takes longer to launch than to run, and finds its operands in the L2 if it ran just
-before. Neither is so in a model that is replayed as a graph.
+A small kernel takes longer to launch than to run, and finds its operands in the L2 after a previous
+call. Neither holds in a model that is replayed as a graph.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import torch
 
 from .clock import Calls
 
-MIN_CALLS = 24  # in a graph: the gap between two replays is then a small share
+MIN_CALLS = 24  # calls in a graph, so that the gap between two replays is a small share
 MAX_COPIES = 512
 
 
 def copies_for(bytes_per_call: int, l2_bytes: int) -> int:
-    """How many copies of what a call touches leave nothing of the next one's in an L2 this large.
+    """Number of copies of a call's operands that keep the L2 cold for every call.
 
-    Three times what the cache holds, since a cache need not forget the oldest first.
+    Together they are three times the L2, since a cache need not evict the oldest lines first.
     """
     return min(MAX_COPIES, max(1, math.ceil(3 * l2_bytes / max(1, bytes_per_call))))
 
 
 class Rotation:
-    """`calls`, alike but on copies of their operands, to be made in turn; a `Candidate`'s run.
+    """Equal calls on copies of their operands, made in turn; serves as a `Candidate`'s run.
 
-    Called, it makes the next one. Where `GraphClock` times it, a replay makes `count` of them, each
-    as often as the others; `output` is then what the last one returned.
+    A call of the rotation makes the next of `calls`. A replay (`GraphClock`) makes `count` calls,
+    each of `calls` equally often, and sets `output` to the output of the last one.
     """
 
     def __init__(self, calls: Sequence[Callable[[], Any]]) -> None:
@@ -48,9 +48,9 @@ class Rotation:
         return next(self._next)()
 
     def replay(self) -> None:
-        """Make `count` calls by a graph, captured the first time.
+        """Make `count` calls by a CUDA graph, captured at the first replay.
 
-        What compiles or allocates at the first call must have been called before.
+        Calls that compile or allocate when first made must have been made before.
         """
         if self._graph is None:
             self._graph = self._captured()
@@ -58,7 +58,7 @@ class Rotation:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # outputs rotate as the operands do: as many stay alive as there are copies
+        # as many outputs stay alive as there are copies, so that outputs rotate like operands
         alive: deque[Any] = deque(maxlen=len(self.calls))
         stream = torch.cuda.current_stream()
         try:
@@ -66,16 +66,16 @@ class Rotation:
                 for call in itertools.islice(itertools.cycle(self.calls), self.count):
                     alive.append(call())
         except Exception:
-            torch.cuda.set_stream(stream)  # torch stays on its own where a capture fails
+            torch.cuda.set_stream(stream)  # a failed capture leaves torch on its own stream
             raise
         self.output = alive[-1]
         return graph
 
 
 class GraphClock:
-    """CUDA events around replays of a `Rotation`, back to back; the time is one call's share.
+    """CUDA events around consecutive replays of a `Rotation`, divided by the number of calls.
 
-    The L2 is cold if the rotation has as many copies as `copies_for` says.
+    The L2 is cold if the rotation has `copies_for` copies.
     """
 
     name = "cuda graph replays, operands rotated through copies"
@@ -87,12 +87,12 @@ class GraphClock:
         self._stop = torch.cuda.Event(enable_timing=True)
 
     def sample(self, calls: Calls, count: int) -> tuple[float, Any]:
-        """Replays that make at least `count` calls. Raises TypeError where run is no `Rotation`."""
+        """Time replays of at least `count` calls. Raises TypeError where run is no `Rotation`."""
         rotation = next(calls)
         if not isinstance(rotation, Rotation):
             raise TypeError(f"GraphClock: run is {rotation!r}; expected a Rotation")
         replays = math.ceil(count / rotation.count)
-        rotation.replay()  # captured, and uploaded to the device
+        rotation.replay()  # captures, and uploads to the device
         torch.cuda.synchronize(self._device)
         self._start.record(torch.cuda.current_stream(self._device))
         for _ in range(replays):

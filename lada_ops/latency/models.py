@@ -1,4 +1,4 @@
-"""Whole models, side by side on the same inputs."""
+"""Comparison of whole models on the same inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .compare import compare
 from .result import Comparison
 
 BASELINE = "dense"
-# The worst token of a model in int8 is off by about a tenth: its cosine to fp32 is .995.
+# The worst token of a model in int8 has a relative error of about .1: a cosine to fp32 of .995.
 INT8_TOLERANCE = 0.25
 
 
@@ -38,15 +38,14 @@ def compare_models(
 ) -> dict[str, Comparison]:
     """Time `compressed` models against `dense`, the baseline, one comparison per batch.
 
-    Each model must give, at all positions its attention_mask keeps, what its own fp32 copy with
-    every linear dense again gives: compression may change what a model says, the way it is
-    run may not.
+    At all unmasked positions each model must give the outputs of its own fp32 copy with dense
+    linears: compression may change a model's outputs, the way they are computed may not.
 
-    compressed: name -> model; any may be changed already by other means, as long as
-        `lada_ops.decompress` finds its compressed linears.
-    batches: label (such as ``"8x128"``) -> the inputs, on the models' device.
-    references: name -> the model as it was before `lada_ops.optimize`, which must give what the
-        optimized one does; for each that was optimized.
+    compressed: name -> model; it may have other changes, as long as `lada_ops.decompress`
+        finds its compressed linears.
+    batches: label (such as ``"8x128"``) -> inputs, on the models' device.
+    references: name of each optimized model -> the model before `lada_ops.optimize`, which gives
+        the expected outputs.
     rounds, warmup, threads, quiet: see `compare`. tolerance: see `Candidate`.
 
     Raises WrongOutput where an output is wrong; ValueError on a model in training mode, one named
@@ -67,7 +66,7 @@ def compare_models(
                 "references"
             )
     expected = _references(models | dict(references or {}), batches, quiet)
-    sizes = {name: _size([expected[name, label] for label in batches]) for name in models}
+    norms = {name: _norm([expected[name, label] for label in batches]) for name in models}
     return {
         label: compare(
             [
@@ -77,7 +76,7 @@ def compare_models(
                     expected[name, label],
                     tolerance or _tolerance(model),
                     partial(read_output, attention_mask=inputs.get("attention_mask")),
-                    sizes[name],
+                    norms[name],
                 )
                 for name, model in models.items()
             ],
@@ -93,10 +92,12 @@ def compare_models(
 
 
 def read_output(output: Any, attention_mask: Tensor | None = None) -> Tensor:
-    """What a model is held to: last_hidden_state, else logits, else its first tensor.
+    """Tensor of a model's output to check: last_hidden_state, else logits, else the first tensor.
 
-    Of an output (batch, length, ...) only positions where ``attention_mask (batch, length)`` is not
-    0: what a model computes for padding is nobody's business.
+    In an output (batch, length, ...) only the positions where ``attention_mask (batch, length)`` is
+    not 0: values at padding are arbitrary.
+
+    Raises TypeError on an output without tensors.
     """
     if isinstance(output, Mapping):
         named = [output[key] for key in ("last_hidden_state", "logits") if key in output]
@@ -113,19 +114,19 @@ def read_output(output: Any, attention_mask: Tensor | None = None) -> Tensor:
     return output
 
 
-def _size(outputs: Iterable[Tensor]) -> float:
-    """The root mean square of the norms of their rows."""
+def _norm(outputs: Iterable[Tensor]) -> float:
+    """Root mean square of the norms of all rows."""
     norms = torch.cat([row_norms(output.double()).flatten() for output in outputs])
     return float(norms.square().mean().sqrt())
 
 
 def _packed_dtypes(model: nn.Module) -> set[torch.dtype]:
-    """What the linears of an optimized model compute in; none where it was not optimized."""
+    """Compute dtypes of an optimized model's linears; empty where it was not optimized."""
     return {m.packed.dtype for m in model.modules() if isinstance(m, PackedLinear)}
 
 
 def _tolerance(model: nn.Module) -> float | None:
-    """The largest of what an optimized model computes in: its linears, and what is around them."""
+    """Tolerance of an optimized model: the largest of its linears' and its parameters' dtypes."""
     packed = _packed_dtypes(model)
     if not packed:
         return None
@@ -163,20 +164,20 @@ def compare_served(
     may_miss: Collection[str],
     **options: Any,
 ) -> dict[str, Comparison]:
-    """`compare_models`, that goes on without models of `may_miss` whose output is wrong.
+    """Comparisons as by `compare_models`, without the models of `may_miss` whose output is wrong.
 
-    Such a model, as one in int8 may be, is missing from all comparisons: no time of it counts,
-    those of the others do.
+    Such a model (in int8, for example) is left out of all comparisons, and listed in their
+    `missing` with the reason.
     """
-    left, missing = dict(models), {}
+    kept, missing = dict(models), {}
     while True:
-        own = {name: of for name, of in references.items() if name in left}
+        own = {name: reference for name, reference in references.items() if name in kept}
         try:
-            found = compare_models(dense, left, batches, references=own, **options)
+            comparisons = compare_models(dense, kept, batches, references=own, **options)
         except WrongOutput as error:
             if error.candidate not in may_miss:
                 raise
             missing[error.candidate] = error.reason
-            del left[error.candidate]
+            del kept[error.candidate]
         else:
-            return {label: replace(one, missing=missing) for label, one in found.items()}
+            return {k: replace(found, missing=missing) for k, found in comparisons.items()}

@@ -1,4 +1,4 @@
-"""One picture of latency: how much sooner each model answers than the dense one."""
+"""Bar chart of the speed-ups of each model over the dense one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..host.extras import require
 def plot_speedups(results: Mapping[str, Any], path: str | Path, title: str) -> None:
     """Draw grouped bars of the median speed-ups in `results` to an image file.
 
-    results: as `lada_ops.latency.collect` gives them: a group per comparison, a bar per model with
-    its quartiles, and the baseline as a line at 1.
+    results: as `lada_ops.latency.collect` gives them. Each comparison is a group of bars, one per
+    model with its quartiles; the baseline is a line at 1.
 
     Raises ImportError where matplotlib is not installed.
     """

@@ -1,4 +1,4 @@
-"""What a comparison found, ready to print and to keep."""
+"""Results of a comparison, to print and to save as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS = "ms: median, quartiles; speed-up: median, quartiles"
 
 
 class Quartiles(NamedTuple):
-    """The 25th, 50th and 75th percentile."""
+    """Quartiles: the 25th, 50th and 75th percentile."""
 
     q25: float
     median: float
@@ -28,13 +28,13 @@ class Quartiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """One candidate's share of a comparison.
+    """Timing of one candidate in a comparison.
 
     seconds: per call. min_seconds: the fastest sample. speedup: the baseline's seconds over this
-    candidate's *in the same round*, so that a machine that drifts slows both sides of the ratio.
+    candidate's *in the same round*, so that a slowdown of the machine cancels out.
     samples: one per round, each the mean of `calls_per_sample` calls rotating through `copies`.
-    error, tolerance: of the checked outputs, in the unit of `Candidate.tolerance`. dtype: of the
-    output; compare at equal precision.
+    error, tolerance: of the checked outputs; see `Candidate.tolerance`. dtype: of the output;
+    compare at equal precision.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates timed in one run; ``comparison[name]`` is one's `Timing`.
+    """Candidates timed in one run; ``comparison[name]`` is the `Timing` of one.
 
-    settings: rounds, warmup, threads, order, seed, clock and shortest sample in seconds: what it
-    takes to do it again. environment: see `lada_ops.host.environment.environment`.
-    missing: name -> why it could not be timed here.
+    settings: rounds, warmup, threads, order, seed, clock and shortest sample in seconds, to
+    reproduce the run. environment: see `lada_ops.host.environment.environment`.
+    missing: name -> reason why it could not be timed.
     """
 
     label: str
@@ -92,11 +92,11 @@ class Comparison:
             cells = [f"{1e3 * s:10.3f}" for s in (t.seconds.median, t.seconds.q25, t.seconds.q75)]
             ratios = f"{t.speedup.median:7.2f}x  [{t.speedup.q25:.2f}, {t.speedup.q75:.2f}]"
             lines.append(f"  {t.name:{width}}{''.join(cells)}  {ratios}")
-        lines += [f"  {name}: missing, {why}" for name, why in self.missing.items()]
+        lines += [f"  {name}: missing, {reason}" for name, reason in self.missing.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for JSON; the unit of a time is in its key."""
+        """JSON values; the unit of a time is in its key."""
         return {
             "label": self.label,
             "baseline": self.baseline,
@@ -108,7 +108,7 @@ class Comparison:
 
 
 def collect(comparisons: Iterable[Comparison]) -> dict[str, Any]:
-    """Comparisons of one session as one dict, the environment they share told once.
+    """Comparisons as one dict, with their common environment once.
 
     Raises ValueError if there is none, or their environments differ.
     """

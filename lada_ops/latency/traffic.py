@@ -1,4 +1,4 @@
-"""Ragged traffic: what comparisons of many requests say together."""
+"""Latency percentiles and throughput over many requests of different lengths."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
-class Served:
-    """One model's share of the traffic.
+class Throughput:
+    """Latency and throughput of one model over all requests.
 
-    percentiles: {50: seconds, ...}, over the requests, of a request's median latency. sentences and
-    tokens: per second, one request after the other. speedup: the baseline's seconds for all
-    requests over this model's.
+    percentiles: {50: seconds, ...} of the requests' median latencies. sentences, tokens: per
+    second, with requests one after the other; padding does not count. speedup: the baseline's
+    seconds for all requests over this model's.
     """
 
     name: str
@@ -39,24 +39,24 @@ class Served:
         }
 
 
-def serve(comparisons: Sequence[Comparison], masks: Sequence[Tensor]) -> list[Served]:
-    """What each model made of the same requests, each of which was a comparison.
+def throughput(comparisons: Sequence[Comparison], masks: Sequence[Tensor]) -> list[Throughput]:
+    """Throughput of each model over requests, each timed by one comparison of the same models.
 
-    masks: their attention masks (batch, length): the tokens that are no padding count.
+    masks: attention masks (batch, length) of the requests.
 
-    Raises ValueError where there are none, or not as many of the ones as of the others.
+    Raises ValueError where there are none, or another number of masks than of comparisons.
     """
     if not comparisons or len(comparisons) != len(masks):
         raise ValueError(
-            f"serve: {len(comparisons)} comparisons, {len(masks)} masks; expected one or more, and "
-            "as many"
+            f"throughput: {len(comparisons)} comparisons, {len(masks)} masks; expected "
+            "one or more, and as many"
         )
     sentences, tokens = sum(len(m) for m in masks), sum(int(m.sum()) for m in masks)
     baseline = comparisons[0].baseline
     names = [timing.name for timing in comparisons[0].timings]
     seconds = {n: np.array([c[n].seconds.median for c in comparisons]) for n in names}
     return [
-        Served(
+        Throughput(
             name,
             {p: float(np.percentile(times, p)) for p in PERCENTILES},
             sentences / float(times.sum()),

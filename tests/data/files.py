@@ -1,4 +1,4 @@
-"""A folder of data as users have it, of words that the tiny model's tokenizer knows."""
+"""Data folder like a user's, in words of the tiny model's vocabulary."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ BAD = ("under a cat", 0)
 
 
 def write_data(folder: Path, rows: int = 24) -> Path:
-    """SST-2 for training and testing, with attacked texts; MRPC and STS-B for testing."""
+    """Write SST-2 (train, dev, attacked texts), MRPC (dev) and STS-B (dev) to the folder."""
     single = [GOOD if i % 2 else BAD for i in range(rows)]
     lines = [f"{text} {'abc'[i % 3]}\t{label}" for i, (text, label) in enumerate(single)]
     write(folder / "glue/sst2/train.tsv", "sentence\tlabel", lines)

@@ -9,11 +9,11 @@ import lada_ops
 from lada_ops.data.glue import TASKS, Examples
 from lada_ops.evaluate import evaluation
 from lada_ops.evaluate.evaluation import (
-    check_same_words,
+    check_vocabularies,
     evaluate,
-    linears_counts,
+    linear_counts,
+    linear_names,
     logits_of,
-    names_of_linears,
 )
 from lada_ops.modules.compressed_linear import CompressedLinear
 from tests.data.files import write_data
@@ -56,7 +56,7 @@ def test_logits_are_in_the_order_of_the_examples(batch, tokenizer, monkeypatch):
 
 
 def tensors_of(model, names):
-    """Every parameter of the modules of these names."""
+    """Parameters of the modules of these names."""
     return [p for n, p in model.named_parameters() if n.rpartition(".")[0] in names]
 
 
@@ -67,12 +67,12 @@ def test_linears_are_counted_as_they_are_now(make):
         n for n, _ in model.named_modules() if re.search(r"(query|key|value|r\.\d.*dense)$", n)
     ]
     assert len(names) == 12
-    assert names_of_linears(model) == sorted(names)
+    assert linear_names(model) == sorted(names)
     with torch.no_grad():
         for tensor in tensors_of(model, names):
             tensor.fill_(1)[..., ::3] = 0  # as training that prunes leaves it
     tensors = tensors_of(model, names)
-    counts = linears_counts(model, names)
+    counts = linear_counts(model, names)
     assert counts.stored_bytes == sum(4 * t.numel() for t in tensors)
     assert counts.nonzeros == sum(int((t != 0).sum()) for t in tensors)
     bits = sum((t.numel() + 7) // 8 for t in tensors)
@@ -83,11 +83,11 @@ def test_linears_are_counted_as_they_are_now(make):
 
 def test_what_only_the_student_has_compressed_is_counted_in_both():
     dense, student = tiny_classifier(), compressed(r"pooler\.dense")
-    names = names_of_linears(dense, student)
+    names = linear_names(dense, student)
     assert isinstance(student.get_submodule("bert.pooler.dense"), CompressedLinear)
     assert len(names) == 13
     assert "bert.pooler.dense" in names
-    less = linears_counts(dense, names).stored_bytes - linears_counts(student, names).stored_bytes
+    less = linear_counts(dense, names).stored_bytes - linear_counts(student, names).stored_bytes
     pooler = dense.get_submodule("bert.pooler.dense"), student.get_submodule("bert.pooler.dense")
     sizes = [sum(4 * p.numel() for p in module.parameters()) for module in pooler]
     assert less == sizes[0] - sizes[1] > 0
@@ -95,17 +95,17 @@ def test_what_only_the_student_has_compressed_is_counted_in_both():
 
 def test_a_student_of_fewer_layers_counts_those_that_it_has():
     dense, student = tiny_classifier(num_hidden_layers=4), tiny_classifier(num_hidden_layers=2)
-    names = names_of_linears(dense, student)
-    sizes = [linears_counts(model, names).stored_bytes for model in (dense, student)]
+    names = linear_names(dense, student)
+    sizes = [linear_counts(model, names).stored_bytes for model in (dense, student)]
     assert sizes[0] == 2 * sizes[1] > 0
 
 
 def test_tokenizers_with_other_words_or_other_ids_are_refused(folder, tokenizer, tmp_path):
-    check_same_words(tokenizer, AutoTokenizer.from_pretrained(folder))
+    check_vocabularies(tokenizer, AutoTokenizer.from_pretrained(folder))
     more = copy.deepcopy(tokenizer)
     more.add_tokens(["horse"])
     with pytest.raises(ValueError, match="teacher's has 33 tokens, the student's 34"):
-        check_same_words(tokenizer, more)
+        check_vocabularies(tokenizer, more)
 
 
 def test_a_student_of_another_dtype_is_refused_before_the_work(folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A folder is replaced in one step, and what killed runs left is removed by the next."""
+"""Atomic replacement of folders, and removal of what killed runs left."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def save(folder: Path, name: str) -> None:
 
 
 def killed(run) -> None:
-    """Call `run` in a process of its own that does not outlive it."""
+    """Call `run` in a child process, which has to be killed by it."""
     child = os.fork()
     if child == 0:
         try:

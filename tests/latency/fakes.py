@@ -1,4 +1,4 @@
-"""Candidates with a known answer, and a clock that does as it is told."""
+"""Candidates with a known output, and a clock whose time the test sets."""
 
 import itertools
 
@@ -10,7 +10,7 @@ RIGHT = torch.arange(1.0, 13.0).reshape(3, 4)
 
 
 class FakeClock:
-    """Time passes only through `spend`; a sample in which none does takes a second per call."""
+    """Clock that advances only by `spend`; a sample without any takes a second per call."""
 
     name = "fake"
 
@@ -35,6 +35,6 @@ def candidate(name="a", output=RIGHT, **kwargs):
 
 
 def right_for(calls: int, after: torch.Tensor):
-    """A run that gives the right output for the first `calls` calls, and `after` from then on."""
+    """Callable that gives the right output for the first `calls` calls, then `after`."""
     counter = itertools.count()
     return lambda: RIGHT.clone() if next(counter) < calls else after

@@ -1,4 +1,4 @@
-"""A model that says something else when it is served costs its own times, and no other's."""
+"""Models that cannot be served, or not correctly, are missing; the others are timed."""
 
 import copy
 
@@ -50,8 +50,8 @@ def test_a_dtype_that_is_not_served_here_is_missing_with_the_reason(fast, bench,
     made = ServedModels.of_models("x", bench.dense, bench.models["compressed"])
     named = {f"optimized, {str(dtype).removeprefix('torch.')}": dtype for dtype in DTYPES}
     assert list(made.models) == ["compressed", *(n for n, dtype in named.items() if dtype in fast)]
-    why = SLOW if fast else NO_LIBRARY
-    assert made.missing == {name: why for name, dtype in named.items() if dtype not in fast}
+    reason = SLOW if fast else NO_LIBRARY
+    assert made.missing == {name: reason for name, dtype in named.items() if dtype not in fast}
 
 
 def test_a_model_that_cannot_be_optimized_is_missing_with_the_reason(bench, monkeypatch):

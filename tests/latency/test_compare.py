@@ -10,7 +10,7 @@ from tests.latency.fakes import RIGHT, FakeClock, candidate
 
 
 def orders_of(names, rounds):
-    """The order of the timed calls, by round."""
+    """Order of the timed calls in each round."""
     seen = []
     candidates = [candidate(n, run=lambda n=n: (seen.append(n), RIGHT)[1]) for n in names]
     compare(candidates, baseline=names[0], rounds=rounds, warmup=1, clock=FakeClock(), quiet=True)
@@ -48,7 +48,7 @@ def drifting(clock, cost_by_call):
 
 
 def test_the_ratio_is_paired_within_rounds():
-    """The machine slows down 1, 2, 4, ... -fold: each round says 2x, unpaired samples say more."""
+    """A slowdown of 1, 2, 4, ...: the ratio within rounds is 2, that of unpaired samples more."""
     clock = FakeClock()
     # two calls, the check and the warm-up, come before the first round
     slow = drifting(clock, lambda call: 2.0**call)
@@ -65,7 +65,7 @@ def test_the_ratio_is_paired_within_rounds():
 
 
 def test_the_median_of_ratios_stands_where_the_ratio_of_medians_falls():
-    """Costs per round: the baseline 1 2 30, the candidate 1 20 3."""
+    """Seconds per round: baseline 2, 4, 60, candidate 1, 20, 30."""
     clock = FakeClock()
     base = drifting(clock, lambda call: [0, 0, 2.0, 4.0, 60.0][call])
     other = drifting(clock, lambda call: [0, 0, 1.0, 20.0, 30.0][call])

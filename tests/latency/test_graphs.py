@@ -11,7 +11,7 @@ from tests.latency.fakes import RIGHT, FakeClock
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """A log of what happens on a device that is not there; a replay makes the captured calls."""
+    """Fake CUDA that logs its calls; capturing makes the calls, a replay is only logged."""
     log = []
 
     class Graph:
@@ -79,7 +79,7 @@ def test_a_graph_holds_every_copy_equally_often(cuda, copies, count):
 
 
 def test_outputs_rotate_as_the_operands_do(cuda):
-    """Else each call would write to what the call before left in the cache."""
+    """Otherwise each call would write to lines that the previous call left in the cache."""
     made, alive = [], []
 
     class Output:

@@ -117,7 +117,7 @@ def test_a_module_that_computes_something_else_is_refused(dense, compressed, bat
 
 
 class Erring(nn.Module):
-    """Returns x, but for one position at which no two answers are the same."""
+    """Identity, except for random values at one position."""
 
     def __init__(self, position=None):
         super().__init__()
@@ -142,7 +142,7 @@ def test_only_unmasked_positions_count(wrong_at, refused):
 
 
 class Noisy(nn.Module):
-    """Returns x but for a little that is never the same."""
+    """Identity with a little random noise."""
 
     def forward(self, x):
         return (x + 1e-4 * torch.rand_like(x),)

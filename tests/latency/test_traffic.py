@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lada_ops.latency import Comparison, Quartiles, Timing
-from lada_ops.latency.traffic import serve
+from lada_ops.latency.traffic import throughput
 
 
 def timing(name, seconds, base):
@@ -21,7 +21,7 @@ MASKS = [torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1, 0]])]
 
 
 def test_what_requests_say_together():
-    dense, ours = serve([comparison(4.0, 1.0), comparison(2.0, 1.0)], MASKS)
+    dense, ours = throughput([comparison(4.0, 1.0), comparison(2.0, 1.0)], MASKS)
     assert (dense.name, dense.speedup, dense.percentiles[50]) == ("dense", 1.0, 3.0)
     assert (ours.name, ours.speedup, ours.percentiles[50]) == ("ours", 3.0, 1.0)
     assert (dense.sentences, dense.tokens) == (3 / 6, 6 / 6)  # of tokens that are no padding
@@ -30,12 +30,12 @@ def test_what_requests_say_together():
 
 def test_percentiles_are_over_the_requests():
     comparisons = [comparison(float(i), 1.0) for i in range(1, 102)]
-    dense, _ = serve(comparisons, MASKS[:1] * 101)
+    dense, _ = throughput(comparisons, MASKS[:1] * 101)
     assert dense.percentiles == {50: 51.0, 95: 96.0, 99: 100.0}
 
 
 def test_as_a_dict_units_are_in_the_names():
-    (_, ours) = serve([comparison(4.0, 1.0)], MASKS[:1])
+    (_, ours) = throughput([comparison(4.0, 1.0)], MASKS[:1])
     assert ours.to_dict() == {
         "name": "ours",
         "p50_seconds": 1.0,
@@ -50,4 +50,4 @@ def test_as_a_dict_units_are_in_the_names():
 @pytest.mark.parametrize("count", [0, 1])
 def test_as_many_masks_as_comparisons(count):
     with pytest.raises(ValueError, match=f"{count} comparisons, 2 masks; expected"):
-        serve([comparison(4.0, 1.0)] * count, MASKS)
+        throughput([comparison(4.0, 1.0)] * count, MASKS)
