@@ -127,6 +127,6 @@ def _label(path: Path, line: int, text: str, task: Task) -> int | float:
         value = math.nan
     last = LARGEST_SCORE if task.regression else len(task.labels) - 1
     if "_" in text or not 0 <= value <= last:  # Python reads 0_1 as 1
-        kind = "a score" if task.regression else "a label"
-        raise ValueError(f"{path}, line {line}: label {text!r}; expected {kind} of 0 to {last}")
+        expected = "a score" if task.regression else "a label"
+        raise ValueError(f"{path}, line {line}: label {text!r}; expected {expected} of 0 to {last}")
     return value

@@ -80,15 +80,15 @@ class LadaConfig:
         dense, factors = _weights(shapes, None), _weights(shapes, rank)
         embedding = 0 if embedding_keep is None else _word_embedding(model).numel()
         kept = (embedding_keep or 0) * embedding
-        left = (dense + embedding) / ratio - kept
-        if not 0 < left <= factors:
+        nonzeros = (dense + embedding) / ratio - kept
+        if not 0 < nonzeros <= factors:
             least = (dense + embedding) / (factors + kept)
             most = (dense + embedding) / kept if kept else math.inf
             raise ValueError(
                 f"LadaConfig: ratio {ratio} is out of reach of rank {rank} with embedding_keep "
                 f"{embedding_keep}; expected {least:.2f} to below {most:.4g}"
             )
-        return cls(rank=rank, encoder_keep=left / factors, embedding_keep=embedding_keep)
+        return cls(rank=rank, encoder_keep=nonzeros / factors, embedding_keep=embedding_keep)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class UnitPruner(Pruner):
     gradient.
     """
 
-    decay = 0.95  # of the running mean: it spans about 20 batches
+    decay = 0.95  # of the running mean, over about 20 batches
 
     def __init__(
         self, grids: Sequence[UnitGrid], target: float, span: Span, score: Score = "second_order"

@@ -25,7 +25,7 @@ Collator: TypeAlias = Callable[[Any], Mapping[str, Any]]
 
 CALIBRATION_EXAMPLES = 2048
 PROBE_EXAMPLES = 128
-BATCH = 32  # examples a batch of calibration or probe; TrainingArguments has that of training
+BATCH = 32  # examples per batch, outside training
 
 
 def distill(

@@ -75,7 +75,7 @@ def evaluate(
     rows = []
     for name, model in {"teacher": dense, **served.models}.items():
         got = want if model is dense else logits_of(model, tokenizer, examples, task)
-        # an optimized model is counted as it was before: packed weights are not what is stored
+        # count an optimized model before `optimize`: its packed weights are not stored in the file
         stored = served.references.get(name, model)
         row = {
             "name": name,
@@ -137,9 +137,7 @@ def linear_counts(model: nn.Module, names: Iterable[str]) -> Counts:
     Names that it lacks are skipped: a student may have fewer layers.
     """
     modules, total = dict(model.named_modules()), Counts()
-    for module in (
-        modules[name] for name in names if name in modules
-    ):  # a student may have fewer layers
+    for module in (modules[name] for name in names if name in modules):
         if isinstance(module, CompressedLinear):
             total += module.counts()
             continue

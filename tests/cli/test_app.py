@@ -1,4 +1,4 @@
-"""`lada` itself: what it says without a command, and how it fails."""
+"""Application `lada`: version, help and errors."""
 
 import subprocess
 import sys

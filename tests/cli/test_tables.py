@@ -1,4 +1,4 @@
-"""Tables tell what their marks mean, and what they leave out."""
+"""Tables: captions that explain marks and missing rows."""
 
 import pytest
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""`lada tune`, on a GPU that is not there: what it tunes, and where it writes."""
+"""Command `lada tune` with a fake GPU: its cases and its folder."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def compressed(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """What the tuner is called with; it pretends to find our way twice as fast as dense."""
+    """Calls of a fake tuner, which reports one_launch as twice as fast as dense."""
     calls = []
 
     def fake(cases, folder, **kwargs):

@@ -6,7 +6,7 @@ import pytest
 from lada_ops.data.glue import TASKS
 from lada_ops.data.metrics import compute_metrics, scores
 
-LOGITS = np.array([[2.0, 1], [0, 3], [0, 1], [5, 1]])  # says 0 1 1 0
+LOGITS = np.array([[2.0, 1], [0, 3], [0, 1], [5, 1]])  # predictions 0 1 1 0
 
 
 def test_accuracy_f1_and_matthews_by_hand():

@@ -69,7 +69,7 @@ def test_units_are_all_there_is_and_cost_what_is_stored(name):
     grids = unit_grids({"": module}, BLOCK, 8)
     stored = sum(int(grid.present.sum()) * grid.unit_bytes for grid in grids)
     if name == "dense":
-        assert stored == 64 * 128 * 4 + 4 * 8 * 4  # values, and an index a block
+        assert stored == 64 * 128 * 4 + 4 * 8 * 4  # values, and an index per block
         return
     pointers = 5 * 4 if name != "low rank" else 0
     assert stored == module.counts().stored_bytes - pointers - 64 * 4  # type: ignore[operator]
@@ -106,7 +106,7 @@ def test_the_best_per_byte_are_kept_in_whole_groups():
     assert (small.unit_bytes, large.unit_bytes) == (128, 384)
     scores = [torch.tensor([[1, 9, 2, 8, 3, 7, 4, 6]]), torch.tensor([[3.0, 30, 40, 2]])]
     kept = select_units([small, large], [s.float() for s in scores], budget=2 * 384 + 4 * 128)
-    # worth per byte of pairs: 17 / 256, 13 / 256, 7 / 256, 3 / 256 and 70 / 768, 5 / 768
+    # score per byte of pairs: 17 / 256, 13 / 256, 7 / 256, 3 / 256 and 70 / 768, 5 / 768
     assert kept[0].int().tolist() == [[0, 1, 0, 1, 0, 1, 0, 1]]
     assert kept[1].int().tolist() == [[0, 1, 1, 0]]
 

@@ -55,7 +55,7 @@ def test_accuracy_before_and_after(tmp_path):
     attacked = read_attacked(write_data(tmp_path), TASKS["sst2"])
     assert attacked is not None
 
-    def predict(examples):  # finds old dogs good
+    def predict(examples):  # label 1 for texts with "old"
         good = np.array(["old" in text[0] for text in examples.texts])
         return np.stack([~good, good], 1).astype(float)
 

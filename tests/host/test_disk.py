@@ -106,7 +106,7 @@ def test_what_a_live_run_needs_is_kept(tmp_path):
 
 
 def test_the_only_copy_is_no_leftover(tmp_path, monkeypatch):
-    """Without an exchange, a run killed between its two renames holds the only old folder."""
+    """A run killed between two renames (no exchange) holds the only copy of the old folder."""
     rename = os.rename
 
     def struck(a, b):

@@ -24,7 +24,7 @@ def test_what_requests_say_together():
     dense, ours = throughput([comparison(4.0, 1.0), comparison(2.0, 1.0)], MASKS)
     assert (dense.name, dense.speedup, dense.percentiles[50]) == ("dense", 1.0, 3.0)
     assert (ours.name, ours.speedup, ours.percentiles[50]) == ("ours", 3.0, 1.0)
-    assert (dense.sentences, dense.tokens) == (3 / 6, 6 / 6)  # of tokens that are no padding
+    assert (dense.sentences, dense.tokens) == (3 / 6, 6 / 6)  # padding does not count
     assert (ours.sentences, ours.tokens) == (3 / 2, 6 / 2)
 
 

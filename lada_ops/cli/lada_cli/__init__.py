@@ -1,6 +1,6 @@
-"""`lada`: compress a model, train it, time it, look into it, or see it all on a real one.
+"""Command line `lada`: compress, train, evaluate, time and inspect models, tune kernels.
 
-It is no part of lada_ops, whose import takes seconds: the help is there at once.
+A package of its own, not a part of lada_ops, whose import takes seconds: help is shown at once.
 """
 
 from . import compress, measure, training, kernels  # noqa: I001  in the order of the help

@@ -1,6 +1,6 @@
-"""Parts that all commands of `lada` share: the app, their output, their errors.
+"""Common parts of the commands of `lada`: the app, shared options, output, errors.
 
-torch and lada_ops are imported by a command that runs: help and usage errors do without.
+Only a command that runs imports torch and lada_ops; help and usage errors do not.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from rich.console import Console, RenderableType
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out = Console()
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no table.")]
-Model = Annotated[str, typer.Argument(help="A model's folder, or its name on the hub.")]
-Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]  # as lada_ops.plans has it
+Json = Annotated[bool, typer.Option("--json", help="JSON output instead of a table.")]
+Model = Annotated[str, typer.Argument(help="Folder of a model, or its name on the hub.")]
+Shapes = Annotated[str, typer.Option(help="Batch x length, comma-separated.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")]
+Method = Literal["low_rank", "block_sparse", "sparse_low_rank"]  # as in lada_ops.compression.plan
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
-        beside = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-        typer.echo(f"lada-ops {version('lada-ops')} ({beside}, Python {python_version()})")
+def _show_version(requested: bool) -> None:
+    if requested:
+        others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        typer.echo(f"lada-ops {version('lada-ops')} ({others}, Python {python_version()})")
         raise typer.Exit
 
 
@@ -40,7 +42,7 @@ def main(
             "--version",
             callback=_show_version,
             is_eager=True,
-            help="Print the versions of lada-ops, torch, transformers and Python.",
+            help="Versions of lada-ops, torch, transformers and Python.",
         ),
     ] = False,
 ) -> None:
@@ -53,6 +55,7 @@ def main(
 def show(
     results: Mapping[str, Any], as_json: bool, table: Callable[[Mapping[str, Any]], RenderableType]
 ) -> None:
+    """Print the results on stdout: as JSON, or as `table` renders them."""
     if as_json:
         typer.echo(json.dumps(results, indent=2))
     else:
@@ -60,39 +63,48 @@ def show(
 
 
 def note(line: str) -> None:
-    """Print a line for people on stderr: stdout holds results alone."""
+    """Print a line for people on stderr; stdout holds results only."""
     typer.echo(line, err=True)
 
 
 def note_serving(folder: str) -> None:
-    """Print how a model is served."""
+    """Print the line of Python that serves a model."""
     from lada_ops.compression.folder import load_config
 
-    kind, *_ = load_config(folder).architectures or ["AutoModel"]
-    note(f"To serve it, in Python: lada_ops.optimize({kind}.from_pretrained({folder!r}))")
+    architecture, *_ = load_config(folder).architectures or ["AutoModel"]
+    note(f"To serve it, in Python: lada_ops.optimize({architecture}.from_pretrained({folder!r}))")
 
 
 def command(*words: object) -> str:
-    """A command line that can be pasted into a shell."""
+    """Command line, quoted for a shell."""
     return shlex.join(str(word) for word in words)
 
 
 def number(option: str, text: str) -> int:
+    """Positive number from the text of an option. Raises ValueError on other text."""
     if re.fullmatch(r"\s*[1-9]\d*\s*", text) is None:
         raise ValueError(f"{option}: {text!r}; expected positive numbers with commas")
     return int(text)
 
 
 def pair(option: str, text: str) -> tuple[int, int]:
+    """Two positive numbers from text such as 8x128. Raises ValueError on other text."""
     match = re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", text)
     if match is None:
         raise ValueError(f"{option}: {text!r}; expected two positive numbers such as 8x128")
     return int(match[1]), int(match[2])
 
 
+def check_counts(counts: Mapping[str, int | None]) -> None:
+    """Raise ValueError unless the values of the options, by name, are positive or None."""
+    for option, count in counts.items():
+        if count is not None:
+            number(option, str(count))
+
+
 @contextmanager
 def errors() -> Iterator[None]:
-    """Errors a user can mend end in one line on stderr and exit code 1; others keep their trace."""
+    """Context in which errors that a user can mend end in one line on stderr and exit code 1."""
     from transformers.utils import logging
 
     from lada_ops.distill.losses import NotFinite

@@ -1,4 +1,4 @@
-"""`lada tune` and `lada inspect`: the kernels on this GPU, and on any."""
+"""Commands `lada tune` and `lada inspect`: tune kernels on this GPU, inspect them for any."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from .app import Json, app, command, errors, note, number, show
 )
 def tune(
     model: Annotated[
-        str | None, typer.Argument(help="A compressed model, for what its linears are.")
+        str | None, typer.Argument(help="Folder of a compressed model, to tune its linears.")
     ] = None,
     shapes: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a model, with commas: in x out : weight : plain, fused or norm."
+            help="Linears instead of a model, comma-separated: IN x OUT:WEIGHT[:EPILOGUE]; the "
+            "epilogue is plain, fused or norm."
         ),
     ] = None,
     tokens: Annotated[
-        str, typer.Option(help="Batch times length, with commas; powers of two, or the next.")
+        str,
+        typer.Option(help="Tokens (batch x length), comma-separated, rounded up to powers of 2."),
     ] = "16,128,512,2048,8192",
     dtype: Annotated[
-        str | None, typer.Option(help="The model's own by default; bfloat16 for shapes.")
+        str | None, typer.Option(help="Dtype; by default the model's, for shapes bfloat16.")
     ] = None,
-    budget: Annotated[float, typer.Option(help="Seconds; a second run goes on.")] = 1800.0,
+    budget: Annotated[float, typer.Option(help="Time limit in s; a second run resumes.")] = 1800.0,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Where tables go; by default where the kernels find them."),
+        typer.Option("--out", help="Folder for tables; by default the user's, which kernels read."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find out how this GPU runs compressed linears fastest, and remember it.
+    """Find the fastest variant of each compressed linear on this GPU.
 
-    Times each way to compute them beside the dense product, and keeps the tables in the user's
-    cache folder, where every later run of the kernels looks them up.
+    Times all variants beside the dense product and saves the tables in the user's cache folder,
+    where the kernels look them up.
     """
     with errors():
         from lada_cli import tables
@@ -78,16 +80,16 @@ def tune(
 
 @app.command(epilog="Example: lada inspect low_rank_linear --target sm_80")
 def inspect(
-    stem: Annotated[str | None, typer.Argument(help="One op, such as low_rank_linear.")] = None,
+    stem: Annotated[str | None, typer.Argument(help="Op (low_rank_linear); default: all.")] = None,
     target: Annotated[
-        str, typer.Option(help="The GPU architecture; need not be this machine's.")
+        str, typer.Option(help="GPU architecture; need not be this machine's.")
     ] = "sm_90",
     as_json: Json = False,
 ) -> None:
-    """Compile the kernels as they are shipped, and show what their machine code is.
+    """Compile the shipped kernels and show figures of their machine code.
 
-    Registers, shared memory, how busy the tensor cores can be, and what is wrong, if anything; with
-    the least time that the work takes by a data sheet. Measures nothing and needs no GPU.
+    Registers, shared memory, occupancy, instruction issue over tensor-core cycles, faults, and the
+    least time of the work by the GPU's data sheet. Measures nothing and needs no GPU.
     """
     with errors():
         from lada_cli import tables

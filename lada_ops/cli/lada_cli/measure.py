@@ -1,4 +1,4 @@
-"""`lada bench` and `lada demo`: what a compressed model is worth."""
+"""Commands `lada bench` and `lada demo`: time a compressed model, and try all on a real one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .app import Json, app, errors, note, note_serving, number, pair, show
+from .app import (
+    Json,
+    Shapes,
+    Threads,
+    app,
+    check_counts,
+    errors,
+    note,
+    note_serving,
+    number,
+    pair,
+    show,
+)
 
 
 @app.command(
@@ -15,29 +27,27 @@ from .app import Json, app, errors, note, note_serving, number, pair, show
     "lada bench ./my-bert-5x --texts requests.txt"
 )
 def bench(
-    folder: Annotated[str, typer.Argument(help="The compressed model.")],
+    folder: Annotated[str, typer.Argument(help="Folder of the compressed model.")],
     against: Annotated[
         str | None,
-        typer.Option(help="The dense model; by default the compressed one, made dense again."),
+        typer.Option(help="Dense model to compare with; by default the model, made dense again."),
     ] = None,
-    shapes: Annotated[
-        str, typer.Option(help="Batch x length, with commas.")
-    ] = "1x16,1x128,8x128,32x128",
+    shapes: Shapes = "1x16,1x128,8x128,32x128",
     texts: Annotated[
         Path | None,
-        typer.Option(help="Instead of shapes: a text a line, for requests of their lengths."),
+        typer.Option(help="UTF-8 file, one text a line: time requests of these texts instead."),
     ] = None,
-    batches: Annotated[str, typer.Option(help="Texts a request, with commas.")] = "1,8,32",
-    requests: Annotated[int, typer.Option(help="How many of each, of random lines.")] = 40,
+    batches: Annotated[str, typer.Option(help="Texts per request, comma-separated.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(help="Requests per batch size.")] = 40,
     rounds: Annotated[int, typer.Option(help="Timed rounds per shape or request.")] = 15,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups to this file.")] = None,
+    threads: Threads = None,
+    plot: Annotated[Path | None, typer.Option(help="Image file to draw the speed-ups to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time a compressed model side by side with its dense one, in one run.
+    """Time a compressed model beside its dense one, in one run.
 
-    Runs on the GPU if there is one. No time is printed for an output that is wrong. With texts,
-    latency percentiles and throughput, and what a cold start takes.
+    Runs on the GPU if there is one. No time is reported for a wrong output. With --texts: latency
+    percentiles, throughput and cold starts.
     """
     with errors():
         from lada_cli import tables
@@ -48,23 +58,19 @@ def bench(
 
         sizes = {shape: pair("--shapes", shape) for shape in shapes.split(",")}
         counts = [number("--batches", text) for text in batches.split(",")]
-        for option, count in (
-            *(("--requests", requests), ("--rounds", rounds)),
-            *(() if threads is None else (("--threads", threads),)),
-        ):
-            number(option, str(count))
+        check_counts({"--requests": requests, "--rounds": rounds, "--threads": threads})
         if plot is not None and (texts is not None or not plot.absolute().parent.is_dir()):
             raise ValueError(f"--plot: {plot}; expected a file in a folder that exists, no --texts")
         if plot is not None:
             require("lada bench --plot", "bench", "matplotlib")
         lines = None if texts is None else read_lines(texts, "--texts")
-        made = ServedModels.of(folder, against)
+        models = ServedModels.of(folder, against)
         if lines is not None:
-            results = made.traffic(lines, counts, requests, rounds, threads)
-            results["cold_starts"] = made.cold_starts(threads)
+            results = models.traffic(lines, counts, requests, rounds, threads)
+            results["cold_starts"] = models.cold_starts(threads)
             show(results, as_json, tables.traffic)
         else:
-            results = made.shapes(sizes, rounds, threads)
+            results = models.shapes(sizes, rounds, threads)
             show(results, as_json, tables.latency)
         if plot is not None:
             plot_speedups(results, plot, Path(folder).resolve().name)
@@ -76,17 +82,17 @@ def bench(
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder with STS-B's train.tsv and dev.tsv, for a true score."),
+        typer.Option(help="Folder with STS-B's train.tsv and dev.tsv, to score embeddings."),
     ] = None,
     folder: Annotated[
-        Path, typer.Option("--out", help="Where models, results.json and speedups.png go.")
+        Path, typer.Option("--out", help="Folder to write: models, results.json and speedups.png.")
     ] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """Do the whole job on a real model (all-MiniLM-L6-v2) in a few minutes.
+    """Compress, time and save a real model (all-MiniLM-L6-v2) in a few minutes.
 
-    Compresses it at 2.5x and 5x by each method, compares embeddings and latency with the dense
-    model, saves, loads back, and checks that the outputs are equal to the bit.
+    Compresses it 2.5x and 5x by each method, compares embeddings and latency with the dense model,
+    saves and loads it, and checks that the outputs are equal to the bit.
     """
     with errors():
         from lada_cli import tables

@@ -1,4 +1,4 @@
-"""Results as tables for a terminal."""
+"""Tables of results for a terminal, made by rich."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OUTPUT_ERROR = "output err.: |Y - Y'| / |W X| of the layer's outputs Y on the ca
 
 
 def report(report: Mapping[str, Any]) -> Group:
-    """What compression did: `CompressionReport.to_dict`, layer by layer and in all."""
+    """Tables of a `CompressionReport.to_dict`: one of the layers, one of the totals."""
     table = _table("", ("layer", "becomes", "weight err.", "output err.", "ratio"))
     for name, layer in report["layers"].items():
         table.add_row(
@@ -78,21 +78,22 @@ def _or_nothing(error: float | None) -> str:
 
 
 def _explain(table: Table, *lines: str) -> None:
-    """Give the table a caption: `lines`, after what a star means where there is one."""
+    """Set the table's caption to `lines`, after the meaning of a star where the table has one."""
     starred = any(str(cell).endswith(STAR) for column in table.columns for cell in column.cells)
     table.caption = "\n".join([SLOWER, *lines] if starred else lines) or None
 
 
-def _missing(*found: Mapping[str, Any]) -> list[str]:
-    """A line for each reason why models of these comparisons have no times."""
-    names: dict[str, dict[str, None]] = {}
-    for name, why in (item for one in found for item in one["missing"].items()):
-        names.setdefault(why, {})[name] = None
-    return [escape(f"missing: {'; '.join(of)}: {why}") for why, of in names.items()]
+def _missing(*comparisons: Mapping[str, Any]) -> list[str]:
+    """Lines with the models that have no times, one line for each reason."""
+    models: dict[str, dict[str, None]] = {}
+    for comparison in comparisons:
+        for name, reason in comparison["missing"].items():
+            models.setdefault(reason, {})[name] = None
+    return [escape(f"missing: {'; '.join(names)}: {reason}") for reason, names in models.items()]
 
 
 def latency(results: Mapping[str, Any]) -> Table:
-    """Comparisons as `lada_ops.latency.collect` gives them."""
+    """Table of comparisons, given as by `lada_ops.latency.collect`."""
     baseline = results["comparisons"][0]["baseline"]
     columns = ("batch x length", "model", "ms", "25-75 %", f"times as fast as {baseline}")
     table = _table("", columns)
@@ -111,13 +112,13 @@ def latency(results: Mapping[str, Any]) -> Table:
 
 
 def traffic(results: Mapping[str, Any]) -> Group:
-    """What `lada_ops.latency.bench.ServedModels.traffic` found, and its cold starts."""
+    """Tables of the results of `ServedModels.traffic` and `ServedModels.cold_starts`."""
     columns = ("texts", "model", "p50, ms", "p95", "p99", "texts/s", "times as fast as dense")
     table = _table("", columns)
-    for found in results["traffic"]:
-        for served in found["models"]:
+    for load in results["traffic"]:
+        for served in load["models"]:
             table.add_row(
-                str(found["batch"]),
+                str(load["batch"]),
                 served["name"],
                 *(f"{1e3 * served[f'p{p}_seconds']:.2f}" for p in (50, 95, 99)),
                 f"{served['sentences_per_second']:.0f}",
@@ -134,10 +135,10 @@ def traffic(results: Mapping[str, Any]) -> Group:
 
 
 def tuning(results: Mapping[str, Any]) -> Table:
-    """What `lada_ops.tune.tune` did: `Summary.to_dict`."""
+    """Table of a `Summary.to_dict` of `lada_ops.tune.tune`."""
     counts = f"{results['skipped']} known before, {results['left']} left, {len(results['failed'])}"
     done = f"{counts} failed; the tables are in {results['folder']}"
-    failed = [f"failed: {case}: {why}" for case, why in results["failed"].items()]
+    failed = [f"failed: {case}: {reason}" for case, reason in results["failed"].items()]
     columns = ("linear", "fastest", "us", "dense, us", "times as fast as dense")
     table = _table("", columns)
     for case, times in results["measured"].items():
@@ -154,7 +155,7 @@ def tuning(results: Mapping[str, Any]) -> Table:
 
 
 def demo(results: Mapping[str, Any]) -> Table:
-    """What `lada_ops.demo.run_demo` returns."""
+    """Table of the results of `lada_ops.demo.run_demo`."""
     labels = [comparison["label"] for comparison in results["comparisons"]]
     scored = results["models"][0]["spearman"] is not None
     columns = ["model", "linears", "whole", "cosine"]
@@ -183,7 +184,7 @@ def demo(results: Mapping[str, Any]) -> Table:
 
 
 def evaluation(results: Mapping[str, Any]) -> Group:
-    """What `lada eval` found: what each model costs, and what it is worth."""
+    """Tables of the results of `lada eval`: size, then scores, then latency."""
     rows = results["models"]
     cost = _table("", ("model", "non-zeros, M", "masked", "stored", "whole", "MFLOPs"))
     cost.caption = (
@@ -202,29 +203,29 @@ def evaluation(results: Mapping[str, Any]) -> Group:
     loyalties = [name for name in ("label_loyalty", "probability_loyalty") if name in rows[0]]
     attacked = "robustness" in rows[0]
     columns = [results["task"], *rows[0]["scores"], *(name.split("_")[0] for name in loyalties)]
-    worth = _table("", [*columns, "changed texts"] if attacked else columns)
-    worth.caption = f"On {results['examples']} examples."
+    quality = _table("", [*columns, "changed texts"] if attacked else columns)
+    quality.caption = f"On {results['examples']} examples."
     if loyalties:
-        worth.caption += " label and probability: loyalty to the teacher."
+        quality.caption += " label and probability: loyalty to the teacher."
     if attacked:
-        worth.caption += (
+        quality.caption += (
             f" changed texts: accuracy before and after {rows[0]['robustness']['texts']} were "
             "changed to fool another BERT."
         )
-    for name, why in results["missing"].items():
-        worth.caption += escape(f"\nmissing: {name}: {why}")
+    for name, reason in results["missing"].items():
+        quality.caption += escape(f"\nmissing: {name}: {reason}")
     for row in rows:
         cells = [f"{score:.4f}" for score in row["scores"].values()]
         cells += [f"{row[name]:.3f}" for name in loyalties]
         if attacked:
             before, after = (row["robustness"][f"{when}_attack"] for when in ("before", "after"))
             cells.append(f"{before:.3f} to {after:.3f}")
-        worth.add_row(row["name"], *cells)
-    return Group(cost, worth, latency(results))
+        quality.add_row(row["name"], *cells)
+    return Group(cost, quality, latency(results))
 
 
 def inspection(results: Mapping[str, Any]) -> Group:
-    """What `lada inspect` found: the rows of `lada_ops.machine_code.inspection.inspect`."""
+    """Tables of the rows of `lada_ops.machine_code.inspection.inspect`."""
     figures = ("tile/warps", "reg.", "KiB", "occ.", "issue", "instr.", "least us")
     columns = ("tokens x in x out, weight, what follows", *figures)
     tables = []
