@@ -46,7 +46,7 @@ class ServedModels:
     def of(cls, folder: str, against: str | None = None) -> ServedModels:
         """Models of the compressed model in `folder`: as loaded, and optimized in each dtype.
 
-        against: folder of the dense model; None restores the compressed one to dense.
+        against: folder of the dense model; None decompresses the compressed one.
 
         Raises ValueError where `folder` holds a dense model, or as `of_models` does.
         """
