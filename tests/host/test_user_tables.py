@@ -1,5 +1,7 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,8 @@ def test_the_users_tables_come_before_the_shipped_ones(folders):
 
 def test_they_are_used_before_an_op_launches(folders, monkeypatch):
     monkeypatch.setattr(tuning, "unsupported", lambda index: None)
-    assert kernels_run("op", torch.zeros(1))
+    x: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda: 0)
+    assert kernels_run("op", x)
     assert user_tables.user_folder() in folders
 
 
