@@ -1,8 +1,15 @@
 """Compressed BERTs that are actually fast: compress, swap in, measure.
 
 Importing this package also registers its checkpoints with transformers, so that
-``AutoModel.from_pretrained`` loads a compressed model.
+``AutoModel.from_pretrained`` loads a compressed model. The rooms `distill`, `evaluate` and
+`latency` are imported when they are first used.
 """
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .compression.budget import plan
 from .compression.calibration import layer_statistics
@@ -28,6 +35,9 @@ from .ops.low_rank_linear import low_rank_linear
 from .ops.reference import Norm
 from .ops.sparse_low_rank_linear import sparse_low_rank_linear
 
+if TYPE_CHECKING:
+    from . import distill, evaluate, latency
+
 __all__ = [
     "BlockSparseLinear",
     "Bsr",
@@ -46,7 +56,10 @@ __all__ = [
     "capture_graphs",
     "compress",
     "decompress",
+    "distill",
+    "evaluate",
     "keep_dense",
+    "latency",
     "layer_statistics",
     "low_rank_ffn",
     "low_rank_linear",
@@ -57,3 +70,13 @@ __all__ = [
     "shrink",
     "sparse_low_rank_linear",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("distill", "evaluate", "latency"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

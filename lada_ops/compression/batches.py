@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ..data.texts import token_batches
 from .pretrained import pretrained_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 NO_BATCH = "no batches; expected at least one, in no iterator that was read to its end before"
@@ -42,12 +44,16 @@ def listed_batches(
         raise ValueError(f"{argument}: {NO_BATCH}")
     if not all(isinstance(item, str) for item in items):
         return items  # `model_inputs` refuses any that is no batch
+    from ..data.texts import token_batches
+
     found = pretrained_models(model).values()
     length = min([LENGTH, *map(longest, found)])
     return token_batches(tokenizer or _tokenizer(argument, found), items, max_length=length)
 
 
 def _tokenizer(argument: str, models: Iterable[PreTrainedModel]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     name = next((model.name_or_path for model in models if model.name_or_path), None)
     try:
         if name is not None:

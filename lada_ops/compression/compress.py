@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from ..approximation.blocks import Selection
 from ..formats.checks import check_finite
@@ -24,6 +24,9 @@ from .pretrained import compression_of, record_compression
 from .replacement import model_bytes, replaced_modules, to_module
 from .report import CompressionReport, LayerReport
 from .sequential import Drift, fit_in_sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def compress(

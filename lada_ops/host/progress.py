@@ -1,7 +1,11 @@
 """Progress bar of long work, shown in a terminal or a notebook only."""
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def progress_bar(quiet: bool = False) -> Progress:
@@ -10,6 +14,15 @@ def progress_bar(quiet: bool = False) -> Progress:
     Disabled if `quiet`, or if stderr is neither a terminal nor a notebook. In a notebook rich needs
     ipywidgets, and warns where they are not installed.
     """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
