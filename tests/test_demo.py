@@ -7,6 +7,7 @@ from lada_cli.tables import demo as demo_table
 from lada_ops import demo
 from lada_ops.compression.folder import load_model
 from lada_ops.engine.optimize import DTYPES
+from lada_ops.evaluate import embeddings
 from lada_ops.latency import WrongOutput, compare_models
 from lada_ops.latency.plots import plot_speedups
 from tests.tiny_model import write_tiny_model
@@ -18,7 +19,7 @@ def small(tmp_path, monkeypatch):
     folder = write_tiny_model(tmp_path / "source")
     monkeypatch.setattr(demo, "model_folder", lambda: str(folder))
     monkeypatch.setattr(demo, "RATIOS", (4.0,))
-    monkeypatch.setattr(demo, "BUCKETS", ((1, 16), (2, 8)))
+    monkeypatch.setattr(embeddings, "BUCKETS", ((1, 16), (2, 8)))
     monkeypatch.setattr(demo, "CALIBRATION_SENTENCES", 20)
     rows = "".join(f"the dog {n}\ta cat {n}\t{n % 5}.0\n" for n in range(40))
     (tmp_path / "stsb").mkdir()

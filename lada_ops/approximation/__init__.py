@@ -1,1 +1,1 @@
-"""Dense weight to compressed formats; no training, and no module is known here."""
+"""Approximation of a dense weight in a compressed format, without training."""

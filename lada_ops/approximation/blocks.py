@@ -1,4 +1,4 @@
-"""Block pruning: which blocks of a weight to keep, and what to put in them."""
+"""Block pruning: the choice of the kept blocks of a weight, and the refit of their values."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..formats.bsr import Bsr, split_blocks
 from ..formats.checks import check_finite
-from ..formats.grid import block_count, check_block, group_of
+from ..formats.grid import block_count, group_of
 from .second_order import removals
 
 Selection: TypeAlias = Literal["wanda", "second_order"]
 
 
 def check_selection(owner: str, selection: str) -> None:
-    """Raise ValueError unless blocks can be chosen so."""
+    """Raise ValueError unless `selection` is one of Selection."""
     if selection not in get_args(Selection):
         raise ValueError(f"{owner}: selection {selection!r}; expected one of {get_args(Selection)}")
 
@@ -27,25 +27,25 @@ def prune_blocks(
     gram: Tensor | None = None,
     selection: Selection = "wanda",
 ) -> Bsr:
-    """The share `density` of the blocks of ``weight (out, in)``, those that matter most.
+    """Block-sparse weight S that keeps the share `density` of the blocks of ``weight (out, in)``.
 
-    Without `gram`, the kept blocks are the weight's own, those of largest Frobenius norm. With
-    ``gram = X X^T`` (in, in) fp64, positive definite, they are refitted to minimise
-    ``||(W - S) X||_F`` (see `refit`), and how many a block row keeps is chosen by what they are
-    worth so. A block row keeps its blocks in whole groups (`group_of`).
+    Without `gram`, the blocks of largest Frobenius norm are kept, unchanged. With ``gram = X X^T``
+    (in, in) fp64, positive definite, the kept blocks are refitted to minimise ``||(W - S) X||_F``
+    (see `refit`), and each block row keeps as many as reduce that error most. A block row keeps its
+    blocks in whole groups (`group_of`).
 
-    selection: how a block row chooses given `gram`. "wanda" takes the blocks of largest norm, each
-    column counted by the norm of its input (Sun et al., ICLR 2024, summed over blocks).
-    "second_order" gives blocks up one by one, each that whose loss the others make up for best (see
-    `removals`): slower, and a smaller error of the layer does not always make a better model.
+    selection: criterion within a block row, given `gram`. "wanda" keeps the blocks of largest norm,
+    each column weighted by the norm of its input (Sun et al., ICLR 2024, summed over blocks).
+    "second_order" removes blocks one by one, each time the block whose removal costs least after
+    the others are refitted (see `removals`): slower, and a smaller error of the layer does not
+    always make a better model.
 
     Raises ValueError on a density, block or selection out of range, or a weight that isn't finite.
     """
     check_selection("prune_blocks", selection)
     shape = weight.shape[0], weight.shape[1]
-    check_block("prune_blocks", block, shape)
+    count = block_count("prune_blocks", shape, block, density)
     check_finite("prune_blocks", weight)
-    count = block_count(shape, block, density)
     keep = largest_blocks(weight.double(), block, count, gram, selection)
     if gram is not None:
         weight = refit(weight.double() @ gram, block, keep, gram).to(weight.dtype)
@@ -56,10 +56,10 @@ def prune_blocks(
 def block_gains(
     weight: Tensor, gram: Tensor, block: tuple[int, int], selection: Selection = "wanda"
 ) -> list[float]:
-    """How much of ``||W X||^2`` each further group of blocks adds when refitted, best first.
+    """Gains in ``||S X||^2`` of each further group of refitted blocks, largest first.
 
-    By these `prune_blocks` chooses how many blocks each row of ``weight (out, in)`` keeps, given
-    ``gram = X X^T`` and `selection`.
+    `prune_blocks` chooses the number of blocks of each block row of ``weight (out, in)`` by these,
+    given ``gram = X X^T`` and `selection`.
     """
     check_selection("block_gains", selection)
     gains = group_gains(weight.double(), block, gram, selection)[0]
@@ -73,12 +73,12 @@ def largest_blocks(
     gram: Tensor | None = None,
     selection: Selection = "wanda",
 ) -> Tensor:
-    """A mask (block rows, block columns) of `count` blocks, each row's best, in whole groups."""
+    """Mask (block rows, block columns) of `count` blocks, each row's best, in whole groups."""
     gains, cols = group_gains(weight, block, gram, selection)
     rows, groups, group = cols.shape
-    chosen = gains.flatten().topk(count // group).indices // groups
-    taken = group * chosen.bincount(minlength=rows)
-    kept = torch.arange(groups * group, device=weight.device) < taken[:, None]
+    chosen_rows = gains.flatten().topk(count // group).indices // groups
+    counts = group * chosen_rows.bincount(minlength=rows)
+    kept = torch.arange(groups * group, device=weight.device) < counts[:, None]
     return torch.zeros_like(kept).scatter(1, cols.flatten(1), kept)
 
 
@@ -88,9 +88,9 @@ def group_gains(
     gram: Tensor | None = None,
     selection: Selection = "wanda",
 ) -> tuple[Tensor, Tensor]:
-    """What each row's best blocks add, its next best, and so on, and which they are.
+    """Gains of each block row's groups of blocks, best first, and the groups' block columns.
 
-    Returns gains (block rows, groups) of ``||W||^2``, with `gram` of ``||W X||^2``, and the block
+    Returns gains (block rows, groups) in ``||S||^2``, with `gram` in ``||S X||^2``, and block
     columns (block rows, groups, blocks in a group).
     """
     if gram is None:
@@ -108,13 +108,13 @@ def group_gains(
 
 
 def _by_size(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The squared norms (block rows, block columns), largest first, and their block columns."""
+    """Squared norms (block rows, block columns), largest first, and their block columns."""
     squares = split_blocks(weight, block).square().sum((-1, -2))
     return squares.sort(1, descending=True)
 
 
 def _refit_gains(weight_gram: Tensor, cols: Tensor, gram: Tensor) -> Tensor:
-    """What each of `cols` (n,) adds to ``||S X||^2`` if S has it and those before, refitted.
+    """Gain in ``||S X||^2`` of each of `cols` (n,), when S is refitted to it and the ones before.
 
     weight_gram: ``W gram`` (rows, in). With C the columns so far and L L^T = gram[C, C], refitted S
     has ``||S X|| = ||L^-1 (gram W^T)[C]||``, and a longer C only adds rows to L.
@@ -125,15 +125,15 @@ def _refit_gains(weight_gram: Tensor, cols: Tensor, gram: Tensor) -> Tensor:
 
 
 def columns_of(block_cols: Tensor, width: int) -> Tensor:
-    """The columns (n * width,) of the weight that are in the block columns (n,)."""
+    """Columns (n * width,) of the weight in the block columns (n,)."""
     within = torch.arange(width, device=block_cols.device)
     return (block_cols[:, None] * width + within).flatten()
 
 
 def refit(weight_gram: Tensor, block: tuple[int, int], keep: Tensor, gram: Tensor) -> Tensor:
-    """The S (out, in) with only the blocks `keep` that minimises ``||(W - S) X||_F``.
+    """Weight S (out, in), zero outside the blocks `keep`, that minimises ``||(W - S) X||_F``.
 
-    weight_gram: ``W gram`` (out, in). Each block row is a least-squares problem of its own: with C
+    weight_gram: ``W gram`` (out, in). Each block row is a separate least-squares problem: with C
     its kept columns, ``S[:, C] = (W gram)[:, C] gram[C, C]^-1``.
     """
     height = block[0]

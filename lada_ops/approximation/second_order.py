@@ -1,17 +1,17 @@
-"""In which order the blocks of a weight are best given up, the rest making up for each."""
+"""Second-order pruning: an order of removal of the blocks of a weight, the rest refitted."""
 
 import torch
 from torch import Tensor
 
 
 def removals(weight: Tensor, width: int, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The block columns of each block row, the last to be removed first, and what each is worth.
+    """Block columns of each block row, the last removed first, and the loss of each removal.
 
     weight (block rows, rows, in) fp64, its blocks `width` columns wide; ``gram = X X^T`` (in, in)
-    fp64, positive definite. Block by block the one goes whose loss raises ``||(W - S) X||^2``
-    least, all that are left being refitted each time (Optimal BERT Surgeon, Kurtic et al., EMNLP
-    2022, with a layer's least squares for the Hessian, as in SparseGPT, Frantar and Alistarh, ICML
-    2023). Returns columns and losses, both (block rows, in / width).
+    fp64, positive definite. Each step removes the block that raises ``||(W - S) X||^2`` least and
+    refits the remaining ones (Optimal BERT Surgeon, Kurtic et al., EMNLP 2022, with a layer's least
+    squares for the Hessian, as in SparseGPT, Frantar and Alistarh, ICML 2023). Returns columns and
+    losses, both (block rows, in / width).
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     cols, losses = zip(*(_removals(rows, width, inverse) for rows in weight), strict=True)
@@ -21,9 +21,9 @@ def removals(weight: Tensor, width: int, gram: Tensor) -> tuple[Tensor, Tensor]:
 def _removals(weight: Tensor, width: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """`removals` for one block row ``weight (rows, in)``, given ``inverse = gram^-1``.
 
-    A block C of columns is worth ``tr(w_C [H^-1]_CC^-1 w_C^T)``. Without it w becomes
-    ``w - w_C [H^-1]_CC^-1 [H^-1]_C``, and H^-1 its Schur complement. Of that only the diagonal
-    blocks are kept up to date: a row of it follows from `factor` when its block goes.
+    Removal of a block C of columns costs ``tr(w_C [H^-1]_CC^-1 w_C^T)``; w then becomes
+    ``w - w_C [H^-1]_CC^-1 [H^-1]_C``, and H^-1 its Schur complement. Only the diagonal blocks of
+    that are updated: a row of it follows from `factor` when its block is removed.
     """
     count = weight.shape[1] // width
     index = torch.arange(count, device=weight.device)
@@ -50,5 +50,5 @@ def _removals(weight: Tensor, width: int, inverse: Tensor) -> tuple[Tensor, Tens
         left -= (row.T @ solved[worst]).view_as(left)
         blocks = row.unflatten(1, (count, width)).transpose(0, 1)
         diagonal -= blocks.mT @ blocks
-        diagonal[worst] = identity  # spent: anything that has a factor
+        diagonal[worst] = identity  # removed: any matrix with a Cholesky factor
     return torch.stack(order).flip(0), torch.stack(losses).flip(0)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..formats.bsr import Bsr
 from ..formats.checks import check_finite, check_rank
-from ..formats.grid import block_count, check_block
+from ..formats.grid import block_count
 from ..formats.low_rank import LowRank
 from ..formats.sparse_low_rank import SparseLowRank
 from .blocks import Selection, check_selection, largest_blocks, refit
@@ -22,21 +22,23 @@ def alternate(
     steps: int = 8,
     selection: Selection = "wanda",
 ) -> SparseLowRank:
-    """``u v + S`` near ``weight (out, in)``: u v of `rank`, S with a share `density` of the blocks.
+    """Weight ``u v + S`` near ``weight (out, in)``, of `rank` and with a share `density` of blocks.
 
     Alternates ``u v = SVD_rank(W - S)`` and ``S = largest blocks of (W - u v)`` `steps` times
     (OATS, Zhang and Papyan, ICLR 2025, with blocks for single weights). With ``gram = X X^T`` (in,
     in) fp64, positive definite, both steps minimise ``||(W - u v - S) X||_F``: the SVD is whitened
     and the blocks refitted (as HASSLE-free, Makni et al., 2025, and 3BASiL do for single weights).
-    selection: how blocks are then chosen, as for `prune_blocks`. Returns the best of all steps by
-    that norm (without gram, Frobenius).
+    selection: criterion for blocks, as for `prune_blocks`. Returns the best of all steps in that
+    norm (Frobenius without gram).
+
+    Raises ValueError on a rank, block, density or selection out of range, or a weight that isn't
+    finite.
     """
     shape = weight.shape[0], weight.shape[1]
     check_selection("alternate", selection)
     check_rank("alternate", rank, shape)
-    check_block("alternate", block, shape)
+    count = block_count("alternate", shape, block, density)
     check_finite("alternate", weight)
-    count = block_count(shape, block, density)
     target = weight.double()
     whitener = None if gram is None else torch.linalg.cholesky(gram)
     target_gram = target if gram is None else target @ gram

@@ -1,4 +1,4 @@
-"""Low-rank factors of a weight, in Frobenius norm or in the norm inputs and outputs give it."""
+"""Low-rank factors of a weight, in Frobenius norm or in a norm of inputs and outputs."""
 
 import torch
 from torch import Tensor
@@ -11,15 +11,17 @@ from ..formats.low_rank import LowRank
 def truncated_svd(
     weight: Tensor, rank: int, gram: Tensor | None = None, outputs: Tensor | None = None
 ) -> LowRank:
-    """The factors that minimise ``||R (W - u v) X||_F``, computed in fp64.
+    """Factors that minimise ``||R (W - u v) X||_F``, computed in fp64.
 
-    weight (out, in); ``gram = X X^T`` (in, in) and ``outputs = R^T R`` (out, out), what errors of
-    the outputs cost: fp64, positive definite (see `damped`), or None for the identity.
-    Alone it is the truncated SVD (Eckart-Young), its factors sharing the singular values evenly.
-    With ``L L^T = gram`` the optimum is ``R^-1`` times the truncated SVD of ``R W L`` times
-    ``L^-1`` (with L alone SVD-LLM, Wang et al., ICLR 2025, and the closed form of DRONE, Chen et
+    weight (out, in); ``gram = X X^T`` (in, in) and ``outputs = R^T R`` (out, out): fp64, positive
+    definite (see `damped`), or None for the identity.
+    Without both it is the truncated SVD (Eckart-Young), the singular values split evenly between
+    the factors. With ``L L^T = gram`` the optimum is ``R^-1`` times the truncated SVD of ``R W L``
+    times ``L^-1`` (with L alone SVD-LLM, Wang et al., ICLR 2025, and the closed form of DRONE, Chen et
     al., NeurIPS 2021; with a diagonal R alone FWSVD, Hsu et al., ICLR 2022). The factors have the
     weight's dtype and device.
+
+    Raises ValueError on a rank out of range or a weight that isn't finite.
     """
     check_rank("truncated_svd", rank, (weight.shape[0], weight.shape[1]))
     check_finite("truncated_svd", weight)
@@ -35,10 +37,10 @@ def truncated_svd(
 
 
 def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The truncated SVD of a fp64 weight as ``u sqrt(s)`` and ``sqrt(s) v^T``.
+    """Truncated SVD of a fp64 weight as ``u sqrt(s)`` and ``sqrt(s) v^T``.
 
-    By the eigenvectors Q of the smaller of ``W W^T`` and ``W^T W``: several times faster than an
-    SVD. ``Q Q^T W`` is the best approximation whatever the rounding of small singular values.
+    Computed from the eigenvectors Q of the smaller of ``W W^T`` and ``W^T W``: several times faster
+    than an SVD. ``Q Q^T W`` is the best approximation whatever the rounding of small singular values.
     """
     if weight.shape[0] > weight.shape[1]:
         v, u = leading_factors(weight.T, rank)
@@ -52,7 +54,7 @@ def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def rank_gains(weight: Tensor, gram: Tensor, outputs: Tensor, multiple: int) -> list[float]:
-    """How much of ``||R W X||_F^2`` each further `multiple` ranks adds to the best ``R u v X``.
+    """Gains in ``||R u v X||_F^2`` of each further `multiple` ranks of the best u v.
 
     weight (out, in), gram (in, in) and ``outputs = R^T R`` (out, out) fp64, as for `truncated_svd`;
     one number per `multiple` whole ranks: sums of squared singular values.
@@ -64,7 +66,7 @@ def rank_gains(weight: Tensor, gram: Tensor, outputs: Tensor, multiple: int) -> 
 
 
 def whitened_factors(weight: Tensor, rank: int, whitener: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The factors u, v of a fp64 weight that minimise ``||(W - u v) whitener||_F``."""
+    """Factors u, v of a fp64 weight that minimise ``||(W - u v) whitener||_F``."""
     if whitener is None:
         return leading_factors(weight, rank)
     u, v = leading_factors(weight @ whitener, rank)
@@ -72,9 +74,9 @@ def whitened_factors(weight: Tensor, rank: int, whitener: Tensor | None) -> tupl
 
 
 def damped(gram: Tensor, damping: float = 0.01) -> Tensor:
-    """``gram`` plus `damping` times its mean diagonal on the diagonal: positive definite.
+    """Positive definite ``gram``: `damping` times its mean diagonal is added to the diagonal.
 
-    Directions that the calibration text never used keep a small weight instead of none. A gram of
+    Directions absent from the calibration text count a little instead of not at all. A gram of
     zeros (a layer whose inputs were all zero) becomes the identity.
     """
     scale = gram.diagonal().mean()

@@ -76,7 +76,7 @@ def longest(model: PreTrainedModel) -> int:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules in eval mode, and afterwards each in the mode it was in."""
+    """Context in which all modules are in eval mode; each gets its own mode back at the end."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -87,13 +87,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]:
-    """A batch on the device. Raises TypeError, with its index, if it is no dict."""
+    """Inputs of a batch, on the device. Raises TypeError, with its index, if it is no dict."""
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"calibration: batch {index} is {type(batch).__name__}; expected a dict of the "
             "model's inputs, as a tokenizer returns it"
         )
-    named = batch.get("input")  # a sequence of modules calls its argument so
+    named = batch.get("input")  # name of the argument of nn.Sequential
     return {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in (named if isinstance(named, Mapping) else batch).items()
@@ -101,34 +101,37 @@ def model_inputs(batch: Any, index: int, device: torch.device) -> dict[str, Any]
 
 
 def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """Answer of the model to a batch."""
+    """Outputs of the model for a batch."""
     if isinstance(model, nn.Sequential) and "input" not in inputs:
-        # as sentence-transformers' models: the dict is their input, and they write into it
+        # sentence-transformers' models take the dict itself, and write into it
         return model(dict(inputs))
     return model(**inputs)
 
 
 def token_mask(inputs: Mapping[str, Any], device: torch.device) -> Tensor | None:
-    """Mask of the real tokens of a batch, (batch, length) bool, if it says so."""
+    """Mask (batch, length) bool of the real tokens of a batch; None without attention_mask."""
     mask = inputs.get("attention_mask")
     return None if mask is None else torch.as_tensor(mask, device=device).bool()
 
 
 @torch.no_grad()
 def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens that count (tokens, features) of x (..., features)."""
+    """Real tokens (tokens, features) of x (..., features)."""
     if mask is not None and x.shape[:-1] == mask.shape:
         return x[mask]
     return x.reshape(-1, x.shape[-1])
 
 
-def differentiable(answer: Any) -> Tensor:
-    """The first tensor of an answer that depends on the linears: inputs may come back, too."""
-    values = answer.values() if isinstance(answer, Mapping) else answer
-    for value in values if not isinstance(answer, Tensor) else (answer,):
+def differentiable(outputs: Any) -> Tensor:
+    """First tensor of a model's outputs that has a gradient; some models return inputs as well.
+
+    Raises ValueError where there is none.
+    """
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    for value in values if not isinstance(outputs, Tensor) else (outputs,):
         if isinstance(value, Tensor) and value.requires_grad:
             return value
     raise ValueError(
-        f"calibration: no tensor of what the model answers, {type(answer).__name__}, has a "
+        f"calibration: no tensor of what the model answers, {type(outputs).__name__}, has a "
         "gradient; expected one that depends on its linears"
     )

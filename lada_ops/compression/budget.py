@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..approximation.blocks import Selection, block_gains, check_selection
 from ..approximation.svd import rank_gains
 from ..architectures.encoders import encoder_linears
-from ..formats.bsr import INDEX_DTYPE
+from ..formats.bsr import Bsr
 from ..formats.checks import check_finite
-from ..formats.grid import check_block, group_of
+from ..formats.grid import check_block, grid_of, group_of
+from ..formats.low_rank import LowRank
 from ..modules.checks import check_module
 from .batches import Batches
 from .calibration import LayerStatistics, Statistics, statistics_of
@@ -38,13 +39,13 @@ def plan(
     layers: str | None = None,
     quiet: bool = False,
 ) -> CompressionPlan:
-    """A plan that stores the encoder's linears in ``1 / ratio`` of their bytes, or just under.
+    """Plan that stores the encoder's linears in ``1 / ratio`` of their bytes, or just under.
 
     The budget counts everything stored: factors, block values, indices, and the biases, which stay
-    dense. It is shared evenly. With calibration only half of it is, and the other half goes where
-    it takes most from the layers' output error.
+    dense. Each linear gets the same share of its bytes. With calibration only half of the budget is
+    shared so; the other half goes where it reduces the layers' output error most.
 
-    calibration: as for `compress`; worth it whenever `compress` will have it.
+    calibration: batches or `layer_statistics` of them, as for `compress`.
     ratio: dense bytes over compressed bytes, above 1. block: (out, in) of the sparse blocks; the
     wide output side is what makes them fast. rank_multiple: ranks are multiples of it.
     low_rank_share: the part of a layer's budget that "sparse_low_rank" gives to u and v.
@@ -65,31 +66,32 @@ def plan(
         for name, linear in linears.items():
             check_finite(f"plan: {name}", linear.weight)
     statistics = statistics_of(model, linears, calibration, quiet)
-    worth = {n: _Worth.of(linears[n], s, objective) for n, s in statistics.items()}
+    gains = {n: _Gains.of(linears[n], s, objective) for n, s in statistics.items()}
     budget = {n: _dense_bytes(m) / ratio - _bias_bytes(m) for n, m in linears.items()}
+    rank_bytes = {n: LowRank.rank_bytes(_shape(m), m.weight.dtype) for n, m in linears.items()}
     ranks: dict[str, int] = {}
     if method != "block_sparse":
         share = 1.0 if method == "low_rank" else low_rank_share
         ranks = _spend(
             {n: share * b for n, b in budget.items()},
-            {n: rank_multiple * _rank_bytes(m) for n, m in linears.items()},
-            {n: _break_even(m) // rank_multiple for n, m in linears.items()},
-            {n: of.ranks(rank_multiple) for n, of in worth.items()},
+            {n: rank_multiple * price for n, price in rank_bytes.items()},
+            {n: LowRank.break_even(_shape(m)) // rank_multiple for n, m in linears.items()},
+            {n: layer.ranks(rank_multiple) for n, layer in gains.items()},
         )
         ranks = {n: units * rank_multiple for n, units in ranks.items()}
     densities: dict[str, float] = {}
     if method != "low_rank":
         groups = {n: group_of(_shape(m), block) for n, m in linears.items()}
-        cells = {n: _cells(m, block) for n, m in linears.items()}
+        cells = {n: math.prod(grid_of(_shape(m), block)) for n, m in linears.items()}
         left = {
-            n: budget[n] - ranks.get(n, 0) * _rank_bytes(m) - _row_pointer_bytes(m, block)
+            n: budget[n] - ranks.get(n, 0) * rank_bytes[n] - Bsr.pointer_bytes(_shape(m), block)
             for n, m in linears.items()
         }
         counts = _spend(
             left,
-            {n: groups[n] * _block_bytes(m, block) for n, m in linears.items()},
+            {n: groups[n] * Bsr.block_bytes(block, m.weight.dtype) for n, m in linears.items()},
             {n: cells[n] // groups[n] for n in linears},
-            {n: of.blocks(block, selection) for n, of in worth.items()},
+            {n: layer.blocks(block, selection) for n, layer in gains.items()},
             least=0 if ranks else 1,
         )
         densities = {n: count * groups[n] / cells[n] for n, count in counts.items()}
@@ -132,10 +134,11 @@ def _check(
         for name, linear in linears.items():
             check_block(f"plan: {name}", block, _shape(linear))
     for name, linear in linears.items():
-        if method != "block_sparse" and _break_even(linear) < rank_multiple:
+        highest = LowRank.break_even(_shape(linear))
+        if method != "block_sparse" and highest < rank_multiple:
             raise ValueError(
                 f"plan: {name} is too small for a rank that is a multiple of {rank_multiple}: it "
-                f"pays below {_break_even(linear)}; expected layers without it, or a lower "
+                f"pays below {highest}; expected layers without it, or a lower "
                 "rank_multiple of lada_ops.plan"
             )
     most = _most_ratio(linears, method, block, rank_multiple, low_rank_share)
@@ -150,24 +153,27 @@ def _check(
 
 
 @dataclass(frozen=True, eq=False)
-class _Worth:
-    """What a layer's ranks and blocks are worth: of the model's outputs, or each of its own."""
+class _Gains:
+    """Gains of a layer's ranks and blocks: the output error that each takes away.
+
+    Errors are those of the model's outputs, or of the layer's own as shares of their size.
+    """
 
     weight: Tensor
     inputs: Tensor
     outputs: Tensor
 
     @classmethod
-    def of(cls, linear: nn.Linear, seen: LayerStatistics, objective: Objective) -> _Worth:
+    def of(cls, linear: nn.Linear, statistics: LayerStatistics, objective: Objective) -> _Gains:
         weight = linear.weight.detach().double()
         like = {"dtype": weight.dtype, "device": weight.device}
-        norm = ErrorNorm.of(objective, seen.unexplained(linear).inputs, seen.outputs)
-        inputs, outputs, seen_inputs = norm.inputs, norm.outputs, seen.inputs
+        norm = ErrorNorm.of(objective, statistics.centred_for(linear).inputs, statistics.outputs)
+        inputs, outputs, moments = norm.inputs, norm.outputs, statistics.inputs
         if inputs is None:
-            inputs = seen_inputs = torch.eye(weight.shape[1], **like)
+            inputs = moments = torch.eye(weight.shape[1], **like)
         if outputs is None:
-            # errors of one layer and of another are alike only as shares of its size
-            size = (weight @ seen_inputs * weight).sum().clamp(min=1e-300)
+            # errors of two layers compare only as shares of their output norms
+            size = (weight @ moments * weight).sum().clamp(min=1e-300)
             outputs = torch.eye(weight.shape[0], **like) / size
         return cls(weight, inputs, outputs)
 
@@ -186,14 +192,16 @@ def _most_ratio(
     rank_multiple: int,
     low_rank_share: float,
 ) -> float:
-    """The highest ratio at which each part of the budget has what its layers need at least."""
+    """Highest ratio at which the budget pays for the least rank and blocks of every layer."""
     modules = linears.values()
-    ranks = sum(rank_multiple * _rank_bytes(m) for m in modules)
+    ranks = sum(rank_multiple * LowRank.rank_bytes(_shape(m), m.weight.dtype) for m in modules)
     if method == "low_rank":
         least = ranks
     else:
-        pointers = sum(_row_pointer_bytes(m, block) for m in modules)
-        packs = sum(group_of(_shape(m), block) * _block_bytes(m, block) for m in modules)
+        pointers = sum(Bsr.pointer_bytes(_shape(m), block) for m in modules)
+        packs = sum(
+            group_of(_shape(m), block) * Bsr.block_bytes(block, m.weight.dtype) for m in modules
+        )
         both = max(ranks / low_rank_share, pointers / (1 - low_rank_share))
         least = packs + pointers if method == "block_sparse" else both
     return sum(map(_dense_bytes, modules)) / (least + sum(map(_bias_bytes, modules)))
@@ -208,8 +216,8 @@ def _spend(
 ) -> dict[str, int]:
     """Whole units per layer, `least` to `most`, whose prices stay within the summed budget.
 
-    Unit by unit to the layer that lacks most of its own budget. With `gains`, what the next unit
-    of a layer is worth, only up to half of its budget; the rest goes where it gains most.
+    The next unit goes to the layer that lacks most of its own budget. gains: of each further unit
+    of a layer; with them only half of its budget is spent so, the rest by gain per price.
     """
     units = dict.fromkeys(budget, least)
     left = sum(budget.values()) - least * sum(price.values())
@@ -218,7 +226,7 @@ def _spend(
     def urgency(n: str) -> tuple[bool, float]:
         lacking = even * budget[n] - units[n] * price[n]
         if lacking > 0 or not gains:
-            return lacking > 0, lacking / max(abs(budget[n]), 1)  # a bias may take all of it
+            return lacking > 0, lacking / max(abs(budget[n]), 1)  # a bias may exceed it
         return False, gains[n][units[n]] / price[n]
 
     queue: list[tuple[int, float, str]] = []
@@ -243,30 +251,9 @@ def _shape(linear: nn.Linear) -> tuple[int, int]:
     return linear.out_features, linear.in_features
 
 
-def _break_even(linear: nn.Linear) -> int:
-    """The rank whose factors are no larger, and no faster, than the dense weight."""
-    return linear.weight.numel() // sum(_shape(linear))
-
-
-def _cells(linear: nn.Linear, block: tuple[int, int]) -> int:
-    return (linear.out_features // block[0]) * (linear.in_features // block[1])
-
-
 def _dense_bytes(linear: nn.Linear) -> int:
     return linear.weight.numel() * linear.weight.element_size() + _bias_bytes(linear)
 
 
 def _bias_bytes(linear: nn.Linear) -> int:
     return 0 if linear.bias is None else linear.bias.numel() * linear.bias.element_size()
-
-
-def _rank_bytes(linear: nn.Linear) -> int:
-    return sum(_shape(linear)) * linear.weight.element_size()
-
-
-def _block_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
-    return block[0] * block[1] * linear.weight.element_size() + INDEX_DTYPE.itemsize
-
-
-def _row_pointer_bytes(linear: nn.Linear, block: tuple[int, int]) -> int:
-    return (linear.out_features // block[0] + 1) * INDEX_DTYPE.itemsize

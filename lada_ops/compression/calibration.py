@@ -1,4 +1,4 @@
-"""What calibration batches make of each linear: its inputs, and what errors of its outputs cost."""
+"""Calibration statistics of each linear: second moments of inputs and output gradients (K-FAC)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .batches import (
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """What a linear with weight (out, in) sees and causes, as means over tokens, in fp64.
+    """Second moments of a linear with weight (out, in), as means over tokens, in fp64.
 
-    inputs: ``X X^T`` (in, in) of its inputs. mean: (in,), of its inputs. outputs: ``D D^T`` (out,
-    out) of the gradients D at its outputs of ``z . y``, with y what the model answers and z
-    standard normal: so an error E of the outputs changes y by about ``tr(E^T outputs E)`` (the
+    inputs: ``X X^T`` (in, in) of its inputs X. mean: (in,), of its inputs. outputs: ``D D^T`` (out,
+    out) of the gradients D of ``z . y`` at its outputs, with y the model's output and z standard
+    normal: an error E of the linear's outputs changes y by about ``tr(E^T outputs E)`` (the
     Gauss-Newton matrix of the squared error of y, as K-FAC factors it: Martens and Grosse, ICML
     2015).
     """
@@ -41,50 +41,51 @@ class LayerStatistics:
     mean: Tensor
     outputs: Tensor
 
-    def unexplained(self, linear: nn.Linear) -> LayerStatistics:
-        """The same, of what the weight alone is left to fit: where there is a bias, not the mean.
+    def centred_for(self, linear: nn.Linear) -> LayerStatistics:
+        """Statistics whose `inputs` are the covariance of the inputs, if `linear` has a bias.
 
-        With ``bias + (W - W') mean`` in the place of the bias, an error of the weight counts by the
-        covariance of the inputs.
+        The bias then becomes ``bias + (W - W') mean``, so that an error of the weight counts by the
+        covariance alone.
         """
         if linear.bias is None:
             return self
         return replace(self, inputs=centred(self.inputs, self.mean, self.mean))
 
 
-# not the whole mean: rounding must not leave less than nothing of inputs that are all alike
+# below 1, since rounding would make the covariance of constant inputs indefinite
 MEAN_SHARE = 1 - 1e-6
 
 Statistics: TypeAlias = Mapping[str, LayerStatistics]
 
 
 def centred(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The mean of products ``x y^T`` without that of the means of x and y, but for a millionth."""
+    """Covariance of x and y, but for a millionth of their means: ``E[x y^T] - E[x] E[y]^T``."""
     return product - MEAN_SHARE * torch.outer(first, second)
 
 
 def statistics_of(
     model: nn.Module, names: Iterable[str], calibration: Batches | Statistics | None, quiet: bool
 ) -> Statistics:
-    """Those of each named linear, from batches or from `layer_statistics`; empty for None.
+    """Statistics of each named linear, from batches or from `layer_statistics`; empty for None.
 
-    Raises as `layer_statistics` does, and ValueError where a tensor is not of its linear's size.
+    Raises the errors of `layer_statistics`, and ValueError where a tensor is not of its linear's
+    size.
     """
     if calibration is None:
         return {}
     if not isinstance(calibration, Mapping):
         return _statistics(model, names, calibration, quiet)
     given: Mapping[Any, Any] = calibration
-    found = {}
+    checked = {}
     for name in names:
         linear, statistics = model.get_submodule(name), given.get(name)
         within, out = linear.in_features, linear.out_features
-        found[name] = LayerStatistics(
+        checked[name] = LayerStatistics(
             _checked(name, "inputs", statistics, (within, within), linear),
             _checked(name, "mean", statistics, (within,), linear),
             _checked(name, "outputs", statistics, (out, out), linear),
         )
-    return found
+    return checked
 
 
 def _checked(
@@ -109,18 +110,18 @@ def layer_statistics(
     layers: str | None = None,
     quiet: bool = False,
 ) -> dict[str, LayerStatistics]:
-    """What each linear sees and causes, over all batches.
+    """Calibration statistics of each linear, over all batches; deterministic.
 
-    `plan` and `compress` take the result in the place of the batches, which need then be run only
-    once, however many compressed models are made.
+    `plan` and `compress` take the result in the place of the batches, which then run only once for
+    any number of compressed models.
 
     batches: dicts of the model's inputs, as a tokenizer returns them, moved to the model's device;
-    a sentence-transformers model takes those of its own `tokenize` or `preprocess`. What it answers
-    are then the states of the tokens, not the embedding of the sentence: calibrated on those, far
-    more of a retrieval's accuracy is kept.
+    a sentence-transformers model takes those of its own `tokenize` or `preprocess`. Its output then
+    counts as the hidden states of the tokens, not as the sentence embedding, which keeps far more
+    of a retrieval's accuracy.
     layers: a regular expression for the names of the linears, by default the encoder's.
-    Tokens whose attention_mask is 0 are left out. The model runs in eval mode, forward and back,
-    and all its modules and parameters are left as they were. The same each time.
+    Tokens whose attention_mask is 0 are left out. The model runs in eval mode, forward and
+    backward; its modules and parameters are left as they were.
 
     Raises TypeError on what is no model or a batch that is no dict; ValueError where there is no
     batch, a linear never ran, or its inputs or gradients hold NaN or infinity.
@@ -142,7 +143,7 @@ def _statistics(
         stack.callback(_restore, weights, flags)
         stack.enter_context(eval_mode(model))
         for weight in weights:
-            weight.requires_grad_()  # or nothing leads back to the outputs
+            weight.requires_grad_()  # or the outputs have no gradient
         collector.hook(stack)
         progress = stack.enter_context(progress_bar(quiet))
         task = progress.add_task("calibration", total=_length(batches))
@@ -171,7 +172,7 @@ class _Collector:
         self.tokens = dict.fromkeys(linears, 0)
         self.mask: Tensor | None = None
         self.last: tuple[Tensor, Tensor, Tensor, int] | None = None
-        self.given: list[tuple[str, Tensor]] = []
+        self.linear_outputs: list[tuple[str, Tensor]] = []
         self.generator = torch.Generator("cpu").manual_seed(0)
 
     def hook(self, stack: ExitStack) -> None:
@@ -182,7 +183,7 @@ class _Collector:
     def start(self, mask: Tensor | None) -> None:
         self.mask = mask
         self.last = None  # the next batch may pass the same tensor with another mask
-        self.given = []
+        self.linear_outputs = []
 
     def add(self, name: str, _linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0]
@@ -193,25 +194,25 @@ class _Collector:
         _add(self.inputs, name, product)
         _add(self.totals, name, total)
         self.tokens[name] += tokens
-        self.given.append((name, output))
+        self.linear_outputs.append((name, output))
 
-    def finish(self, answer: Any) -> None:
-        """Take the gradients of a random mixture of what the model answered."""
-        outputs = [output for _, output in self.given]
-        if not outputs:
+    def finish(self, outputs: Any) -> None:
+        """Add the moments of the gradients of a random mixture ``z . y`` of the model's outputs."""
+        if not self.linear_outputs:
             return
-        answer = differentiable(answer)
+        y = differentiable(outputs)
         drawn = {"generator": self.generator, "dtype": torch.float32, "device": "cpu"}
-        noise = torch.randn(answer.shape, **drawn).to(answer.device, answer.dtype)
-        if self.mask is not None and answer.shape[:-1] == self.mask.shape:
-            noise *= self.mask[..., None]
-            answer = answer.masked_fill(~self.mask[..., None], 0)  # what is there may be NaN
-        mixture = (answer * noise).sum()
-        gradients = torch.autograd.grad(mixture, outputs, allow_unused=True)
-        for (name, output), gradient in zip(self.given, gradients, strict=True):
+        z = torch.randn(y.shape, **drawn).to(y.device, y.dtype)
+        if self.mask is not None and y.shape[:-1] == self.mask.shape:
+            z *= self.mask[..., None]
+            y = y.masked_fill(~self.mask[..., None], 0)  # padding may be NaN
+        mixture = (y * z).sum()
+        tensors = [output for _, output in self.linear_outputs]
+        gradients = torch.autograd.grad(mixture, tensors, allow_unused=True)
+        for (name, output), gradient in zip(self.linear_outputs, gradients, strict=True):
             gradient = torch.zeros_like(output) if gradient is None else gradient
             _add(self.outputs, name, _random_moments(real_tokens(gradient, self.mask)))
-        self.given = []
+        self.linear_outputs = []
 
     def statistics(self) -> dict[str, LayerStatistics]:
         silent = [name for name, tokens in self.tokens.items() if tokens == 0]
@@ -234,10 +235,10 @@ class _Collector:
 
 
 def _random_moments(rows: Tensor) -> Tensor:
-    """``rows^T rows`` (features, features) in fp64, of rows that were drawn at random.
+    """``rows^T rows`` (features, features) in fp64, of random rows.
 
-    So fp32 within a batch is exact enough, and much faster, once a power of two has brought the
-    rows into its range: below it the products are no longer positive definite.
+    They are estimates, so products in fp32 are exact enough, and much faster. A power of two first
+    scales the rows, since products that underflow are no longer positive definite.
     """
     largest = rows.double().abs().amax() if rows.numel() else rows.new_ones((), dtype=torch.double)
     scale = torch.exp2(torch.frexp(largest).exponent.double())

@@ -23,7 +23,7 @@ from .plan import CompressionPlan, LayerPlan, Method, Objective
 from .pretrained import compression_of, record_compression
 from .replacement import model_bytes, replaced_modules, to_module
 from .report import CompressionReport, LayerReport
-from .sequential import Drift, fit_in_sequence
+from .sequential import InputShift, fit_in_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def compress(
             f"compress: {', '.join(given)} given with a plan; expected either, since the plan says "
             "what each linear becomes"
         )
-    # without statistics, which take long, just for the errors in what was given
+    # before the statistics, which take long, so that errors of the options come first
     planned = budget.plan(model, **given) if plan is None else plan
     linears = _planned_linears(model, planned)
     batches = None
@@ -138,19 +138,20 @@ def _replace_linears(
     with progress_bar(quiet) as progress:
         task = progress.add_task("compression", total=len(linears))
 
-        def replacement(name: str, drift: Drift | None = None) -> CompressedLinear:
-            linear, layer, seen = linears[name], plan.layers[name], statistics.get(name)
-            if seen is None:
+        def replacement(name: str, shift: InputShift | None = None) -> CompressedLinear:
+            linear, layer = linears[name], plan.layers[name]
+            layer_statistics = statistics.get(name)
+            if layer_statistics is None:
                 weight = fit(linear.weight, layer)
             else:
-                drift = drift or Drift.none(linear, seen)
-                norm = ErrorNorm.of(objective, drift.inputs, seen.outputs)
-                weight = fit(drift.target(linear.weight), layer, norm, plan.selection)
+                shift = shift or InputShift.none(linear, layer_statistics)
+                norm = ErrorNorm.of(objective, shift.inputs, layer_statistics.outputs)
+                weight = fit(shift.target(linear.weight), layer, norm, plan.selection)
                 weight = weight.to(linear.weight.dtype)
             module = modules[name] = to_module(weight, linear)
-            if drift is not None:
-                _shift_bias(module, linear, drift)
-            layers[name] = _layer_report(layer, objective, linear, weight, drift)
+            if shift is not None:
+                _correct_bias(module, linear, shift)
+            layers[name] = _layer_report(layer, objective, linear, weight, shift)
             progress.advance(task)
             return module
 
@@ -158,7 +159,7 @@ def _replace_linears(
             fit_in_sequence(model, linears, batches, replacement)
         for name, linear in linears.items():
             module = modules.get(name) or replacement(name)
-            module.train(linear.training)  # not that of the sequence
+            module.train(linear.training)  # the sequential pass ran in eval mode
     with replaced_modules(model, modules):
         in_order = {name: layers[name] for name in linears}
         report = CompressionReport(in_order, bytes_dense, model_bytes(model))
@@ -167,10 +168,10 @@ def _replace_linears(
 
 
 @torch.no_grad()
-def _shift_bias(module: CompressedLinear, linear: nn.Linear, drift: Drift) -> None:
+def _correct_bias(module: CompressedLinear, linear: nn.Linear, shift: InputShift) -> None:
     if module.bias is not None:
         weight = module.format.to(torch.float64).to_dense()
-        module.bias.copy_(drift.shifted(linear.bias, linear.weight, weight))
+        module.bias.copy_(shift.corrected_bias(linear.bias, linear.weight, weight))
 
 
 def _planned_linears(model: nn.Module, plan: CompressionPlan) -> dict[str, nn.Linear]:
@@ -208,7 +209,7 @@ def _layer_report(
     objective: str,
     linear: nn.Linear,
     weight: Format,
-    drift: Drift | None,
+    shift: InputShift | None,
 ) -> LayerReport:
     dense, now = linear.weight.double(), weight.to_dense().double()
     bias = Counts() if linear.bias is None else Counts.of(linear.bias, flops_per_value=1)
@@ -216,7 +217,7 @@ def _layer_report(
         plan,
         objective,
         _relative((dense - now).square().sum(), dense.square().sum()),
-        None if drift is None else drift.error(linear, now),
+        None if shift is None else shift.error(linear, now),
         Counts.of(linear.weight) + bias,
         weight.counts() + bias,
     )

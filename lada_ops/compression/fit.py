@@ -1,4 +1,4 @@
-"""What the weight of a layer becomes: the format of its plan, nearest by a norm."""
+"""Fit of a weight: the nearest weight in the planned format, in a norm of the error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .plan import LayerPlan, Objective
 
 @dataclass(frozen=True, eq=False)
 class ErrorNorm:
-    """By what an error E (out, in) of a weight counts: ``tr(E^T outputs E inputs)``.
+    """Norm in which a weight error E (out, in) is measured: ``tr(E^T outputs E inputs)``.
 
     inputs (in, in) and outputs (out, out): fp64, positive definite; None is the identity.
     """
@@ -27,9 +27,9 @@ class ErrorNorm:
 
     @classmethod
     def of(cls, objective: Objective, inputs: Tensor, outputs: Tensor) -> ErrorNorm:
-        """That of an objective, by what `LayerStatistics` calls inputs and outputs."""
-        of_inputs, of_outputs = _SIDES[objective]
-        return cls(of_inputs(inputs), of_outputs(outputs))
+        """Norm of an objective, from the inputs and outputs of `LayerStatistics`."""
+        inputs_part, outputs_part = _PARTS[objective]
+        return cls(inputs_part(inputs), outputs_part(outputs))
 
 
 def _whole(matrix: Tensor) -> Tensor | None:
@@ -44,8 +44,8 @@ def _identity(_matrix: Tensor) -> Tensor | None:
     return None
 
 
-_Side: TypeAlias = Callable[[Tensor], Tensor | None]
-_SIDES: Mapping[Objective, tuple[_Side, _Side]] = {  # what is seen of inputs, and of outputs
+_Part: TypeAlias = Callable[[Tensor], Tensor | None]
+_PARTS: Mapping[Objective, tuple[_Part, _Part]] = {  # of inputs, of outputs
     "weights": (_identity, _identity),
     "scales": (_diagonal, _identity),
     "fisher": (_identity, _diagonal),
@@ -61,10 +61,10 @@ def fit(
     norm: ErrorNorm | None = None,
     selection: Selection = "wanda",
 ) -> Format:
-    """The format that `plan` names, nearest to ``weight (out, in)`` by `norm`, else Frobenius'.
+    """Weight in the format of `plan` nearest to ``weight (out, in)``.
 
-    Low-rank factors take the norm whole, blocks only the diagonal of its outputs. selection: how
-    blocks are chosen, as for `prune_blocks`.
+    norm: of the error; by default Frobenius. Low-rank factors use all of it, blocks only the
+    diagonal of its outputs. selection: criterion for blocks, as for `prune_blocks`.
     """
     norm = norm or ErrorNorm()
     if plan.format == "low_rank":

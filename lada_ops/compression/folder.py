@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def load_config(model: str) -> transformers.PreTrainedConfig:
-    """The config of a local folder or a hub name. Raises ValueError on a folder without one."""
+    """Config of a local folder or a hub name. Raises ValueError on a folder without one."""
     folder = Path(model)
     if not folder.exists() and (folder.is_absolute() or model.startswith(".")):
         raise FileNotFoundError(f"{model} does not exist; expected a model's folder or hub name")
@@ -38,12 +38,12 @@ def load_config(model: str) -> transformers.PreTrainedConfig:
 
 
 def load_model(model: str, device: str | None = None) -> PreTrainedModel:
-    """The model of a local folder or a hub name, in eval mode, as the class it was saved from.
+    """Model of a local folder or a hub name, in eval mode, as the class it was saved from.
 
     device: by default the GPU if there is one, else the CPU.
 
-    Raises ValueError if the folder is no model, or as `load_whole` does, OSError if it is not
-    found.
+    Raises ValueError if the folder is no model, OSError if it is not found, and the errors of
+    `load_whole`.
     """
     architecture, *_ = load_config(model).architectures or ["AutoModel"]
     cls = getattr(transformers, architecture, None)
@@ -58,10 +58,10 @@ def load_model(model: str, device: str | None = None) -> PreTrainedModel:
 
 
 def load_whole(cls: type[Model], model: str | Path, **kwargs: Any) -> Model:
-    """The model that `cls` loads from a folder or hub name, every tensor of it from there.
+    """Model of class `cls` from a folder or hub name, with every tensor from there.
 
-    An encoder saved without its pooler is loaded without one. Heads that the file has and `cls` has
-    not, such as another task's, are left out with a warning. kwargs: of `from_pretrained`.
+    An encoder saved without its pooler is loaded without one. Heads in the file that `cls` lacks,
+    such as another task's, are left out with a warning. kwargs: of `from_pretrained`.
 
     Raises ValueError on tensors that are missing, superfluous, of another shape or damaged.
     """
@@ -101,7 +101,7 @@ def load_whole(cls: type[Model], model: str | Path, **kwargs: Any) -> Model:
 def _from_pretrained(
     cls: type[Model], model: str | Path, kwargs: Mapping[str, Any]
 ) -> tuple[Model, Mapping[str, Any]]:
-    """The model, and what transformers says is missing, unexpected or of another shape."""
+    """Model, and transformers' lists of missing, unexpected and mismatched tensors."""
     asked: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
     try:
         return cls.from_pretrained(model, **asked)  # type: ignore[return-value]
@@ -118,11 +118,12 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 def save_model(
     model: PreTrainedModel, source: str, folder: str | Path, overwrite: bool = False
 ) -> None:
-    """Write `model` to `folder` with what else its `source` folder or hub name holds.
+    """Write `model` to `folder` with the other files of its `source` folder or hub name.
 
     Tokenizer, modules of sentence-transformers with their weights, remote code and the like are
-    taken over, so the result takes the place of the source; see `kept_files`. Raises ValueError as
-    that does, and as `staged_folder` does; the folder is then as before.
+    copied (see `kept_files`), so that the result can replace the source.
+
+    Raises the errors of `kept_files` and `staged_folder`; the folder is then unchanged.
     """
     files = kept_files(source, folder)
     with staged_folder(folder, overwrite) as stage:

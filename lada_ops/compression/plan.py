@@ -1,4 +1,4 @@
-"""`CompressionPlan`: which layer of a model gets which format."""
+"""`CompressionPlan`: format, rank and blocks of each compressed linear."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRINTED = 20
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one linear becomes. rank for low-rank formats; block and density for sparse ones.
+    """Format of one linear, with the rank of low-rank formats, block and density of sparse ones.
 
     Raises ValueError where a field is missing, superfluous, or does not fit the weight.
     """
@@ -69,7 +69,7 @@ class LayerPlan:
             raise ValueError(f"LayerPlan: density {self.density!r}; expected 0 to 1")
 
     def __str__(self) -> str:
-        """The format and its sizes, such as ``low_rank, rank 48``."""
+        """Format and sizes, such as ``low_rank, rank 48``."""
         parts: list[str] = [self.format]
         if self.rank is not None:
             parts.append(f"rank {self.rank}")
@@ -82,7 +82,7 @@ class LayerPlan:
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "LayerPlan") -> LayerPlan:
-        """The plan that `to_dict` gave. Raises ValueError, with `where` it is, if it is none."""
+        """Plan from `to_dict`. Raises ValueError, which opens with `where`, on anything else."""
         known = {f.name for f in fields(cls)}
         check_keys(where, data, {"format", "in_features", "out_features"}, known)
         try:
@@ -93,18 +93,20 @@ class LayerPlan:
 
 @dataclass(frozen=True, repr=False)
 class CompressionPlan:
-    """What every linear of an encoder becomes; made by `plan` or by hand, kept as JSON.
+    """Formats of all compressed linears; made by `plan` or by hand, kept as JSON.
 
-    layers: module name -> LayerPlan. objective: what the compressed weights are fitted to, by
-    calibration for all but "weights", which minimises ``||W - W'||``:
+    layers: module name -> LayerPlan. objective: the error that the fitted weights W' minimise; all
+    but "weights" need calibration:
 
+    - "weights": ``||W - W'||``;
     - "activations": ``||(W - W') X||`` over the inputs X (SVD-LLM);
-    - "outputs": that, by what it does to the model's own outputs (`LayerStatistics`);
-    - "scales": columns weighed by the sizes of their inputs alone (Wanda, OATS);
-    - "fisher": rows by what errors of their outputs cost alone (FWSVD, Hsu et al., ICLR 2022);
+    - "outputs": the same, weighted by its effect on the model's outputs (`LayerStatistics`);
+    - "scales": ``||W - W'||`` with columns weighted by the norms of their inputs (Wanda, OATS);
+    - "fisher": with rows weighted by the Fisher information of their outputs (FWSVD, Hsu et al.,
+      ICLR 2022);
     - "auto": outputs if calibration is given, else weights.
 
-    selection: how blocks are chosen, as for `prune_blocks`: by size or by second order.
+    selection: criterion for blocks, as for `prune_blocks`: by size or by second order.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class CompressionPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
-        """The plan that `to_dict` gave. Raises ValueError on keys that are unknown or missing."""
+        """Plan from `to_dict`. Raises ValueError on unknown or missing keys."""
         required = {"objective", "layers"}
         check_keys("CompressionPlan", data, required, required | {"selection"})
         if not isinstance(data["layers"], Mapping):
@@ -160,7 +162,7 @@ class CompressionPlan:
 
     @classmethod
     def from_json(cls, text: str) -> CompressionPlan:
-        """The plan that `to_json` gave. Raises ValueError on a text that is none."""
+        """Plan from `to_json`. Raises ValueError on any other text."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -169,18 +171,18 @@ class CompressionPlan:
 
 
 def check_objective(owner: str, objective: str) -> None:
-    """Raise ValueError unless compressed weights can be fitted to it."""
+    """Raise ValueError unless `objective` is one of OBJECTIVES."""
     if objective not in OBJECTIVES:
         raise ValueError(f"{owner}: objective {objective!r}; expected one of {OBJECTIVES}")
 
 
 def is_size(value: Any, least: int = 1) -> bool:
-    """Whether it is a whole number that torch can count to, from `least` on."""
+    """True if `value` is an int from `least` to the largest int64."""
     return type(value) is int and least <= value < 2**63
 
 
 def listed(whole: object, layers: Mapping[str, object]) -> str:
-    """`whole` in a line, and a line for each of its first `PRINTED` layers."""
+    """Text of `whole` in a line, and of its first `PRINTED` layers in a line each."""
     names = list(layers)[:PRINTED]
     lines = [repr(whole).strip("<>"), *(f"  {name}: {layers[name]}" for name in names)]
     left = len(layers) - len(names)

@@ -67,7 +67,7 @@ class LadaQuantizationConfig(QuantizationConfigMixin):
 
 
 class LadaQuantizer(HfQuantizer):
-    """Builds the planned modules before `from_pretrained` loads their tensors."""
+    """Quantizer that builds the planned modules before `from_pretrained` loads their tensors."""
 
     requires_calibration = True  # only compressed checkpoints are loaded; `compress` makes them
     is_trainable = True  # type: ignore[assignment]
@@ -185,7 +185,7 @@ def record_compression(model: nn.Module, plan: CompressionPlan, report: Compress
 
 
 def forget_compression(model: nn.Module) -> None:
-    """Make the config of every Hugging Face model in `model` that of a dense model again."""
+    """Remove the compression from the config of every Hugging Face model in `model`."""
     for owner in pretrained_models(model).values():
         if compression_of(owner) is None:
             continue
@@ -197,9 +197,9 @@ def forget_compression(model: nn.Module) -> None:
 
 
 def pretrained_models(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """The outermost Hugging Face models in `model`, by the prefix of the names in them.
+    """Outermost Hugging Face models in `model`, by the prefix of their modules' names.
 
-    That of a model itself is "", in a wrapper such as sentence-transformers' it is "0.model.".
+    The prefix is "" for `model` itself, "0.model." within sentence-transformers' wrapper.
     """
     found: dict[str, PreTrainedModel] = {}
     for name, module in model.named_modules():
@@ -211,7 +211,7 @@ def pretrained_models(model: nn.Module) -> dict[str, PreTrainedModel]:
 def _part(
     plan: CompressionPlan, report: CompressionReport, prefix: str
 ) -> tuple[CompressionPlan, CompressionReport]:
-    """The layers whose names begin with `prefix`, without it."""
+    """Plan and report of the layers whose names begin with `prefix`, without it."""
     size = len(prefix)
     layers = {n[size:]: layer for n, layer in plan.layers.items() if n.startswith(prefix)}
     reports = {n[size:]: layer for n, layer in report.layers.items() if n.startswith(prefix)}
@@ -221,7 +221,7 @@ def _part(
 def _config(
     owner: PreTrainedModel, new: tuple[CompressionPlan, CompressionReport]
 ) -> LadaQuantizationConfig:
-    """The config of `owner` with `new` plan and report added to those it has."""
+    """Config of `owner` with `new` plan and report added to the recorded ones."""
     plan, report = new
     before = compression_of(owner)
     if before is not None:
@@ -240,7 +240,7 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _in_encoder(model: PreTrainedModel, name: str) -> bool:
-    """Whether a tensor is one that every task needs: no head's, pooler's or cross-attention's."""
+    """True if every task needs the tensor: no head's, pooler's or cross-attention's."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     may_miss = model._keys_to_ignore_on_load_missing or ()
     return (
@@ -251,7 +251,7 @@ def _in_encoder(model: PreTrainedModel, name: str) -> bool:
 
 
 def name_in(model: PreTrainedModel, name: str, kind: type[nn.Module]) -> str | None:
-    """The name in `model` of a layer recorded with or without a head, so with another prefix.
+    """Name in `model` of a layer that was recorded with or without a head, so with another prefix.
 
     None where no module of that kind has such a name.
     """
@@ -272,7 +272,7 @@ def _linear_of(model: PreTrainedModel, name: str) -> str:
 
 
 def _empty_module(name: str, plan: LayerPlan, linear: nn.Linear) -> CompressedLinear:
-    """A module for `plan` in the place of `linear`, its tensors still to be loaded."""
+    """Module for `plan` in the place of `linear`, its tensors still to be loaded."""
     got, size = (linear.in_features, linear.out_features), (plan.in_features, plan.out_features)
     if got != size:
         raise ValueError(

@@ -17,7 +17,7 @@ from ..modules.sparse_low_rank_linear import SparseLowRankLinear
 
 
 def to_module(weight: Format, like: nn.Linear | CompressedLinear) -> CompressedLinear:
-    """The module for `weight` that takes the place of `like`: its bias, mode and grad flags."""
+    """Module for `weight` in the place of `like`, with its bias, mode and grad flags."""
     activation = getattr(like, "activation", "none")
     if isinstance(weight, LowRank):
         module = LowRankLinear.from_format(weight, like.bias, activation)
@@ -36,7 +36,7 @@ def to_module(weight: Format, like: nn.Linear | CompressedLinear) -> CompressedL
 
 @contextmanager
 def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Set every named submodule; if that or the body fails, all are put back."""
+    """Context in which every named submodule is replaced; all are put back if its body raises."""
     new = {id(model.get_submodule(name)): module for name, module in modules.items()}
     # a module may go by several names, and is replaced under each
     everywhere = model.named_modules(remove_duplicate=False)
@@ -52,6 +52,6 @@ def replaced_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iter
 
 
 def model_bytes(model: nn.Module) -> int:
-    """The bytes of all tensors of a model, each once."""
+    """Bytes of all tensors of a model, each once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())

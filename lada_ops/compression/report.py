@@ -1,4 +1,4 @@
-"""What compression did: per layer and in all, as numbers and as JSON."""
+"""Report of a compression: errors and costs per layer and in all, as numbers and as JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from .plan import OBJECTIVES, LayerPlan, check_keys, is_size, listed
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One compressed linear.
+    """Errors and costs of one compressed linear.
 
-    objective: "weights", "activations" or "outputs", what it was fitted to, or "training".
-    weight_error: ``||W - W'||_F / ||W||_F``. activation_error: ``||Y - Y'||_F / ||W X||_F`` over
-    the calibration tokens, with Y and Y' the outputs for the inputs X, biases included; None
-    without calibration. Both are None once it was trained. dense and compressed count weight and
-    bias.
+    objective: the objective of its fit, or "training". weight_error: ``||W - W'||_F / ||W||_F``.
+    activation_error: ``||Y - Y'||_F / ||W X||_F`` over the calibration tokens, with Y and Y' the
+    outputs for the inputs X, biases included; None without calibration. Both errors are None after
+    training. dense, compressed: counts of weight and bias.
     """
 
     plan: LayerPlan
@@ -37,9 +36,10 @@ class LayerReport:
 
 @dataclass(frozen=True, repr=False)
 class CompressionReport:
-    """All compressed linears; model_bytes_dense and model_bytes are the whole model's tensors.
+    """Reports of all compressed linears, by name.
 
-    Printed, it is its sums and the first layers; `to_dict` holds all.
+    model_bytes_dense, model_bytes: of all tensors of the model, before and after. Printed, it shows
+    sums and the first layers; `to_dict` holds all.
     """
 
     layers: Mapping[str, LayerReport]
@@ -48,12 +48,12 @@ class CompressionReport:
 
     @property
     def dense(self) -> Counts:
-        """The summed counts of the linears before compression."""
+        """Summed counts of the linears before compression."""
         return sum((layer.dense for layer in self.layers.values()), Counts())
 
     @property
     def compressed(self) -> Counts:
-        """The summed counts of the linears after compression."""
+        """Summed counts of the linears after compression."""
         return sum((layer.compressed for layer in self.layers.values()), Counts())
 
     @property
@@ -89,9 +89,9 @@ class CompressionReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
-        """The report that `to_dict` gave; its sums are computed anew.
+        """Report from `to_dict`; its sums are computed anew.
 
-        Raises ValueError, with the place, on keys that are unknown or missing, and on values of
+        Raises ValueError, which names the place, on unknown or missing keys and on values of
         another type or out of range.
         """
         where = "CompressionReport"

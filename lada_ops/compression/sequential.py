@@ -1,4 +1,4 @@
-"""Layer after layer: each linear is fitted to what the compressed ones before it give it."""
+"""Sequential calibration: each linear is fitted on the activations of the compressed layers."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from .calibration import MEAN_SHARE, LayerStatistics, centred
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
-    """What a linear gets in the dense model, x, and in the compressed one, x', over tokens.
+class InputShift:
+    """Shift of a linear's inputs: x in the dense model, x' in the compressed one, same tokens.
 
-    cross: the mean of ``x x'^T`` (in, in), and inputs: of ``x' x'^T``; where the linear has a bias,
-    which makes up for means, both `centred`. mean, mean_now (in,): those of x and of x'. energy:
-    the mean of ``||W x||^2``. All in fp64.
+    cross: ``E[x x'^T]`` (in, in); inputs: ``E[x' x'^T]`` (in, in); both `centred` where the linear
+    has a bias, which corrects means. mean: ``E[x]`` (in,); shifted_mean: ``E[x']`` (in,); energy:
+    ``E[||W x||^2]``. Means over tokens, in fp64.
     """
 
     cross: Tensor
     inputs: Tensor
     mean: Tensor
-    mean_now: Tensor
+    shifted_mean: Tensor
     energy: Tensor
 
     @classmethod
-    def none(cls, linear: nn.Linear, seen: LayerStatistics) -> Drift:
-        """That of a linear which still gets what it got."""
-        inputs, weight = seen.unexplained(linear).inputs, linear.weight.double()
-        energy = (weight @ seen.inputs * weight).sum()
-        return cls(inputs, inputs, seen.mean, seen.mean, energy)
+    def none(cls, linear: nn.Linear, statistics: LayerStatistics) -> InputShift:
+        """No shift: the linear's inputs are unchanged."""
+        inputs, weight = statistics.centred_for(linear).inputs, linear.weight.double()
+        energy = (weight @ statistics.inputs * weight).sum()
+        return cls(inputs, inputs, statistics.mean, statistics.mean, energy)
 
     def target(self, weight: Tensor) -> Tensor:
-        """The T (out, in) for which ``T x'`` is nearest to ``W x``, for ``weight`` W, in fp64.
+        """Weight T (out, in) fp64 that minimises ``E[||W x - T x'||^2]``, for ``weight`` W.
 
-        ``T = W cross inputs^-1``, both damped, which draws T to W. Whatever takes W's place errs by
-        its distance from T, in the norm of `inputs`, and by what no weight can help.
+        ``T = W cross inputs^-1``, both damped, which draws T to W. The error of any other weight is
+        its distance from T in the norm of `inputs`, plus a rest that no weight reduces.
         """
         matrix = damped(self.inputs)
         cross = self.cross + matrix - self.inputs
         return torch.linalg.solve(matrix, cross.T @ weight.double().T).T
 
-    def shifted(self, bias: Tensor, weight: Tensor, compressed: Tensor) -> Tensor:
-        """The bias (out,) in fp64 that makes the outputs of `compressed` right in the mean."""
-        return bias.double() + weight.double() @ self.mean - compressed @ self.mean_now
+    def corrected_bias(self, bias: Tensor, weight: Tensor, compressed: Tensor) -> Tensor:
+        """Bias (out,) fp64 with which the weight `compressed` has the dense outputs in the mean."""
+        return bias.double() + weight.double() @ self.mean - compressed @ self.shifted_mean
 
     def error(self, linear: nn.Linear, compressed: Tensor) -> float:
-        """``||Y - Y'||_F / ||W X||_F`` of a weight (out, in) fp64 whose bias is `shifted`."""
+        """``||Y - Y'||_F / ||W X||_F`` of a weight (out, in) fp64 with its `corrected_bias`."""
         weight, size = linear.weight.double(), self.energy
         if linear.bias is not None:
             size = size - MEAN_SHARE * (weight @ self.mean).square().sum()
@@ -69,41 +69,41 @@ def fit_in_sequence(
     model: nn.Module,
     names: Iterable[str],
     batches: Batches,
-    fit: Callable[[str, Drift], nn.Module],
+    fit: Callable[[str, InputShift], nn.Module],
 ) -> None:
-    """Call ``fit(name, drift)`` for the named linears in the order in which the model runs them.
+    """Call ``fit(name, shift)`` for the named linears in the order in which the model runs them.
 
-    The module it returns takes the linear's place for those after it, in copies of the model's
-    layers: the model itself stays as it is. Linears that share one input count as one step (as
-    SparseGPT goes through a model, Frantar and Alistarh, ICML 2023, but with the outputs of the
-    dense model for a target).
-    Only those within layers that run each once, one after another, are fitted; in ALBERT none is.
-    The hidden states of all batches are kept, dense and compressed.
+    The returned module replaces the linear for all later ones, in copies of the model's layers: the
+    model itself stays unchanged. Linears that share one input form one step (as SparseGPT goes
+    through a model, Frantar and Alistarh, ICML 2023, but with the dense model's outputs as target).
+    Linears outside layers that run once each, one after another, are left out: in ALBERT, all. The
+    hidden states of all batches are kept in memory, dense and compressed.
     """
     blocks = _blocks(model, names)
     with eval_mode(model):
         order, runs = _record(model, list(blocks), batches)
         for index, block in enumerate(order):
             dense = model.get_submodule(block)
-            now = copy.deepcopy(dense)
+            compressed = copy.deepcopy(dense)
             for step in _steps(dense, blocks[block], runs[0], index):
-                for name, drift in _drifts(dense, now, step, runs, index).items():
-                    now.set_submodule(name, fit(f"{block}.{name}", drift))
+                for name, shift in _input_shifts(dense, compressed, step, runs, index).items():
+                    compressed.set_submodule(name, fit(f"{block}.{name}", shift))
             for run in runs:
                 run.dense = _first(run.call(dense, run.dense, index))
-                run.now = _first(run.call(now, run.now, index))
+                run.compressed = _first(run.call(compressed, run.compressed, index))
 
 
 @dataclass(eq=False)
 class _Run:
-    """A batch on its way through the layers, in the dense model and in the compressed one.
+    """Hidden states of a batch between two layers, in the dense and in the compressed model.
 
-    dense, now: the hidden states (batch, length, hidden); rest: what each layer gets besides.
+    mask (batch, length): of real tokens. dense, compressed: (batch, length, hidden). rest: the
+    other arguments of each layer, positional and by keyword.
     """
 
     mask: Tensor | None
     dense: Tensor
-    now: Tensor
+    compressed: Tensor
     rest: list[tuple[tuple[Any, ...], Mapping[str, Any]]]
 
     def call(self, layer: nn.Module, hidden: Tensor, index: int) -> Any:
@@ -112,19 +112,19 @@ class _Run:
 
 
 def _blocks(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """The layers, members of a ModuleList, that hold the linears, each with the names in it."""
+    """Layers (members of a ModuleList) that hold the linears, each with their names in it."""
     blocks: dict[str, list[str]] = {}
     for name in names:
-        found = re.match(r"((?:.*?\.)?\d+)\.(.+)", name)
-        if found and isinstance(model.get_submodule(found[1].rpartition(".")[0]), nn.ModuleList):
-            blocks.setdefault(found[1], []).append(found[2])
+        match = re.match(r"((?:.*?\.)?\d+)\.(.+)", name)
+        if match and isinstance(model.get_submodule(match[1].rpartition(".")[0]), nn.ModuleList):
+            blocks.setdefault(match[1], []).append(match[2])
     return blocks
 
 
 def _record(model: nn.Module, blocks: list[str], batches: Batches) -> tuple[list[str], list[_Run]]:
-    """The layers in the order in which they run, and each batch before the first of them.
+    """Layers in the order in which they run, and the batches as they enter the first one.
 
-    Nothing where they do not run once each, one on what the one before it answered.
+    Both empty unless each layer runs once, on the output of the layer before it.
     """
     device, runs, order = next(model.parameters()).device, [], []
     calls: list[tuple[str, tuple[Any, ...], Mapping[str, Any], Any]] = []
@@ -160,18 +160,18 @@ def _first(answer: Any) -> Tensor:
 
 
 class _EnoughError(Exception):
-    """Ends a layer's forward where nothing more of it is wanted."""
+    """End of a layer's forward once the wanted inputs are recorded."""
 
 
 def _inputs(
     layer: nn.Module, names: Iterable[str], calls: int, run: _Run, hidden: Tensor, index: int
 ) -> list[tuple[str, Tensor]]:
-    """What the named linears of a layer get, in order, up to so many calls."""
-    found: list[tuple[str, Tensor]] = []
+    """Inputs of the named linears of a layer, in order, of the first `calls` calls; -1 is all."""
+    inputs: list[tuple[str, Tensor]] = []
 
     def keep(name: str, _linear: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append((name, args[0]))
-        if len(found) == calls:
+        inputs.append((name, args[0]))
+        if len(inputs) == calls:
             raise _EnoughError
 
     with ExitStack() as stack:
@@ -180,11 +180,11 @@ def _inputs(
             stack.callback(handle.remove)
         stack.enter_context(suppress(_EnoughError))
         run.call(layer, hidden, index)
-    return found
+    return inputs
 
 
 def _steps(layer: nn.Module, names: list[str], run: _Run, index: int) -> list[dict[str, int]]:
-    """The linears that share an input, in the order in which they run, and how often each does."""
+    """Groups of linears that share an input, in the order of their runs: name -> calls."""
     steps: list[dict[str, int]] = []
     last = None
     for name, x in _inputs(layer, names, -1, run, run.dense, index):
@@ -199,15 +199,15 @@ def _steps(layer: nn.Module, names: list[str], run: _Run, index: int) -> list[di
     return steps
 
 
-def _drifts(
-    dense: nn.Module, now: nn.Module, step: Mapping[str, int], runs: list[_Run], index: int
-) -> dict[str, Drift]:
+def _input_shifts(
+    dense: nn.Module, compressed: nn.Module, step: Mapping[str, int], runs: list[_Run], index: int
+) -> dict[str, InputShift]:
     linears: dict[str, Any] = {name: dense.get_submodule(name) for name in step}
     sums: dict[str, list[Tensor]] = {}
     calls = sum(step.values())
     for run in runs:
         before = _inputs(dense, step, calls, run, run.dense, index)
-        after = _inputs(now, step, calls, run, run.now, index)
+        after = _inputs(compressed, step, calls, run, run.compressed, index)
         last: tuple[Any, Any, Any] = (None, None, None)
         for (name, x), (_, y) in zip(before, after, strict=True):
             if x is not last[0] or y is not last[1]:
@@ -217,18 +217,19 @@ def _drifts(
             terms = [outputs.double().square().sum(), *last[2]]
             known = sums.get(name, [torch.zeros_like(term) for term in terms])
             sums[name] = [total + term for total, term in zip(known, terms, strict=True)]
-    return {name: _drift(linears[name], *sums[name]) for name in step}
+    return {name: _input_shift(linears[name], *sums[name]) for name in step}
 
 
 def _wide(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens that count, in fp32 at least."""
+    """Real tokens (tokens, features), in fp32 at least."""
     return real_tokens(x, mask).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _products(x: Tensor, y: Tensor) -> list[Tensor]:
-    """The sums of ``x y^T``, ``y y^T``, x, y and 1 over tokens, in fp64.
+    """Sums of ``x y^T``, ``y y^T``, x, y and 1 over tokens, in fp64.
 
-    Multiplied in the dtype of x, less the means: of large means nothing is left for rounding.
+    Products are taken in the dtype of x after the means are subtracted, since large means would
+    leave their differences to rounding.
     """
     tokens = torch.tensor(len(x), dtype=torch.float64, device=x.device)
     sums = [x.sum(0, dtype=torch.float64), y.sum(0, dtype=torch.float64)]
@@ -239,9 +240,9 @@ def _products(x: Tensor, y: Tensor) -> list[Tensor]:
     return [cross, inputs, *sums, tokens]
 
 
-def _drift(linear: nn.Module, energy: Tensor, *sums: Tensor) -> Drift:
+def _input_shift(linear: nn.Module, energy: Tensor, *sums: Tensor) -> InputShift:
     tokens = sums[-1]
-    cross, inputs, mean, mean_now = (total / tokens for total in sums[:-1])
+    cross, inputs, mean, shifted = (total / tokens for total in sums[:-1])
     if linear.bias is not None:
-        cross, inputs = centred(cross, mean, mean_now), centred(inputs, mean_now, mean_now)
-    return Drift(cross, inputs, mean, mean_now, energy / tokens)
+        cross, inputs = centred(cross, mean, shifted), centred(inputs, shifted, shifted)
+    return InputShift(cross, inputs, mean, shifted, energy / tokens)

@@ -1,4 +1,4 @@
-"""Leave out what training has set to zero: the same model, smaller and faster."""
+"""`shrink`: removal of the rank slices and blocks that training has set to zero."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _METHODS: dict[type, Method] = {
 def shrink(model: nn.Module) -> list[str]:
     """Drop the rank slices and blocks of zeros from a model's compressed linears, in place.
 
-    The model computes the same. What its config records of it, which `save_pretrained` writes, is
-    brought up to date: formats, ranks and counts are those of now, and errors that were measured
-    before training are None. Single zeros within what is left stay.
+    The model computes the same. Its config, which `save_pretrained` writes, records the new
+    formats, ranks and counts; errors measured before training become None. Single zeros within the
+    remaining slices and blocks stay.
     Returns the names of the modules that became smaller.
 
     Raises ValueError, the model unchanged, where a linear that its config records is gone.
@@ -50,9 +50,9 @@ def shrink(model: nn.Module) -> list[str]:
 
 
 def without_zeros(weight: Format) -> Format:
-    """The same weight with only the ranks, and packs of blocks, that are not all zero.
+    """Weight without the ranks, and the packs of blocks, that are all zero.
 
-    Of a sum, a part that is all zero is left out; of a weight that is, one rank or pack is kept.
+    A sum loses a part that is all zero; a weight of zeros keeps one rank or pack.
     """
     if isinstance(weight, LowRank):
         return _without_ranks(weight)
@@ -106,7 +106,7 @@ def _record(model: PreTrainedModel) -> None:
 
 
 def plan_of(module: CompressedLinear) -> LayerPlan:
-    """The plan that would make a module of this format, rank, block and density."""
+    """Plan with the format, rank, block and density of a module."""
     weight = module.format
     low_rank = weight.low_rank if isinstance(weight, SparseLowRank) else weight
     bsr = weight.bsr if isinstance(weight, SparseLowRank) else weight

@@ -17,6 +17,7 @@ from ..compression.batches import Batches
 from ..compression.compress import compress
 from ..compression.plan import CompressionPlan, LayerPlan
 from ..compression.shrink import shrink
+from ..formats.low_rank import LowRank
 from ..modules.low_rank_linear import LowRankLinear
 from .losses import Losses
 from .pruner import Pruner
@@ -266,7 +267,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
 def _weights(shapes: Mapping[str, tuple[int, int]], rank: int | None) -> int:
     if rank is None:
         return sum(rows * cols for rows, cols in shapes.values())
-    return sum(rank * (rows + cols) for rows, cols in shapes.values())
+    return sum(LowRank.parameters(shape, rank) for shape in shapes.values())
 
 
 def _word_embedding(model: nn.Module) -> nn.Parameter:

@@ -15,7 +15,7 @@ from ..compression.compress import compress
 from ..compression.plan import METHODS, Method
 from ..compression.pretrained import compression_of
 from ..compression.shrink import shrink
-from ..formats.bsr import INDEX_DTYPE
+from ..formats.bsr import Bsr
 from ..formats.counts import Counts
 from ..formats.grid import check_block
 from ..modules.compressed_linear import CompressedLinear
@@ -131,4 +131,4 @@ def _counts(module: nn.Module) -> Counts:
 
 def _bytes_beside_blocks(linear: nn.Linear, block: tuple[int, int]) -> int:
     bias = 0 if linear.bias is None else linear.bias.numel() * linear.bias.element_size()
-    return bias + (linear.out_features // block[0] + 1) * INDEX_DTYPE.itemsize
+    return bias + Bsr.pointer_bytes((linear.out_features, linear.in_features), block)

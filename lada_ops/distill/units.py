@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..formats.bsr import INDEX_DTYPE, block_row_indices, split_blocks
-from ..formats.grid import check_block, group_of
+from ..formats.bsr import Bsr, split_blocks
+from ..formats.grid import grid_of, group_of
+from ..formats.low_rank import LowRank
 from ..modules.block_sparse_linear import BsrLinear
 from ..modules.low_rank_linear import LowRankLinear
 from ..modules.sparse_low_rank_linear import SparseLowRankLinear
@@ -49,7 +50,8 @@ class RankSlices(UnitGrid):
             raise ValueError(f"RankSlices: rank {module.rank}; expected a multiple of {group_size}")
         self.present = torch.ones(1, module.rank, dtype=torch.bool, device=self.u.device)
         self.group_size, self.min_groups = group_size, 1
-        self.unit_bytes = (module.in_features + module.out_features) * self.u.element_size()
+        shape = module.out_features, module.in_features
+        self.unit_bytes = LowRank.rank_bytes(shape, self.u.dtype)
 
     def gate_gradients(self) -> Tensor:
         return (_gradient(self.u) * self.u.detach()).float().sum(0, keepdim=True)
@@ -66,12 +68,10 @@ class StoredBlocks(UnitGrid):
     def __init__(self, module: BsrLinear, min_groups: int) -> None:
         self.values = module.values
         bsr = module.bsr
-        self.rows = block_row_indices(module.crow_indices, bsr.nnz)
-        self.cols = module.col_indices.long()
-        self.present = torch.zeros(bsr.grid, dtype=torch.bool, device=self.values.device)
-        self.present[self.rows, self.cols] = True
+        self.rows, self.cols = bsr.row_indices, bsr.col_indices.long()
+        self.present = bsr.mask
         self.group_size, self.min_groups = group_of(bsr.shape, bsr.block), min_groups
-        self.unit_bytes = _block_bytes(bsr.block, self.values)
+        self.unit_bytes = Bsr.block_bytes(bsr.block, self.values.dtype)
 
     def gate_gradients(self) -> Tensor:
         products = (_gradient(self.values) * self.values.detach()).float().sum((1, 2))
@@ -89,11 +89,10 @@ class DenseBlocks(UnitGrid):
     def __init__(self, linear: nn.Linear, block: tuple[int, int]) -> None:
         self.weight, self.block = linear.weight, block
         shape = linear.out_features, linear.in_features
-        check_block("DenseBlocks", block, shape)
-        grid = shape[0] // block[0], shape[1] // block[1]
+        grid = grid_of(shape, block)
         self.present = torch.ones(grid, dtype=torch.bool, device=self.weight.device)
         self.group_size, self.min_groups = group_of(shape, block), 1
-        self.unit_bytes = _block_bytes(block, self.weight)
+        self.unit_bytes = Bsr.block_bytes(block, self.weight.dtype)
 
     def gate_gradients(self) -> Tensor:
         products = (_gradient(self.weight) * self.weight.detach()).float()
@@ -158,7 +157,3 @@ def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         raise ValueError("a weight to prune has no gradient; expected one that requires it")
     return parameter.grad
-
-
-def _block_bytes(block: tuple[int, int], values: Tensor) -> int:
-    return block[0] * block[1] * values.element_size() + INDEX_DTYPE.itemsize

@@ -21,7 +21,7 @@ BUCKETS = ((1, 16), (1, 128), (8, 128), (32, 128))  # batch x length
 def embed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
 ) -> Tensor:
-    """Sentence embeddings (sentences, hidden): the mean over unmasked tokens, of length 1."""
+    """Sentence embeddings (sentences, hidden): means over unmasked tokens, normalised."""
     rows: dict[str, Tensor] = {}
     for texts in _by_length(sentences, 64):
         inputs = tokenizer(
@@ -45,21 +45,21 @@ def quality(
     want: Tensor,
     pairs: SentencePairs | None,
 ) -> dict[str, Any]:
-    """One row of a table: what a model costs, and how near it is to the dense one.
+    """Row of a table: costs of a model, and the agreement of its embeddings with the dense ones.
 
-    got, want (sentences, hidden): embeddings of the same texts by it and by the dense one; those of
-    both sides of `pairs`, where they are given.
+    got, want (sentences, hidden): embeddings of the same texts by the model and by the dense one;
+    where `pairs` are given, of their first sentences and then of their second ones.
     """
     cosine = (got * want).sum(1)
-    found = compression_of(model)
-    linears = {} if found else encoder_linears(model)
+    recorded = compression_of(model)
+    linears = {} if recorded else encoder_linears(model)
     dense_bytes = sum(
         p.numel() * p.element_size() for m in linears.values() for p in m.parameters()
     )
     return {
         "name": name,
-        "linears_bytes": found[1].compressed.stored_bytes if found else dense_bytes,
-        "linears_ratio": found[1].ratio if found else 1.0,
+        "linears_bytes": recorded[1].compressed.stored_bytes if recorded else dense_bytes,
+        "linears_ratio": recorded[1].ratio if recorded else 1.0,
         "model_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "cosine_mean": float(cosine.mean()),
         "cosine_min": float(cosine.min()),
@@ -78,13 +78,13 @@ def _spearman(embeddings: Tensor, pairs: SentencePairs) -> float:
 def full_batches(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], device: torch.device
 ) -> dict[str, Mapping[str, Tensor]]:
-    """By batch x length, inputs of real tokens without padding: the sentences one after another."""
+    """Inputs without padding, by batch x length: tokens of the sentences one after another."""
     ids = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"]
-    found: dict[str, Mapping[str, Tensor]] = {}
+    batches: dict[str, Mapping[str, Tensor]] = {}
     for batch, length in BUCKETS:
         count = batch * length
         tokens = torch.tensor(ids * (1 + count // len(ids)), dtype=torch.long, device=device)
         input_ids = tokens[:count].view(batch, length)
         mask = torch.ones_like(input_ids)
-        found[f"{batch}x{length}"] = {"input_ids": input_ids, "attention_mask": mask}
-    return found
+        batches[f"{batch}x{length}"] = {"input_ids": input_ids, "attention_mask": mask}
+    return batches

@@ -1,4 +1,4 @@
-"""Block-sparse rows (BSR): the blocks of a weight that are kept, and where they stand."""
+"""Block-sparse rows (BSR): the kept blocks of a weight and their positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import check_float
 from .counts import Counts
-from .grid import check_block, pack_of
+from .grid import check_block, grid_of, pack_of
 
 INDEX_DTYPE = torch.int32
 
@@ -20,7 +20,9 @@ class Bsr:
 
     crow_indices (out / block_rows + 1,) and col_indices (nnz,): int32 or int64, kept as int32;
     values (nnz, block_rows, block_cols); shape (out, in). Within a block row the column indices
-    ascend strictly. Raises ValueError or TypeError where one of this does not hold.
+    ascend strictly.
+
+    Raises ValueError or TypeError where a tensor breaks one of these rules.
     """
 
     crow_indices: Tensor
@@ -58,39 +60,55 @@ class Bsr:
 
     @property
     def block(self) -> tuple[int, int]:
+        """Rows and columns of a block."""
         return self.values.shape[1], self.values.shape[2]
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The number of block rows and block columns."""
-        return self.shape[0] // self.block[0], self.shape[1] // self.block[1]
+        """Number of block rows and block columns."""
+        return grid_of(self.shape, self.block)
 
     @property
     def nnz(self) -> int:
-        """The number of stored blocks."""
+        """Number of stored blocks."""
         return self.values.shape[0]
 
     @property
     def density(self) -> float:
+        """Share of the blocks that are stored, 0 to 1."""
         return self.nnz / (self.grid[0] * self.grid[1])
 
     @property
+    def row_indices(self) -> Tensor:
+        """Block row (nnz,) int64 of each stored block."""
+        return block_row_indices(self.crow_indices, self.nnz)
+
+    @property
+    def mask(self) -> Tensor:
+        """Mask (block rows, block columns) bool of the stored blocks."""
+        mask = torch.zeros(self.grid, dtype=torch.bool, device=self.values.device)
+        mask[self.row_indices, self.col_indices.long()] = True
+        return mask
+
+    @property
     def whole_packs(self) -> bool:
-        """Whether every block row holds a multiple of `pack_of(block)` blocks; False on meta."""
+        """True if every block row holds a multiple of `pack_of(block)` blocks; False on meta."""
         if self.values.is_meta:
             return False
         return not (self.crow_indices.diff() % pack_of(self.block)).any()
 
     @property
     def order(self) -> Tensor:
-        """The block rows (block rows,) int32, those of most blocks first."""
+        """Block rows (block rows,) int32, the ones with most blocks first."""
         return self.crow_indices.diff().argsort(descending=True, stable=True).to(INDEX_DTYPE)
 
     @classmethod
     def from_dense(cls, weight: Tensor, block: tuple[int, int], keep: Tensor | None = None) -> Bsr:
-        """The blocks of ``weight (out, in)`` where ``keep (block rows, block columns)`` is true.
+        """BSR of the blocks of ``weight (out, in)`` that the bool mask `keep` names.
 
-        Without `keep`, the blocks that hold a non-zero.
+        keep: (block rows, block columns); by default the blocks that hold a non-zero.
+
+        Raises ValueError where `block` does not tile the weight or `keep` is no such mask.
         """
         if weight.ndim != 2:
             raise ValueError(f"Bsr.from_dense: weight {tuple(weight.shape)}; expected (out, in)")
@@ -111,7 +129,10 @@ class Bsr:
 
     @classmethod
     def from_torch(cls, tensor: Tensor) -> Bsr:
-        """From a 2-D tensor of layout `torch.sparse_bsr`; unsorted rows are refused."""
+        """BSR of a 2-D tensor of layout `torch.sparse_bsr`, in block rows that are sorted.
+
+        Raises TypeError on another layout, ValueError on unsorted rows.
+        """
         if tensor.layout != torch.sparse_bsr or tensor.ndim != 2:
             raise TypeError(
                 f"Bsr.from_torch: {tensor.ndim}-D tensor of layout {tensor.layout}; "
@@ -125,7 +146,7 @@ class Bsr:
         )
 
     def to_torch(self) -> Tensor:
-        """The same weight as a `torch.sparse_bsr` tensor."""
+        """Tensor of layout `torch.sparse_bsr` with the same weight."""
         return torch.sparse_bsr_tensor(
             self.crow_indices,
             self.col_indices,
@@ -135,65 +156,82 @@ class Bsr:
         )
 
     def to_dense(self) -> Tensor:
-        """The weight (out, in)."""
+        """Dense weight (out, in)."""
         return bsr_to_dense(self.crow_indices, self.col_indices, self.values, self.shape[1])
 
     def to(self, dtype: torch.dtype) -> Bsr:
-        """The same in another dtype."""
+        """BSR with values in another dtype."""
         return Bsr(self.crow_indices, self.col_indices, self.values.to(dtype), self.shape)
 
     def scaled(self, rows: Tensor) -> Bsr:
-        """The weight whose rows are multiplied by ``rows (out,)``."""
-        factors = rows.view(-1, self.block[0])[block_row_indices(self.crow_indices, self.nnz)]
+        """BSR with the rows of the weight multiplied by ``rows (out,)``."""
+        factors = rows.view(-1, self.block[0])[self.row_indices]
         values = panel_major(self.values * factors[:, :, None])
         return Bsr(self.crow_indices, self.col_indices, values, self.shape)
 
     def padded(self) -> Bsr:
-        """The same weight, with zero blocks that fill every block row up to whole packs.
+        """BSR of the same weight, each block row filled up to whole packs by blocks of zeros.
 
-        This one itself where its packs are whole, cannot become so, or are on meta.
+        Returns `self` where the packs are whole, cannot become so, or are on meta.
         """
-        pack, (rows, cols) = pack_of(self.block), self.grid
-        if self.whole_packs or cols % pack or self.values.is_meta:
+        pack = pack_of(self.block)
+        if self.whole_packs or self.grid[1] % pack or self.values.is_meta:
             return self
-        row_indices = block_row_indices(self.crow_indices, self.nnz)
-        free = torch.ones(rows, cols, dtype=torch.bool, device=self.values.device)
-        free[row_indices, self.col_indices.long()] = False
+        mask = self.mask
         lacking = -self.crow_indices.diff() % pack
-        keep = ~free | (free.cumsum(1) <= lacking[:, None])
+        keep = mask | ((~mask).cumsum(1) <= lacking[:, None])
         return Bsr.from_dense(self.to_dense(), self.block, keep)
 
+    @staticmethod
+    def block_bytes(block: tuple[int, int], dtype: torch.dtype) -> int:
+        """Stored bytes of one more block: its values and its column index."""
+        return block[0] * block[1] * dtype.itemsize + INDEX_DTYPE.itemsize
+
+    @staticmethod
+    def pointer_bytes(shape: tuple[int, int], block: tuple[int, int]) -> int:
+        """Stored bytes of crow_indices, whatever the number of blocks."""
+        return (grid_of(shape, block)[0] + 1) * INDEX_DTYPE.itemsize
+
     def counts(self) -> Counts:
+        """Costs of storing and applying the weight."""
         itemsize = self.values.element_size()
         nonzeros = int(torch.count_nonzero(self.values))
-        indices = self.crow_indices.numel() + self.col_indices.numel()
+        blocks_bytes = self.nnz * self.block_bytes(self.block, self.values.dtype)
         return Counts(
             parameters=self.values.numel(),
             nonzeros=nonzeros,
             masked_bytes=nonzeros * itemsize + (self.shape[0] * self.shape[1] + 7) // 8,
-            stored_bytes=self.values.numel() * itemsize + indices * INDEX_DTYPE.itemsize,
+            stored_bytes=blocks_bytes + self.pointer_bytes(self.shape, self.block),
             flops_per_token=2 * self.values.numel(),
         )
 
 
 def split_blocks(weight: Tensor, block: tuple[int, int]) -> Tensor:
-    """A view of ``weight (out, in)`` as (block rows, block columns, *block)."""
+    """View of ``weight (out, in)`` as (block rows, block columns, *block)."""
     (out, cols), (rows, width) = weight.shape, block
     return weight.reshape(out // rows, rows, cols // width, width).transpose(1, 2)
 
 
-def panel_major(values: Tensor) -> Tensor:
-    """``values (nnz, rows, cols)`` laid out column-major within each block.
+def gather_blocks(
+    weight: Tensor, crow_indices: Tensor, col_indices: Tensor, block: tuple[int, int]
+) -> Tensor:
+    """Blocks (nnz, *block) of ``weight (out, in)`` at the positions of a BSR weight."""
+    row_indices = block_row_indices(crow_indices, col_indices.numel())
+    return split_blocks(weight, block)[row_indices, col_indices.long()]
 
-    The blocks of a block row then form one dense (cols of its blocks, rows) panel in memory, which
-    a single product can read without a copy.
+
+def panel_major(values: Tensor) -> Tensor:
+    """Copy of ``values (nnz, rows, cols)`` that is column-major within each block.
+
+    The blocks of a block row then form one dense panel (columns of its blocks, rows) in memory,
+    which a single matrix product reads without a copy.
     """
     return values.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def block_row_indices(crow_indices: Tensor, nnz: int) -> Tensor:
-    """The block row (nnz,) of each stored block; static in shape, since `nnz` is given."""
-    # one more wherever a row starts: ONNX and OpenVINO have no repeat_interleave, nor searchsorted
+    """Block row (nnz,) int64 of each stored block; static in shape, since `nnz` is given."""
+    # row starts are summed up, since ONNX and OpenVINO lack repeat_interleave and searchsorted
     starts = crow_indices[1:-1].long()
     steps = starts.new_zeros(nnz + 1).scatter_add(0, starts, torch.ones_like(starts))
     return steps.cumsum(0)[:nnz]
@@ -202,11 +240,11 @@ def block_row_indices(crow_indices: Tensor, nnz: int) -> Tensor:
 def bsr_to_dense(
     crow_indices: Tensor, col_indices: Tensor, values: Tensor, in_features: int
 ) -> Tensor:
-    """The weight (out, in) of valid BSR tensors; differentiable in `values`, static in shape."""
+    """Dense weight (out, in) of valid BSR tensors; differentiable in `values`, static in shape."""
     nnz, rows, cols = values.shape
     grid = crow_indices.numel() - 1, in_features // cols
     cells = block_row_indices(crow_indices, nnz) * grid[1] + col_indices
-    # which block each cell takes, 0 for one of zeros: a gather, which takes no blocks at all, too
+    # the block of each cell, from 1, or 0 for the block of zeros, so that nnz may be 0
     numbers = torch.arange(1, nnz + 1, device=cells.device)
     taken = cells.new_zeros(grid[0] * grid[1]).scatter(0, cells, numbers)
     blocks = torch.cat([values.new_zeros(1, rows, cols), values]).index_select(0, taken)

@@ -1,4 +1,4 @@
-"""Checks of the tensors and sizes that a format is made of."""
+"""Checks of the tensors and sizes of a format."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def check_rank(owner: str, rank: int, shape: tuple[int, int]) -> None:
 
 
 def check_float(owner: str, **tensors: Tensor) -> None:
+    """Raise TypeError unless all tensors are floating point, of one dtype and device."""
     (first_name, first), *rest = tensors.items()
     if first.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{owner}: {first_name} is {first.dtype}; expected one of {FLOAT_DTYPES}")

@@ -1,4 +1,4 @@
-"""What tensors cost, counted in every way that is usual, so that none is taken for another."""
+"""Costs of a weight in each usual unit: parameters, non-zeros, bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Counts:
-    """What a weight costs to store and to apply. Counts add up with ``+``.
+    """Costs of storing and applying a weight; ``+`` adds them up.
 
     parameters: stored floating-point values, explicit zeros included.
-    nonzeros: stored values that are not zero: what papers on pruning count.
+    nonzeros: stored values that are not zero, as papers on pruning count.
     masked_bytes: the non-zeros at their own width, plus one bit per element of each stored matrix
         that has zeros: the size of an ideal unstructured encoding.
-    stored_bytes: bytes of all stored tensors, values and indices: what is in the file.
+    stored_bytes: bytes of all stored tensors, values and indices, as in the file.
     flops_per_token: multiplications and additions to apply the weight to one token.
     """
 
@@ -31,7 +31,7 @@ class Counts:
 
     @classmethod
     def of(cls, values: Tensor, flops_per_value: int = 2) -> Counts:
-        """The counts of a tensor stored as it is."""
+        """Counts of a dense tensor."""
         nonzeros = int(torch.count_nonzero(values))
         mask = 0 if nonzeros == values.numel() else (values.numel() + 7) // 8
         return cls(

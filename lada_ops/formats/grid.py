@@ -1,6 +1,7 @@
-"""The grid of blocks that tiles a weight: which blocks fit it, and how many are kept together."""
+"""The grid of blocks that tiles a weight: its size, and how many blocks are kept together."""
 
-PACK_WIDTH = 64  # columns of x that one step of a kernel multiplies
+PACK_WIDTH = 64
+"""Columns of x that one step of a kernel multiplies."""
 
 
 def check_block(owner: str, block: tuple[int, int], shape: tuple[int, int]) -> None:
@@ -22,27 +23,34 @@ def _divisors(size: int) -> list[int]:
     return usual or [b for b in range(1, 129) if size % b == 0][-4:]
 
 
+def grid_of(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    """Block rows and block columns of a weight of that shape (out, in), which `block` tiles."""
+    return shape[0] // block[0], shape[1] // block[1]
+
+
 def pack_of(block: tuple[int, int]) -> int:
-    """How many such blocks of a block row one step of a kernel multiplies; 1 if no kernel does."""
+    """Blocks of a block row that one step of a kernel multiplies; 1 if no kernel takes `block`."""
     return PACK_WIDTH // block[1] if block[1] in (16, 32) else 1
 
 
 def group_of(shape: tuple[int, int], block: tuple[int, int]) -> int:
-    """How many blocks of a block row are kept or dropped together.
+    """Blocks of a block row that are kept or dropped together.
 
-    A pack, so that no step of a kernel is half empty; or 1 where a row of `shape` has other columns
-    than those of whole packs.
+    A pack, so that no step of a kernel is half empty; or 1 where the block columns of `shape` are
+    no whole packs.
     """
     pack = pack_of(block)
-    return 1 if shape[1] // block[1] % pack else pack
+    return 1 if grid_of(shape, block)[1] % pack else pack
 
 
-def block_count(shape: tuple[int, int], block: tuple[int, int], density: float) -> int:
-    """The number of blocks, in whole groups, nearest to the share `density` of those of `shape`.
+def block_count(owner: str, shape: tuple[int, int], block: tuple[int, int], density: float) -> int:
+    """Number of blocks, in whole groups, nearest to the share `density` of all blocks of `shape`.
 
-    Raises ValueError unless ``0 <= density <= 1``.
+    Raises ValueError, in the name of `owner`, unless `block` tiles `shape` and
+    ``0 <= density <= 1``.
     """
+    check_block(owner, block, shape)
     if not 0 <= density <= 1:
-        raise ValueError(f"density {density}; expected 0 to 1")
-    group = group_of(shape, block)
-    return group * round(density * (shape[0] // block[0]) * (shape[1] // block[1]) / group)
+        raise ValueError(f"{owner}: density {density}; expected 0 to 1")
+    group, (rows, cols) = group_of(shape, block), grid_of(shape, block)
+    return group * round(density * rows * cols / group)

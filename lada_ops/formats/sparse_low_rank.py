@@ -1,4 +1,4 @@
-"""Sparse plus low rank: the sum of two factors' product and a block-sparse weight."""
+"""Sparse plus low rank: the sum of a low-rank and a block-sparse weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from .low_rank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class SparseLowRank:
-    """``weight = u @ v + S`` with S block sparse; both of one shape, dtype and device."""
+    """``weight = u @ v + S`` with S block sparse; both of one shape, dtype and device.
+
+    Raises ValueError or TypeError where they are not.
+    """
 
     low_rank: LowRank
     bsr: Bsr
@@ -31,21 +34,23 @@ class SparseLowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Shape (out, in) of the weight."""
         return self.bsr.shape
 
     def to_dense(self) -> Tensor:
-        """The weight (out, in)."""
+        """Dense weight (out, in)."""
         return self.low_rank.to_dense() + self.bsr.to_dense()
 
     def to(self, dtype: torch.dtype) -> SparseLowRank:
-        """The same in another dtype."""
+        """Both parts in another dtype."""
         return SparseLowRank(self.low_rank.to(dtype), self.bsr.to(dtype))
 
     def scaled(self, rows: Tensor) -> SparseLowRank:
-        """The weight whose rows are multiplied by ``rows (out,)``."""
+        """Both parts with their rows multiplied by ``rows (out,)``."""
         return SparseLowRank(self.low_rank.scaled(rows), self.bsr.scaled(rows))
 
     def counts(self) -> Counts:
+        """Costs of storing and applying the weight."""
         return self.low_rank.counts() + self.bsr.counts()
 
 

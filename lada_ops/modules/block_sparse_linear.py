@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..approximation.blocks import prune_blocks
 from ..formats.bsr import INDEX_DTYPE, Bsr, bsr_to_dense, panel_major
-from ..formats.grid import block_count, check_block, group_of
+from ..formats.grid import block_count, grid_of, group_of
 from ..ops.block_sparse_linear import block_sparse_linear
 from ..ops.epilogue import check_x
 from .compressed_linear import CompressedLinear
@@ -39,12 +39,11 @@ class BsrLinear(CompressedLinear):
         dtype: torch.dtype | None,
     ) -> None:
         shape = self.out_features, self.in_features
-        check_block(type(self).__name__, block, shape)
-        nnz = block_count(shape, block, density)
+        nnz = block_count(type(self).__name__, shape, block, density)
         values = torch.empty(nnz, *block, device=device, dtype=dtype)
         self.values = nn.Parameter(panel_major(values))
         index: dict[str, Any] = {"device": values.device, "dtype": INDEX_DTYPE}
-        self.register_buffer("crow_indices", torch.empty(shape[0] // block[0] + 1, **index))
+        self.register_buffer("crow_indices", torch.empty(grid_of(shape, block)[0] + 1, **index))
         self.register_buffer("col_indices", torch.empty(nnz, **index))
         self.register_buffer("order", None, persistent=False)
 

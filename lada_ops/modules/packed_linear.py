@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..formats.bsr import Bsr
+from ..formats.bsr import Bsr, gather_blocks
 from ..formats.low_rank import LowRank
 from ..ops.epilogue import check_epilogue, needs_grad
 from ..ops.tracing import exporter, tracer_of
@@ -103,8 +103,9 @@ class PackedLinear(nn.Module):
         u, v, sparse = self.packed.unpacked()
         tensors = {"u": u, "v": v, "weight": sparse}
         if "values" in self._packed_weights:
-            shape, _ = self._packed_weights["values"]
-            tensors["values"] = _blocks(sparse, self._kept, shape)
+            (_, *block), _ = self._packed_weights["values"]
+            indices = self._kept["crow_indices"], self._kept["col_indices"]
+            tensors["values"] = gather_blocks(sparse, *indices, (block[0], block[1]))
         return {name: tensors[name].to(dtype) for name, (_, dtype) in self._packed_weights.items()}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
@@ -122,14 +123,6 @@ def refuse_loading(module: nn.Module, *arguments: Any) -> None:
         f"{type(module).__name__}: cannot load a state dict: the model was optimized for "
         "inference; load its weights first, then call lada_ops.optimize"
     )
-
-
-def _blocks(sparse: Tensor, indices: dict[str, Tensor], shape: torch.Size) -> Tensor:
-    _, rows, cols = shape
-    blocks = sparse.view(len(sparse) // rows, rows, -1, cols).transpose(1, 2)
-    crow, col = indices["crow_indices"].long(), indices["col_indices"].long()
-    row = torch.arange(len(crow) - 1, device=crow.device).repeat_interleave(crow.diff())
-    return blocks[row, col]
 
 
 def refuse(name: str, tracer: str) -> NoReturn:
@@ -194,15 +187,6 @@ def weight_of(source: Source, dense: bool = False) -> Weight:
     if isinstance(weight, LowRank):
         return Weight(*size, u=weight.u, v=weight.v)
     if isinstance(weight, Bsr):
-        return Weight(*size, sparse=weight.to_dense(), mask=block_mask(weight))
+        return Weight(*size, sparse=weight.to_dense(), mask=weight.mask)
     low_rank, bsr = weight.low_rank, weight.bsr
-    return Weight(*size, low_rank.u, low_rank.v, bsr.to_dense(), block_mask(bsr))
-
-
-def block_mask(bsr: Bsr) -> Tensor:
-    """Mask of the stored blocks, (out / block_rows, in / block_cols)."""
-    counts = bsr.crow_indices.long().diff()
-    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    mask = torch.zeros(bsr.grid, dtype=torch.bool, device=counts.device)
-    mask[rows, bsr.col_indices.long()] = True
-    return mask
+    return Weight(*size, low_rank.u, low_rank.v, bsr.to_dense(), bsr.mask)

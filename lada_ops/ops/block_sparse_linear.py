@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..formats.bsr import block_row_indices, bsr_to_dense, panel_major, split_blocks
+from ..formats.bsr import bsr_to_dense, gather_blocks, panel_major
 from .epilogue import (
     autocast,
     check_epilogue,
@@ -208,8 +208,7 @@ def dvalues_op(
     """The stored blocks of ``dy.T @ x``, the gradient of values, panel-major."""
     block = block_rows, block_cols
     if not blocks_run("block_sparse_linear", dy, *block):
-        row_indices = block_row_indices(crow_indices, col_indices.numel())
-        return panel_major(split_blocks(dy.T @ x, block)[row_indices, col_indices.long()])
+        return panel_major(gather_blocks(dy.T @ x, crow_indices, col_indices, block))
     from lada_kernels.block_sparse_linear_bwd import block_sparse_linear_dvalues
 
     indices = crow_indices.contiguous(), col_indices.contiguous()

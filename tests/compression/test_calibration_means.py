@@ -23,19 +23,19 @@ def test_means_are_those_of_every_real_token():
         torch.testing.assert_close(found[name].mean, torch.cat(tokens[name]).mean(0))
 
 
-def test_unexplained_where_there_is_a_bias_is_the_covariance():
+def test_inputs_are_centred_where_there_is_a_bias():
     x = torch.randn(50, 4, dtype=torch.float64) + 3
     seen = LayerStatistics(x.T @ x / 50, x.mean(0), torch.eye(4))
-    got = seen.unexplained(nn.Linear(4, 4))
+    got = seen.centred_for(nn.Linear(4, 4))
     torch.testing.assert_close(got.inputs, x.T.cov(correction=0), rtol=1e-4, atol=1e-4)
-    assert seen.unexplained(nn.Linear(4, 4, bias=False)) is seen
+    assert seen.centred_for(nn.Linear(4, 4, bias=False)) is seen
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 1000])
-def test_unexplained_of_tokens_all_alike_is_never_negative(tokens):
+def test_covariance_of_constant_inputs_is_never_negative(tokens):
     """Where rounding would: the third of x + x + x is not x."""
     x = torch.full((tokens, 8), 0.1, dtype=torch.float64) * torch.logspace(-4, 4, 8).double()
     seen = LayerStatistics(x.T @ x / tokens, x.sum(0) / tokens, torch.eye(8))
-    left = seen.unexplained(nn.Linear(8, 8)).inputs
+    left = seen.centred_for(nn.Linear(8, 8)).inputs
     assert left.diagonal().min() > 0
     torch.linalg.cholesky(damped(left))

@@ -59,7 +59,7 @@ def test_staged_folder_leaves_all_as_before_on(error, tmp_path):
 
 
 def test_staged_folder_puts_the_old_one_back_if_the_last_step_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr("lada_ops.compression.folder.exchange", lambda *_: False)
+    monkeypatch.setattr("lada_ops.host.files.exchange", lambda *_: False)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("0")
     rename = os.rename
@@ -76,7 +76,7 @@ def test_staged_folder_puts_the_old_one_back_if_the_last_step_fails(tmp_path, mo
 
 
 def test_interrupt_between_the_last_steps_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("lada_ops.compression.folder.exchange", lambda *_: False)
+    monkeypatch.setattr("lada_ops.host.files.exchange", lambda *_: False)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("0")
     rename = os.rename

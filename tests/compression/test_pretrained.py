@@ -321,7 +321,7 @@ class TestTraining:
 
 class TestConfig:
     def test_second_registration_is_harmless(self):
-        program = "import importlib, lada_ops.pretrained as p; importlib.reload(p)"
+        program = "import importlib, lada_ops.compression.pretrained as p; importlib.reload(p)"
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
     @pytest.mark.parametrize("version", [0, 2, -1, "1", None, 1.5])

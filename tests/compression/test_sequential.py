@@ -10,7 +10,7 @@ from lada_ops.approximation.svd import damped
 from lada_ops.architectures.encoders import encoder_linears
 from lada_ops.compression.calibration import LayerStatistics
 from lada_ops.compression.plan import METHODS
-from lada_ops.compression.sequential import Drift, fit_in_sequence
+from lada_ops.compression.sequential import InputShift, fit_in_sequence
 from tests.compression.test_compress import (
     CALIBRATION,
     QUERY,
@@ -26,13 +26,13 @@ def random(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
 
-def drifted(tokens=60, features=12):
-    """Inputs x and x' (tokens, features), and the drift between them without a bias."""
+def shifted_inputs(tokens=60, features=12):
+    """Inputs x and x' (tokens, features), and the shift between them without a bias."""
     x = random(tokens, features) @ random(features, features) + 1
     y = x + 0.3 * random(tokens, features) @ random(features, features)
     energy = torch.tensor(0.0)
-    drift = Drift(x.T @ y / tokens, y.T @ y / tokens, x.mean(0), y.mean(0), energy)
-    return x, y, drift
+    shift = InputShift(x.T @ y / tokens, y.T @ y / tokens, x.mean(0), y.mean(0), energy)
+    return x, y, shift
 
 
 def in_sequence(model, method="low_rank", **kwargs):
@@ -48,25 +48,25 @@ def both(model, dense, name):
         return now, dense.get_submodule(name)(tokens_at(dense, name))
 
 
-class TestDrift:
+class TestInputShift:
     def test_target_is_the_least_squares_solution(self):
-        x, y, drift = drifted()
-        weight, ridge = random(7, 12), (damped(drift.inputs) - drift.inputs).diagonal().sqrt()
+        x, y, shift = shifted_inputs()
+        weight, ridge = random(7, 12), (damped(shift.inputs) - shift.inputs).diagonal().sqrt()
         rows = torch.cat([y / len(y) ** 0.5, ridge.diag()])
         wanted = torch.cat([x @ weight.T / len(x) ** 0.5, ridge[:, None] * weight.T])
         want = torch.linalg.lstsq(rows, wanted).solution.T
-        torch.testing.assert_close(drift.target(weight), want)
+        torch.testing.assert_close(shift.target(weight), want)
 
-    def test_without_drift_the_target_is_the_weight(self):
+    def test_without_a_shift_the_target_is_the_weight(self):
         x, linear = random(60, 12), nn.Linear(12, 7).double()
         seen = LayerStatistics(x.T @ x / 60, x.mean(0), torch.eye(7))
         weight = linear.weight.detach()
-        torch.testing.assert_close(Drift.none(linear, seen).target(weight), weight)
+        torch.testing.assert_close(InputShift.none(linear, seen).target(weight), weight)
 
     def test_inputs_of_zeros_keep_the_weight(self):
         nothing, none = torch.zeros(4, 4).double(), torch.zeros(4).double()
         weight = random(3, 4)
-        got = Drift(nothing, nothing, none, none, none[0]).target(weight)
+        got = InputShift(nothing, nothing, none, none, none[0]).target(weight)
         torch.testing.assert_close(got, weight)
 
 
@@ -93,19 +93,19 @@ def test_the_error_is_that_of_the_compressed_model(name):
 def test_each_is_fitted_to_what_the_ones_before_it_give():
     """Against the two whole models, run with what was compressed so far."""
     model, dense = tiny_bert().double(), tiny_bert().double()
-    so_far, drifts = copy.deepcopy(dense), {}
+    so_far, shifts = copy.deepcopy(dense), {}
 
-    def fit(name, drift):
+    def fit(name, shift):
         x, y = tokens_at(dense, name), tokens_at(so_far, name)
-        torch.testing.assert_close(drift.mean, x.mean(0))
-        torch.testing.assert_close(drift.mean_now, y.mean(0))
+        torch.testing.assert_close(shift.mean, x.mean(0))
+        torch.testing.assert_close(shift.shifted_mean, y.mean(0))
         cross = (x - x.mean(0)).T @ (y - y.mean(0)) / len(x)
-        torch.testing.assert_close(drift.cross, cross, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shift.cross, cross, rtol=1e-4, atol=1e-5)
         inputs = (y - y.mean(0)).T @ (y - y.mean(0)) / len(y)
-        torch.testing.assert_close(drift.inputs, inputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shift.inputs, inputs, rtol=1e-4, atol=1e-5)
         energy = (x @ dense.get_submodule(name).weight.T).square().sum(1).mean()
-        torch.testing.assert_close(drift.energy, energy.detach())
-        drifts[name] = drift
+        torch.testing.assert_close(shift.energy, energy.detach())
+        shifts[name] = shift
         other = copy.deepcopy(dense.get_submodule(name))
         other.weight.data *= 0.9
         later.append((name, other))
@@ -114,14 +114,14 @@ def test_each_is_fitted_to_what_the_ones_before_it_give():
     later: list = []
     order = []
 
-    def step_by_step(name, drift):
+    def step_by_step(name, shift):
         # those that share an input are measured before any of them is replaced
         if name.endswith(("query", "output.dense", "intermediate.dense")):
             for done, module in later:
                 so_far.set_submodule(done, module)
             later.clear()
         order.append(name)
-        return fit(name, drift)
+        return fit(name, shift)
 
     fit_in_sequence(model, encoder_linears(model), CALIBRATION, step_by_step)
     assert order == list(encoder_linears(model))

@@ -25,12 +25,12 @@ def test_error_for_sizes_that_no_usual_block_divides_names_divisors():
 @pytest.mark.parametrize("density", [-0.01, 1.01, float("nan"), float("inf")])
 def test_density_out_of_range(density):
     with pytest.raises(ValueError, match="expected 0 to 1"):
-        block_count((6, 12), (2, 3), density)
+        block_count("owner", (6, 12), (2, 3), density)
 
 
 def test_density_of_every_count_gives_it_back():
     shape, block = (96, 7 * 16), (16, 16)
-    assert [block_count(shape, block, n / 42) for n in range(43)] == list(range(43))
+    assert [block_count("owner", shape, block, n / 42) for n in range(43)] == list(range(43))
 
 
 @pytest.mark.parametrize(("width", "pack"), [(16, 4), (32, 2), (64, 1)])
@@ -50,9 +50,10 @@ def test_a_group_is_a_pack_where_rows_hold_whole_packs(cols, group):
 
 def test_density_of_every_number_of_groups_gives_it_back():
     shape, block = (96, 192), (16, 16)
-    assert [block_count(shape, block, 4 * n / 72) for n in range(19)] == list(range(0, 73, 4))
+    counts = [block_count("owner", shape, block, 4 * n / 72) for n in range(19)]
+    assert counts == list(range(0, 73, 4))
 
 
 @pytest.mark.parametrize(("density", "count"), [(0.49 / 18, 0), (0.51 / 18, 4), (0.5, 36), (1, 72)])
 def test_density_gives_the_nearest_number_of_groups(density, count):
-    assert block_count((96, 192), (16, 16), density) == count
+    assert block_count("owner", (96, 192), (16, 16), density) == count

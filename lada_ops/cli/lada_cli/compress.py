@@ -1,4 +1,4 @@
-"""`lada compress` and `lada info`: make a compressed model, and look into it."""
+"""`lada compress` and `lada info`: a model compressed, and a compressed model described."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .app import Json, Method, Model, app, command, errors, note, pair, show
 )
 def compress(
     model: Model,
-    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     ratio: Annotated[
         float, typer.Option(help="Stored bytes of the encoder's linears, dense over compressed.")
     ] = 5.0,
-    method: Annotated[Method, typer.Option(help="What the linears become.")] = "low_rank",
+    method: Annotated[Method, typer.Option(help="Format of the compressed weights.")] = "low_rank",
     block: Annotated[
         str, typer.Option(help="Sparse blocks, out x in; tall ones are fast.")
     ] = "128x16",
@@ -29,9 +29,9 @@ def compress(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Which linears, as a regular expression; by default the encoder's."),
+        typer.Option(help="Linears, as a regular expression; by default the encoder's."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the contents of the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compress the encoder of MODEL without training and save it like any other model.
@@ -71,10 +71,10 @@ def compress(
 
 @app.command(epilog="Example: lada info ./my-bert-5x")
 def info(
-    folder: Annotated[str, typer.Argument(help="The compressed model.")],
+    folder: Annotated[str, typer.Argument(help="Compressed model.")],
     as_json: Json = False,
 ) -> None:
-    """Show what each layer of a compressed model is, costs, lost, and how this CPU would run it."""
+    """Show format, costs and errors of each compressed layer, and how this CPU would run it."""
     with errors():
         from lada_cli import tables
         from lada_ops.compression.folder import load_config, load_model
