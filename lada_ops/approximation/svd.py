@@ -17,9 +17,9 @@ def truncated_svd(
     definite (see `damped`), or None for the identity.
     Without both it is the truncated SVD (Eckart-Young), the singular values split evenly between
     the factors. With ``L L^T = gram`` the optimum is ``R^-1`` times the truncated SVD of ``R W L``
-    times ``L^-1`` (with L alone SVD-LLM, Wang et al., ICLR 2025, and the closed form of DRONE, Chen et
-    al., NeurIPS 2021; with a diagonal R alone FWSVD, Hsu et al., ICLR 2022). The factors have the
-    weight's dtype and device.
+    times ``L^-1`` (with L alone SVD-LLM, Wang et al., ICLR 2025, and the closed form of DRONE, Chen
+    et al., NeurIPS 2021; with a diagonal R alone FWSVD, Hsu et al., ICLR 2022). The factors have
+    the weight's dtype and device.
 
     Raises ValueError on a rank out of range or a weight that isn't finite.
     """
@@ -40,7 +40,8 @@ def leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Truncated SVD of a fp64 weight as ``u sqrt(s)`` and ``sqrt(s) v^T``.
 
     Computed from the eigenvectors Q of the smaller of ``W W^T`` and ``W^T W``: several times faster
-    than an SVD. ``Q Q^T W`` is the best approximation whatever the rounding of small singular values.
+    than an SVD. ``Q Q^T W`` is the best approximation whatever the rounding of small singular
+    values.
     """
     if weight.shape[0] > weight.shape[1]:
         v, u = leading_factors(weight.T, rank)
