@@ -12,7 +12,28 @@ from ..ops.low_rank_linear import low_rank_linear
 from .compressed_linear import CompressedLinear, copied
 
 
-class LowRankLinear(CompressedLinear):
+class LowRankFactors(CompressedLinear):
+    """Base of the linears with a low-rank part ``u @ v``."""
+
+    def _init_factors(
+        self, rank: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        check_rank(type(self).__name__, rank, (self.out_features, self.in_features))
+        self.u = nn.Parameter(torch.empty(self.out_features, rank, device=device, dtype=dtype))
+        self.v = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Draw u and v so that the output keeps the scale of the input; the bias is 0."""
+        super().reset_parameters()
+        nn.init.normal_(self.u, std=self.rank**-0.5)
+        nn.init.normal_(self.v, std=self.in_features**-0.5)
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[1]
+
+
+class LowRankLinear(LowRankFactors):
     """``act(x v^T u^T + bias) + residual`` with u (out, rank) and v (rank, in)."""
 
     def __init__(
@@ -25,17 +46,9 @@ class LowRankLinear(CompressedLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_rank(type(self).__name__, rank, (out_features, in_features))
         super().__init__(in_features, out_features, bias, activation, device, dtype)
-        self.u = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.v = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=dtype))
+        self._init_factors(rank, device, dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw u and v so that the output keeps the scale of the input; the bias is 0."""
-        super().reset_parameters()
-        nn.init.normal_(self.u, std=self.rank**-0.5)
-        nn.init.normal_(self.v, std=self.in_features**-0.5)
 
     @classmethod
     def from_format(
@@ -55,10 +68,6 @@ class LowRankLinear(CompressedLinear):
     def from_linear(cls, linear: nn.Linear, rank: int, activation: str = "none") -> LowRankLinear:
         """Module with the truncated SVD of `linear` at `rank`, in its dtype and on its device."""
         return cls.from_format(truncated_svd(linear.weight, rank), linear.bias, activation)
-
-    @property
-    def rank(self) -> int:
-        return self.u.shape[1]
 
     @property
     def format(self) -> LowRank:

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from ..approximation.sparse_low_rank import alternate
-from ..formats.checks import check_rank
 from ..formats.low_rank import LowRank
 from ..formats.sparse_low_rank import SparseLowRank
 from ..ops.sparse_low_rank_linear import sparse_low_rank_linear
 from .block_sparse_linear import BsrLinear
 from .compressed_linear import copied
+from .low_rank_linear import LowRankFactors
 
 
-class SparseLowRankLinear(BsrLinear):
+class SparseLowRankLinear(LowRankFactors, BsrLinear):
     """``act(x v^T u^T + x S^T + bias) + residual``.
 
     Tensors as in `LowRankLinear` and `BlockSparseLinear`.
@@ -32,10 +32,8 @@ class SparseLowRankLinear(BsrLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_rank(type(self).__name__, rank, (out_features, in_features))
         super().__init__(in_features, out_features, bias, activation, device, dtype)
-        self.u = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.v = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=dtype))
+        self._init_factors(rank, device, dtype)
         self._init_bsr(block, density, device, dtype)
         self.reset_parameters()
 
@@ -45,8 +43,6 @@ class SparseLowRankLinear(BsrLinear):
         The bias is 0, too, and the blocks of S are spread evenly.
         """
         super().reset_parameters()
-        nn.init.normal_(self.u, std=self.rank**-0.5)
-        nn.init.normal_(self.v, std=self.in_features**-0.5)
         nn.init.zeros_(self.values)
 
     @classmethod
@@ -85,10 +81,6 @@ class SparseLowRankLinear(BsrLinear):
         return cls.from_format(weight, linear.bias, activation)
 
     @property
-    def rank(self) -> int:
-        return self.u.shape[1]
-
-    @property
     def format(self) -> SparseLowRank:
         return SparseLowRank(LowRank(self.u.detach(), self.v.detach()), self.bsr)
 
@@ -114,8 +106,7 @@ class SparseLowRankLinear(BsrLinear):
     def _table_names(self) -> tuple[str, str]:
         from lada_kernels.weight_names import sparse_low_rank_name
 
-        rank = self.u.shape[1]
-        return "sparse_low_rank_linear", sparse_low_rank_name(rank, *self.block, self.density)
+        return "sparse_low_rank_linear", sparse_low_rank_name(self.rank, *self.block, self.density)
 
     def _format_repr(self) -> str:
         return f", rank={self.rank}{super()._format_repr()}"

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...formats.bsr import Bsr, bsr_to_dense, panel_major
-from ...modules.block_sparse_linear import BlockSparseLinear
-from ...modules.low_rank_linear import LowRankLinear
+from ...modules.block_sparse_linear import BlockSparseLinear, BsrLinear
+from ...modules.low_rank_linear import LowRankFactors, LowRankLinear
 from ...modules.packed_linear import Source
 from ...modules.sparse_low_rank_linear import SparseLowRankLinear
 from ...ops.add_norm import add_norm
@@ -208,13 +208,13 @@ def merge(
 
 def merge_key(linear: Source) -> object:
     """Key that is equal for linears that can be merged: type, width with factors, block."""
-    has_factors = isinstance(linear, (LowRankLinear, SparseLowRankLinear))
-    has_blocks = isinstance(linear, (BlockSparseLinear, SparseLowRankLinear))
+    has_factors = isinstance(linear, LowRankFactors)
+    has_blocks = isinstance(linear, BsrLinear)
     width, block = linear.out_features if has_factors else 0, linear.block if has_blocks else None
     return type(linear), width, block
 
 
-def _merge_factors(linears: Sequence[LowRankLinear | SparseLowRankLinear]) -> dict[str, Tensor]:
+def _merge_factors(linears: Sequence[LowRankFactors]) -> dict[str, Tensor]:
     us, vs = [linear.u for linear in linears], [linear.v for linear in linears]
     rank = max(linear.rank for linear in linears)
     if all(linear.rank == rank for linear in linears):
@@ -230,7 +230,7 @@ def _multiply_factors(u: Tensor, v: Tensor, groups: int) -> Tensor:
 
 
 def _merge_blocks(
-    linears: Sequence[BlockSparseLinear | SparseLowRankLinear],
+    linears: Sequence[BsrLinear],
 ) -> dict[str, Tensor | None]:
     counts = torch.cat([linear.crow_indices.diff() for linear in linears])
     bsr = Bsr(
