@@ -126,7 +126,7 @@ def test_no_linears_at_all():
 
 @pytest.mark.parametrize("layers", [None, "query", r"query$"])
 def test_unmerged_adapters_are_refused(layers):
-    """Or what they wrap would be left out, or taken without them, in silence."""
+    """Unmerged, their linears would be left out, or compressed without the adapter."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["query", "value"])
     model = peft.get_peft_model(tiny_bert(), config)
@@ -154,7 +154,7 @@ def test_an_optimized_model_is_named_as_such():
         encoder_linears(model)
 
 
-def test_what_is_left_dense_is_found_beside_what_is_compressed():
+def test_dense_linears_of_a_partly_compressed_model_are_found():
     model = tiny_bert()
     compress(model, 2, rank_multiple=2, layers="query", quiet=True)
     assert len(encoder_linears(model)) == 10

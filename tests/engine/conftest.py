@@ -14,7 +14,7 @@ def _native():
 
 @pytest.fixture(autouse=True)
 def cache_folder(monkeypatch, tmp_path):
-    """Where choices are remembered, instead of the user's own."""
+    """Folder of cached choices, in the place of the user's own."""
     from lada_ops.engine.cpu import choice
 
     monkeypatch.setattr(choice, "user_folder", lambda: tmp_path / "cache" / "tuned")
@@ -23,6 +23,6 @@ def cache_folder(monkeypatch, tmp_path):
 
 @pytest.fixture(params=["sdpa", "eager"])
 def pair(request):
-    """A compressed model, and what `optimize` makes of the same one."""
+    """A compressed model, and the same model optimized."""
     before, after = (compress(tiny_bert(attn_implementation=request.param)) for _ in range(2))
     return before, optimize(after)

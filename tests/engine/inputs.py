@@ -1,4 +1,4 @@
-"""What models are given, and what of their outputs counts."""
+"""Inputs and masks of the models, and a comparison of outputs at visible positions."""
 
 import torch
 
@@ -27,6 +27,6 @@ MORE_THAN_PADDING = {
 }
 
 
-def assert_equal_where_seen(got, want, mask):
-    seen = torch.ones(want.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-    torch.testing.assert_close(got[seen], want[seen], rtol=1e-4, atol=1e-5)
+def assert_equal_where_visible(got, want, mask):
+    visible = torch.ones(want.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    torch.testing.assert_close(got[visible], want[visible], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Tiny models of every architecture, compressed, and what they say."""
+"""Tiny models of every architecture, dense and compressed, and the visible part of outputs."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def fused(model: Any) -> Any:
     return model
 
 
-def seen(output: torch.Tensor) -> torch.Tensor:
-    """What is said of tokens in `batch()`, of those that are no padding."""
+def visible(output: torch.Tensor) -> torch.Tensor:
+    """Outputs at the tokens of `batch()` that are no padding."""
     mask = batch()["attention_mask"].bool()
     return output[mask] if output.shape[:2] == mask.shape else output

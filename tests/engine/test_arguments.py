@@ -1,4 +1,4 @@
-"""Every argument of a forward, whether an engine knows it or not: what the model does with it."""
+"""Arguments of forward, known to an engine or not: each has the effect it has in the model."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ def randn(*size):
 
 
 def cache():
-    """Two layers that have seen 3 tokens."""
+    """Key-value cache of two layers, with 3 tokens."""
     past = DynamicCache()
     keys, values = randn(2, ROWS, HEADS, 3, FEATURES // HEADS)
     for layer in range(2):
@@ -33,7 +33,7 @@ def cache():
     return past
 
 
-def angles(x):
+def rotary(x):
     return x.cos().repeat(1, 1, 2), x.sin().repeat(1, 1, 2)
 
 
@@ -66,7 +66,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "token_type_ids": {"ones": lambda: torch.ones(ROWS, LENGTH, dtype=torch.long)},
     "position_ids": {"later": lambda: LATER, "plain": lambda: torch.arange(LENGTH)[None]},
     "position_bias": {"some": lambda: randn(ROWS, HEADS, LENGTH, LENGTH), "none": lambda: None},
-    "position_embeddings": {"some": lambda: angles(randn(1, LENGTH, 8)), "none": lambda: None},
+    "position_embeddings": {"some": lambda: rotary(randn(1, LENGTH, 8)), "none": lambda: None},
     "encoder_hidden_states": STATES,
     "encoder_attention_mask": {"tokens": lambda: torch.ones(ROWS, LENGTH)},
     "past_key_values": {"of 3 tokens": cache, "empty": DynamicCache},
@@ -74,7 +74,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "output_attentions": FLAG,
     "output_hidden_states": FLAG,
     "return_dict": FLAG,
-    # what reaches attention through keywords
+    # keywords passed on to attention
     "output_router_logits": FLAG,
     "num_items_in_batch": {"tensor": lambda: torch.tensor(3)},
     "cu_seq_lens_q": LENGTHS,
@@ -98,17 +98,17 @@ def pair(name, engine):
 
 def parts(model):
     """The model, its encoder where that is a module of its own, and the second layer."""
-    every = dict(model.named_modules())
+    modules = dict(model.named_modules())
     found = {"model": "", "encoder": "encoder", "layer": "encoder.layer.1"}
-    if "transformer" in every:
+    if "transformer" in modules:
         found |= {"encoder": "transformer", "layer": "transformer.layer.1"}
-    if "layers" in every:
+    if "layers" in modules:
         found = {"model": "", "layer": "layers.1"}
     return found
 
 
 def arguments(name):
-    """Of each part of an architecture, those of its signature and of what it passes on."""
+    """Pairs of part and argument: those of the part's signature, and further keywords."""
     model = compressed(name).base_model
     for part, path in parts(model).items():
         parameters = inspect.signature(type(model.get_submodule(path)).forward).parameters
@@ -128,7 +128,7 @@ CASES = [
 
 
 def call(model, part, argument, value):
-    """The outputs, or the error that came in their place."""
+    """Outputs of a part, or the error that it raised."""
     module = model.get_submodule(parts(model)[part])
     given = {"input_ids": ids()} if part == "model" else {"hidden_states": randn(3, 9, 32)}
     if argument == "inputs_embeds":
@@ -141,7 +141,7 @@ def call(model, part, argument, value):
 
 
 def assert_alike(got, want, hidden):
-    """Equal tensors of equal structures, but for what comes out at positions that are hidden."""
+    """Assert equal outputs, at visible positions only if `hidden`."""
     assert isinstance(got, Exception) == isinstance(want, Exception), (got, want)
     if isinstance(want, Tensor):
         if hidden and want.shape[:2] == PADDED.shape:
@@ -163,7 +163,7 @@ def assert_alike(got, want, hidden):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "part", "argument", "value"), CASES)
-def test_an_argument_does_what_it_does_in_the_model(name, part, argument, value, engine):
+def test_an_argument_has_the_effect_it_has_in_the_model(name, part, argument, value, engine):
     before, after = pair(name, engine)
     want, got = (call(m, part, argument, VALUES[argument][value]) for m in (before, after))
     hidden = argument == "attention_mask" and ("padding" in value or value in ("tokens", "floats"))
@@ -171,5 +171,5 @@ def test_an_argument_does_what_it_does_in_the_model(name, part, argument, value,
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_table_has_every_argument_that_transformers_takes(name):
+def test_values_has_every_argument_of_transformers(name):
     assert {argument for _, argument in arguments(name)} - VALUES.keys() == set()

@@ -1,4 +1,4 @@
-"""Hooks on modules that the engines leave out: they are called, and their handles remove them."""
+"""Hooks of bypassed modules: they are called, and their handles remove them."""
 
 import threading
 
@@ -17,7 +17,7 @@ ENGINES = {"native": optimize, "fused": fused}
 
 
 class Tripled:
-    """What hooks belong to; its lock cannot be copied."""
+    """Owner of a hook, with a lock, which cannot be copied."""
 
     def __init__(self):
         self.calls, self.lock = 0, threading.Lock()
@@ -28,26 +28,26 @@ class Tripled:
 
 
 @torch.no_grad()
-def said(model):
+def output_of(model):
     return model(ids())[0]
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_hooks_from_before_are_called_until_they_are_removed(engine):
+def test_earlier_hooks_are_called_until_they_are_removed(engine):
     model, tripled = compress(tiny_bert()), Tripled()
-    plain = said(model)
+    plain = output_of(model)
     handle = model.get_submodule(LINEAR).register_forward_hook(tripled.hook)
-    want = said(model)
+    want = output_of(model)
     for calls, change in ((2, engine), (3, restore), (4, optimize)):
         change(model)
-        torch.testing.assert_close(said(model), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output_of(model), want, rtol=1e-4, atol=1e-5)
         assert tripled.calls == calls
     handle.remove()
-    torch.testing.assert_close(said(model), plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output_of(model), plain, rtol=1e-4, atol=1e-5)
     assert set(paths(model).values()) == {"native encoder, float32: compressed"}
 
 
-def test_hooks_of_a_linear_that_stands_alone_are_called():
+def test_hooks_of_a_single_linear_are_called():
     model = nn.Sequential(LowRankLinear(24, 40, 6)).eval()
     handle = model[0].register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
     x = torch.randn(5, 24)
@@ -59,13 +59,13 @@ def test_hooks_of_a_linear_that_stands_alone_are_called():
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_hooks_of_all_modules_are_called_within(engine):
-    model, seen = engine(compress(tiny_bert())), []
-    said(model)
-    handle = register_module_forward_hook(lambda module, *_: seen.append(module))
-    said(model)
+def test_global_hooks_are_called(engine):
+    model, called = engine(compress(tiny_bert())), []
+    output_of(model)
+    handle = register_module_forward_hook(lambda module, *_: called.append(module))
+    output_of(model)
     handle.remove()
-    assert model.get_submodule(LINEAR) in seen
-    seen.clear()
-    said(model)
-    assert seen == []
+    assert model.get_submodule(LINEAR) in called
+    called.clear()
+    output_of(model)
+    assert called == []

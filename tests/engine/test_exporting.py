@@ -1,4 +1,4 @@
-"""Tracers, exporters and transforms of an optimized model: they work, or are told why not."""
+"""Tracers, exporters and transforms of an optimized model: they work, or the error says why."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ MASK = mask_of("111111111", "111100000", "100000000")
 
 
 class Embedding(nn.Module):
-    """A model with a tensor for an output, as tracers like it."""
+    """Model whose output is a tensor, for tracers."""
 
     def __init__(self, model):
         super().__init__()
@@ -33,7 +33,7 @@ def packed():
 
 
 def causes(error):
-    """The messages of an error and of those that it came from."""
+    """Messages of an error and of its causes."""
     while error is not None:
         yield str(error)
         error = error.__cause__ or error.__context__
@@ -73,7 +73,7 @@ EXPORTERS: dict[str, Any] = {
 @pytest.mark.filterwarnings("ignore")  # of exporters that fail
 @pytest.mark.parametrize("export", EXPORTERS.values(), ids=EXPORTERS)
 @pytest.mark.parametrize("what", ["model", "encoder", "linear"])
-def test_exporters_are_told_what_to_do(what, export, tmp_path, monkeypatch):
+def test_exporters_are_refused(what, export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if what == "model":
         module, inputs = optimize(compress(tiny_bert())), (ids(), MASK)
@@ -114,7 +114,7 @@ def test_a_negative_view_keeps_its_sign():
 
 
 @torch.no_grad()
-def test_linears_are_left_alone_by_the_compiler(recwarn):
+def test_the_compiler_leaves_linears_alone(recwarn):
     model, x = packed(), torch.randn(5, 32)
     compiled: Any = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
@@ -136,7 +136,7 @@ def test_fused_layers_are_exported():
 
 
 @torch.no_grad()
-def test_restored_it_is_exported():
+def test_a_restored_model_is_exported():
     model = Embedding(restored(optimize(compress(tiny_bert())))).eval()
     program: Any = torch.export.export(model, (ids(), MASK)).module()
     torch.testing.assert_close(program(ids(), MASK), model(ids(), MASK))

@@ -18,7 +18,7 @@ def only(model):
     return found
 
 
-def test_an_encoder_is_found_wherever_it_is():
+def test_an_encoder_inside_a_model():
     model = with_head("bert")
     assert list(find_encoders(model)) == ["bert.encoder"]
     found = only(model)
@@ -45,7 +45,7 @@ def test_activations_by_their_names(hugging_face, ours):
         ({"hidden_size": 48}, "layer 0 has features that are no multiple of 32"),
     ],
 )
-def test_encoders_that_do_not_fit_come_with_the_reason(changes, reason):
+def test_unsupported_encoders_come_with_a_reason(changes, reason):
     assert reason in str(only(tiny_bert(**changes)))
 
 
@@ -72,25 +72,25 @@ def test_encoders_that_do_not_fit_come_with_the_reason(changes, reason):
         ),
     ],
 )
-def test_layers_that_were_changed_do_not_fit(name, module, reason):
+def test_changed_layers_are_unsupported(name, module, reason):
     model = tiny_bert()
     model.encoder.layer[1].set_submodule(name, module)
     assert only(model) == reason
 
 
-def test_attention_that_was_changed_does_not_fit():
+def test_changed_attention_is_unsupported():
     model = tiny_bert()
     model.encoder.layer[0].attention.self.is_causal = True
     assert only(model) == "layer 0 computes something else than a BertLayer of its config does"
 
 
-def test_a_layer_that_fails_does_not_fit():
+def test_a_layer_that_fails_is_unsupported():
     model = tiny_bert(attn_implementation="eager")
     model.encoder.layer[1].attention.self.scaling = "none"
     assert "layer 1 cannot be tried: " in str(only(model))
 
 
-def test_forwards_that_were_replaced_do_not_fit():
+def test_replaced_forwards_are_unsupported():
     model = tiny_bert()
     dense = model.encoder.layer[1].output.dense
     dense.forward = dense.forward
@@ -100,11 +100,11 @@ def test_forwards_that_were_replaced_do_not_fit():
 
 
 @pytest.mark.parametrize("make", [tiny_bert, lambda: compress(tiny_bert())])
-def test_layers_are_tried_unseen(make):
+def test_the_trial_of_layers_has_no_side_effects(make):
     model = make().train()
     called = []
     for module in model.modules():
-        module.register_forward_hook(lambda *seen: called.append(seen))
+        module.register_forward_hook(lambda *args: called.append(args))
     before = torch.get_rng_state()
     assert isinstance(only(model), SupportedEncoder)
     assert not called
@@ -112,7 +112,7 @@ def test_layers_are_tried_unseen(make):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_weights_that_are_not_finite_fit():
+def test_weights_may_be_infinite_or_nan():
     model = tiny_bert()
     with torch.no_grad():
         model.encoder.layer[0].output.dense.weight.fill_(torch.nan)
@@ -120,7 +120,7 @@ def test_weights_that_are_not_finite_fit():
 
 
 @pytest.mark.parametrize("name", ["deberta", "deberta-v2", "albert"])
-def test_layers_of_other_kinds_are_not_known(name):
+def test_layers_of_other_architectures_are_unsupported(name):
     assert "are not known" in str(only(with_head(name)))
 
 
@@ -132,32 +132,32 @@ def test_a_model_may_be_its_own_encoder():
     assert found.attention_types() == ["full_attention", "sliding_attention"]
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn", "dynamic"])
-def test_angles_that_depend_on_the_length_are_not_known(kind):
+@pytest.mark.parametrize("rope_type", ["linear", "yarn", "dynamic"])
+def test_rope_types_that_depend_on_the_length_are_unsupported(rope_type):
     config = with_head("modernbert").config
     for rope in config.rope_parameters.values():
-        rope |= {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 20}
+        rope |= {"rope_type": rope_type, "factor": 2.0, "original_max_position_embeddings": 20}
     found = only(ModernBertModel(config))
-    if kind == "dynamic":
+    if rope_type == "dynamic":
         assert found == "positions of kinds ['dynamic'] are not known"
     else:
         assert isinstance(found, SupportedEncoder)
 
 
-def test_gates_of_any_width_do_not_fit():
+def test_gates_of_partial_panels_are_unsupported():
     config = ModernBertConfig(
         **with_head("modernbert").config.to_diff_dict() | {"intermediate_size": 48}
     )
     assert only(ModernBertModel(config)) == "layer 0 has features that are no multiple of 32"
 
 
-def test_layers_of_two_kinds_do_not_fit():
+def test_mixed_layer_classes_are_unsupported():
     model = tiny_bert()
     model.encoder.layer[1] = nn.Identity()
     assert only(model) == "layer 1 is a Identity"
 
 
-def test_a_layer_of_another_library_is_not_known_by_its_name():
+def test_a_layer_of_another_library_is_unsupported_despite_its_name():
     class BertLayer(nn.Identity):
         pass
 
@@ -166,7 +166,7 @@ def test_a_layer_of_another_library_is_not_known_by_its_name():
     assert only(model) == "layers of BertLayer are not those of transformers"
 
 
-def test_an_encoder_of_another_class_is_not_known():
+def test_a_subclass_of_an_encoder_is_unsupported():
     class Doubled(BertEncoder):
         def forward(self, *args, **others):
             y: Any = super().forward(*args, **others)
@@ -177,7 +177,7 @@ def test_an_encoder_of_another_class_is_not_known():
     assert only(model) == "Doubled is not that of transformers"
 
 
-def test_a_model_whose_forward_others_replaced_is_not_known(monkeypatch):
+def test_a_model_with_a_patched_forward_is_left_out(monkeypatch):
     own = BertModel.forward
 
     @functools.wraps(own)

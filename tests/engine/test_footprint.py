@@ -1,4 +1,4 @@
-"""Sizes that an optimized model tells, beside those that it told before."""
+"""Parameter count and memory footprint of an optimized model, and of the model before."""
 
 import copy
 
@@ -25,13 +25,13 @@ def test_parameters_are_counted_as_before(method, engine):
 
 
 @pytest.mark.parametrize("method", [None, "block_sparse"])
-def test_memory_is_that_of_what_is_kept(method):
+def test_memory_is_near_that_before(method):
     before = model_of(method).get_memory_footprint()
     for engine in (optimize, fused):
         assert before <= engine(model_of(method)).get_memory_footprint() < 1.25 * before
 
 
-def test_in_int8_it_is_less():
+def test_int8_saves_memory():
     before = dense("bert")
     after = optimize(copy.deepcopy(before), torch.int8)
     linears = sum(p.numel() for p in before.base_model.encoder.parameters() if p.ndim == 2)
@@ -39,7 +39,7 @@ def test_in_int8_it_is_less():
     assert 2.5 * linears < saved < 3 * linears
 
 
-def test_a_copy_tells_its_own():
+def test_a_copy_counts_itself():
     model = optimize(dense("bert"))
     other = copy.deepcopy(model)
     restore(model)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lada_ops import optimize
-from tests.engine.inputs import MASKS, MORE_THAN_PADDING, assert_equal_where_seen, ids, mask_of
+from tests.engine.inputs import MASKS, MORE_THAN_PADDING, assert_equal_where_visible, ids, mask_of
 from tests.engine.models import compress, compressed
 from tests.tiny_encoders import tiny_bert
 
@@ -15,21 +15,21 @@ from tests.tiny_encoders import tiny_bert
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_any_mask(pair, mask):
     before, after = (model(input_ids=ids(), attention_mask=mask)[0] for model in pair)
-    assert_equal_where_seen(after, before, mask)
+    assert_equal_where_visible(after, before, mask)
     if mask is not None:
         assert not after[mask == 0].any()
 
 
 @torch.no_grad()
-def test_a_row_that_is_hidden_altogether_leaves_the_others(pair):
+def test_a_row_of_padding_leaves_the_others(pair):
     mask = mask_of("111111111", "000000000", "111110000")
     before, after = (model(input_ids=ids(), attention_mask=mask)[0] for model in pair)
-    assert_equal_where_seen(after, before, mask)
+    assert_equal_where_visible(after, before, mask)
     assert not after[1].any()
 
 
 @torch.no_grad()
-def test_a_batch_that_is_hidden_altogether_comes_out_as_zeros(pair):
+def test_a_batch_of_padding_is_zeros(pair):
     assert not pair[1](input_ids=ids(), attention_mask=torch.zeros(3, 9))[0].any()
 
 
@@ -41,11 +41,11 @@ def test_a_mask_in_the_form_of_the_scores(shape):
     model = compress(tiny_bert())
     want = model(input_ids=ids(), attention_mask=whole)[0]
     got = optimize(model)(input_ids=ids(), attention_mask=whole)[0]
-    assert_equal_where_seen(got, want, mask)
+    assert_equal_where_visible(got, want, mask)
 
 
 @torch.no_grad()
-def test_no_sentence_at_all(pair):  # transformers itself refuses
+def test_an_empty_batch(pair):  # transformers itself refuses
     assert pair[1](input_ids=ids(0))[0].shape == (0, 9, 32)
 
 
@@ -74,7 +74,7 @@ def test_hidden_states(pair, by_config):
         found.append(model(input_ids=ids(), attention_mask=mask, **arguments).hidden_states)
     assert len(found[1]) == 3
     for after, before in zip(found[1], found[0], strict=True):
-        assert_equal_where_seen(after, before, mask)
+        assert_equal_where_visible(after, before, mask)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_attention_weights_and_hidden_states_one_after_the_other():
     states, attentions = {"output_hidden_states": True}, {"output_attentions": True}
     want = model(**arguments, **states).hidden_states, model(**arguments, **attentions).attentions
     both = model(**arguments, **states, **attentions)
-    assert_equal_where_seen(both.hidden_states[1], want[0][1], MASKS["right"])
+    assert_equal_where_visible(both.hidden_states[1], want[0][1], MASKS["right"])
     torch.testing.assert_close(both.attentions, want[1], rtol=1e-4, atol=1e-5)
     again = model(**arguments, **states)
     assert again.get("attentions") is None
@@ -107,7 +107,7 @@ def test_attention_weights_and_hidden_states_one_after_the_other():
 
 
 @torch.no_grad()
-def test_one_call_again_once_hidden_states_were_looked_at(pair, monkeypatch):
+def test_one_native_call_again_after_hidden_states(pair, monkeypatch):
     _, model = pair
     want = model(input_ids=ids()).last_hidden_state
     model(input_ids=ids(), output_hidden_states=True)
@@ -125,17 +125,17 @@ WITHIN = ["embeddings", "encoder", "encoder.layer.0", "encoder.layer.1.output.de
 @torch.no_grad()
 @pytest.mark.parametrize("where", WITHIN)
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_of_the_user_are_called_until_they_are_gone(pair, where, kind):
+def test_hooks_are_called_until_they_are_removed(pair, where, kind):
     before, model = pair
     want = before(input_ids=ids())[0]
     model(input_ids=ids())
-    seen = []
-    hook = getattr(model.get_submodule(where), kind)(lambda *args: seen.append(args[0]))
+    called = []
+    hook = getattr(model.get_submodule(where), kind)(lambda *args: called.append(args[0]))
     torch.testing.assert_close(model(input_ids=ids())[0], want, rtol=1e-4, atol=1e-5)
-    assert seen == [model.get_submodule(where)]
+    assert called == [model.get_submodule(where)]
     hook.remove()
     torch.testing.assert_close(model(input_ids=ids())[0], want, rtol=1e-4, atol=1e-5)
-    assert len(seen) == 1
+    assert len(called) == 1
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def test_any_mode_of_autograd(pair, mode):
 
 
 @torch.no_grad()
-def test_autocast_does_not_touch_it(pair):
+def test_autocast_changes_nothing(pair):
     want = pair[1](input_ids=ids())[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert pair[1](input_ids=ids())[0].equal(want)
@@ -191,7 +191,7 @@ def test_threads_change_nothing(threads, dtype):
     assert found[1].equal(found[0])
 
 
-def test_calls_at_once_do_not_meet(threads):
+def test_concurrent_calls(threads):
     threads(2)
     model = optimize(compress(tiny_bert()))
     batches = [ids(rows) for rows in (2, 3, 7, 20)]
@@ -232,7 +232,7 @@ def test_a_layer_with_such_a_mask(pair):
 
 
 @torch.no_grad()
-def test_compiled_it_calls_what_waits_within(pair):
+def test_compiled_it_calls_hooks(pair):
     before, after = pair
     compiled: Any = torch.compile(after, backend="eager")
     compiled(ids())
@@ -243,7 +243,7 @@ def test_compiled_it_calls_what_waits_within(pair):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(9, 32), (2, 3, 9, 32)])
-def test_states_that_are_no_batch_of_sequences_are_the_encoders_own(size):
+def test_states_of_other_dimensions_run_the_encoders_own_forward(size):
     x = torch.randn(size)
     want, got = (m.encoder(x)[0] for m in (compress(tiny_bert()), optimize(compress(tiny_bert()))))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -252,7 +252,7 @@ def test_states_that_are_no_batch_of_sequences_are_the_encoders_own(size):
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_in_the_workers_of_a_data_loader(start):
     model = optimize(compress(tiny_bert()))
-    model(input_ids=ids(64, 16))  # by all threads, which a forked process lacks
+    model(input_ids=ids(64, 16))  # starts all threads, which a forked process lacks
     embed = Embed(model)
     rows: Any = list(ids())
     want = embed(rows)

@@ -54,18 +54,18 @@ def test_visible_positions(mask):
     assert visible_positions(mask, 2, 3).equal(VISIBLE)
 
 
-def test_one_row_is_that_of_all():
+def test_one_row_is_expanded():
     assert visible_positions(VISIBLE[:1], 2, 3).equal(VISIBLE[:1].expand(2, 3))
 
 
 @pytest.mark.parametrize("mask", OTHERS.values(), ids=OTHERS)
-def test_more_than_padding(mask):
+def test_other_masks_are_unsupported(mask):
     with pytest.raises(UnsupportedCall):
         visible_positions(mask, 2, 3)
 
 
 @pytest.mark.parametrize("mask", MISFITS.values(), ids=MISFITS)
-def test_of_another_size(mask):
+def test_other_sizes_are_refused(mask):
     message = r"attention_mask .*; expected \(2, 1, 3, 3\) or \(2, 3\)"
     with pytest.raises(ValueError, match=message):
         visible_positions(mask, 2, 3)
@@ -74,26 +74,26 @@ def test_of_another_size(mask):
 
 
 @pytest.mark.parametrize("mask", PADDING.values(), ids=PADDING)
-def test_sdpa_mask_hides_what_is_not_visible(mask):
+def test_sdpa_mask_hides_padding(mask):
     q, k, v = torch.randn(3, 2, 4, 3, 8)
     got = attended(sdpa_mask(mask, 2, 3, q.dtype), q, k, v)
     torch.testing.assert_close(got, attended(FOUR, q, k, v))
 
 
 @pytest.mark.parametrize("name", ["causal", "causal, added"])
-def test_sdpa_mask_hides_other_things_from_each_query(name):
+def test_sdpa_mask_may_differ_between_queries(name):
     q, k, v = torch.randn(3, 2, 4, 3, 8)
     got = attended(sdpa_mask(OTHERS[name], 2, 3, q.dtype), q, k, v)
     torch.testing.assert_close(got, attended(OTHERS["causal"], q, k, v))
 
 
 @pytest.mark.parametrize("name", ["by head", "whole numbers", "a list"])
-def test_sdpa_mask_of_what_it_is_not(name):
+def test_sdpa_mask_of_unsupported_masks(name):
     with pytest.raises(UnsupportedCall):
         sdpa_mask(OTHERS[name], 2, 3, torch.float32)
 
 
-def test_who_sees_nothing_sees_all():
+def test_a_query_without_keys_sees_all():
     got = sdpa_mask(torch.tensor([[1, 0, 0], [0, 0, 0]]), 2, 3, torch.float32)
     assert got.flatten(1).tolist() == [[True, False, False], [True, True, True]]
 

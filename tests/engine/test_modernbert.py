@@ -1,4 +1,4 @@
-"""ModernBERT, whose norms come first, with rotary positions, local attention and gates."""
+"""ModernBERT: pre-norm, with RoPE, sliding windows and gated feed-forwards."""
 
 import copy
 from typing import Any
@@ -10,14 +10,14 @@ from transformers import ModernBertConfig
 
 from lada_ops import optimize, paths
 from lada_ops.engine.gpu import fused as fused_module
-from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
+from tests.engine.inputs import MASKS, assert_equal_where_visible, ids
 from tests.engine.models import compress, dense, fused
 from tests.tiny_encoders import ARCHITECTURES
 
 
 @pytest.fixture
 def before():
-    """A compressed model that sees three tokens either way in every other layer."""
+    """A compressed model whose every other layer has a sliding window of three tokens each way."""
     config, head = ARCHITECTURES["modernbert"]
     changes = {"local_attention": 6, "layer_types": ["full_attention", "sliding_attention"] * 2}
     sizes = config.to_diff_dict() | changes | {"num_hidden_layers": 4}
@@ -31,7 +31,7 @@ def before():
 
 @pytest.fixture(params=[optimize, fused])
 def pair(request, before):
-    """The model, and what an engine makes of the same one."""
+    """The model, and a copy with an engine."""
     return before, request.param(copy.deepcopy(before))
 
 
@@ -39,7 +39,7 @@ def pair(request, before):
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_masks(pair, mask):
     want, got = (model(ids(), mask)[0] for model in pair)
-    assert_equal_where_seen(got, want, mask)
+    assert_equal_where_visible(got, want, mask)
 
 
 @torch.no_grad()
@@ -61,12 +61,12 @@ def test_a_row_that_is_all_padding(pair):
     mask[1] = 0
     want, got = (model(ids(), mask)[0] for model in pair)
     assert got.isfinite().all()
-    assert_equal_where_seen(got, want, mask)
+    assert_equal_where_visible(got, want, mask)
 
 
 @torch.no_grad()
-def test_what_is_far_is_seen_by_other_layers_alone(before):
-    """What the tests above hold to transformers is not the same without windows, or turned."""
+def test_windows_and_rope_change_the_outputs(before):
+    """Windows and RoPE matter, so that the comparisons with transformers test them."""
     want = before(ids())[0]
     wide = copy.deepcopy(before)
     wide.config.local_attention = 40
@@ -88,20 +88,20 @@ def test_what_is_far_is_seen_by_other_layers_alone(before):
     ],
     ids=["positions", "hidden states", "attentions", "causal", "a tuple"],
 )
-def test_what_the_engine_cannot_give_the_model_does(pair, arguments):
+def test_unsupported_calls_run_the_models_own_forward(pair, arguments):
     for model in pair:
         model.set_attn_implementation("eager")
     want, got = (model(ids(), **arguments) for model in pair)
     close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(got[0], want[0], **close)
     for name in ("hidden_states", "attentions"):
-        every, first = (getattr(output, name, None) or () for output in (got, want))
-        torch.testing.assert_close(every, first, **close)
+        after, before = (getattr(output, name, None) or () for output in (got, want))
+        torch.testing.assert_close(after, before, **close)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("mask", "packed"), [("right", True), ("left", True), ("holes", False)])
-def test_padding_is_left_out_where_windows_allow(before, mask, packed, monkeypatch):
+def test_padding_is_packed_away_unless_windows_have_gaps(before, mask, packed, monkeypatch):
     calls = []
     real = fused_module.VarlenAttention
     monkeypatch.setattr(fused_module, "VarlenAttention", lambda *a: calls.append(a) or real(*a))
@@ -109,7 +109,7 @@ def test_padding_is_left_out_where_windows_allow(before, mask, packed, monkeypat
     assert bool(calls) is packed
 
 
-def test_paths_tell_of_its_linears():
+def test_paths_of_its_linears():
     model = optimize(compress(dense("modernbert")))
     found = paths(model)
     assert len(found) == 8
@@ -125,9 +125,11 @@ def test_layers_of_a_type_share_rotary_cos_and_sin():
 
 @torch.no_grad()
 @pytest.mark.parametrize("arguments", [{}, {"attention_mask": MASKS["right"]}])
-def test_compiled_it_is_one_graph(before, arguments):
+def test_compiles_to_one_graph(before, arguments):
     model = fused(copy.deepcopy(before))
-    torch._dynamo.reset()  # every model's is the same code, compiled so often and no more
+    torch._dynamo.reset()  # all models share code, which is recompiled only so often
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     want = before(ids(), **arguments)[0]
-    assert_equal_where_seen(compiled(ids(), **arguments)[0], want, arguments.get("attention_mask"))
+    assert_equal_where_visible(
+        compiled(ids(), **arguments)[0], want, arguments.get("attention_mask")
+    )

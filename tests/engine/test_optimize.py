@@ -14,7 +14,7 @@ from lada_ops.compression.plan import METHODS
 from lada_ops.engine.cpu import choice
 from lada_ops.engine.optimize import fast_dtypes
 from lada_ops.modules.packed_linear import PackedLinear
-from tests.engine.models import KNOWN, UNKNOWN, compress, compressed, dense, seen
+from tests.engine.models import KNOWN, UNKNOWN, compress, compressed, dense, visible
 from tests.tiny_encoders import batch, outputs, tiny_bert
 
 COSINE = {torch.float32: 1 - 1e-6, torch.bfloat16: 0.999, torch.int8: 0.98}
@@ -27,14 +27,14 @@ def bert():
 
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize("name", KNOWN)
-def test_model_says_what_it_said(name, method):
+def test_outputs_are_unchanged(name, method):
     model = dense(name) if method is None else compressed(name, method)
-    want = seen(outputs(model))
-    torch.testing.assert_close(seen(outputs(optimize(model))), want, rtol=1e-4, atol=1e-5)
+    want = visible(outputs(model))
+    torch.testing.assert_close(visible(outputs(optimize(model))), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_linears_of_other_encoders_run_one_by_one(name):
+def test_linears_of_unsupported_architectures_run_one_by_one(name):
     model = compressed(name)
     want = outputs(model)
     optimize(model)
@@ -44,20 +44,20 @@ def test_linears_of_other_encoders_run_one_by_one(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", KNOWN)
-def test_hidden_states_of_every_kind(name):
+def test_hidden_states_of_every_architecture(name):
     model = compressed(name)
     want = model(**batch(), output_hidden_states=True).hidden_states
     got = optimize(model)(**batch(), output_hidden_states=True).hidden_states
     for after, before in zip(got, want, strict=True):
-        torch.testing.assert_close(seen(after), seen(before), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(visible(after), visible(before), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("heads", [1, 3, 4])
 def test_any_heads(heads):
     model = tiny_bert(hidden_size=96, num_attention_heads=heads)
-    want = seen(outputs(model))
-    torch.testing.assert_close(seen(outputs(optimize(model))), want, rtol=1e-4, atol=1e-5)
+    want = visible(outputs(model))
+    torch.testing.assert_close(visible(outputs(optimize(model))), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_any_heads(heads):
     [{"hidden_act": "gelu_fast"}, {"hidden_size": 48}, {"is_decoder": True, "use_cache": False}],
     ids=str,
 )
-def test_encoders_that_do_not_fit_run_their_linears_one_by_one(changes):
+def test_linears_of_unsupported_encoders_run_one_by_one(changes):
     model = compress(tiny_bert(**changes), layers="intermediate")
     want = outputs(model)
     torch.testing.assert_close(outputs(optimize(model)), want, rtol=1e-4, atol=1e-5)
@@ -77,8 +77,8 @@ def test_encoders_that_do_not_fit_run_their_linears_one_by_one(changes):
 
 @pytest.mark.parametrize("dtype", COSINE, ids=str)
 def test_dtypes(bert, dtype):
-    want = seen(outputs(bert))
-    got = seen(outputs(optimize(bert, dtype)))
+    want = visible(outputs(bert))
+    got = visible(outputs(optimize(bert, dtype)))
     assert got.dtype == torch.float32
     assert F.cosine_similarity(got, want).min() > COSINE[dtype]
 
@@ -100,7 +100,7 @@ def test_models_in_half_precision(method, stored, dtype):
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_models_in_bf16_are_computed_so_where_that_is_fast(bert, stored):
+def test_models_in_bf16_compute_in_it_where_it_is_fast(bert, stored):
     optimize(bert.to(stored))
     fast = stored == torch.bfloat16 and stored in fast_dtypes()
     want = "bfloat16" if fast else "float32"
@@ -113,7 +113,7 @@ def test_returns_the_model_ready_to_serve(bert):
     assert not any(parameter.requires_grad for parameter in bert.parameters())
 
 
-def test_compiled_it_says_the_same(bert):
+def test_compiled_it_computes_the_same(bert):
     want = outputs(optimize(bert))
     compiled: Any = torch.compile(bert, backend="aot_eager")
     torch.testing.assert_close(outputs(compiled), want)
@@ -131,7 +131,7 @@ class TestWithoutTheLibrary:
         native.best.cache_clear()
 
     @pytest.mark.filterwarnings("ignore:lada_kernels")
-    def test_the_model_stays(self, bert):
+    def test_the_model_is_unchanged(self, bert):
         want = outputs(bert)
         before = [id(module) for module in bert.modules()]
         assert optimize(bert.train()) is bert
@@ -164,7 +164,7 @@ class TestRefuses:
             optimize(bert.double())
 
     @pytest.mark.parametrize("function", [optimize, paths])
-    def test_what_is_no_model(self, function):
+    def test_other_types_than_modules(self, function):
         with pytest.raises(TypeError, match=f"{function.__name__}: model is str; expected"):
             function("bert")
 
@@ -181,11 +181,11 @@ class TestRefuses:
         with pytest.raises(ValueError, match="nothing to optimize in Sequential"):
             optimize(nn.Sequential(nn.Linear(3, 4)))
 
-    def test_a_linear_that_nothing_holds(self):
+    def test_a_bare_linear(self):
         with pytest.raises(ValueError, match="nothing to optimize in LowRankLinear"):
             optimize(LowRankLinear(32, 32, 4))
 
-    def test_a_dense_model_of_another_kind_with_the_reason(self):
+    def test_an_unsupported_dense_model_with_the_reason(self):
         with pytest.raises(ValueError, match=r"within it \(encoder: activation 'gelu_fast' is not"):
             optimize(tiny_bert(hidden_act="gelu_fast"))
 
@@ -222,7 +222,7 @@ class TestPaths:
         assert len(found) == 12
         assert set(found.values()) == {"native encoder, bfloat16: compressed"}
 
-    def test_tells_what_was_measured(self, monkeypatch):
+    def test_tells_measured_ratios(self, monkeypatch):
         monkeypatch.setattr(choice, "_measured_ratio", lambda sources, dtype: 0.8)
         model = tiny_bert()
         lada_ops.compress(model, 1.1, rank_multiple=1, quiet=True)
@@ -230,7 +230,7 @@ class TestPaths:
             "native encoder, float32: multiplied out, measured 1.25 times as fast as compressed"
         }
 
-    def test_of_another_one(self):
+    def test_of_an_unsupported_encoder(self):
         why = (
             "not the whole encoder: layers of DebertaLayer are not known; known are BertLayer, "
             "RobertaLayer, XLMRobertaLayer, CamembertLayer, ElectraLayer, TransformerBlock, "
@@ -241,7 +241,7 @@ class TestPaths:
             assert how.endswith(f"; {why}")
 
 
-def test_alone_standing_modules_are_packed_too():
+def test_single_linears_are_packed_too():
     model = nn.Sequential(LowRankLinear(24, 40, 6, activation="gelu"), nn.Linear(40, 3))
     x = torch.randn(5, 24)
     with torch.no_grad():
@@ -296,4 +296,4 @@ def test_two_encoders_in_one_model():
     want = [outputs(model) for model in pair]
     optimize(nn.ModuleList(pair))
     for model, before in zip(pair, want, strict=True):
-        torch.testing.assert_close(seen(outputs(model)), seen(before), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(visible(outputs(model)), visible(before), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""MPNet, whose encoder adds a bias by distance to the scores."""
+"""MPNet, whose encoder adds a relative position bias to the scores."""
 
 import copy
 
@@ -8,13 +8,13 @@ from torch import nn
 
 from lada_ops import optimize, paths
 from lada_ops.engine.find import SupportedEncoder, find_encoders
-from tests.engine.inputs import MASKS, assert_equal_where_seen, ids
+from tests.engine.inputs import MASKS, assert_equal_where_visible, ids
 from tests.engine.models import compress, dense, fused
 
 
 @pytest.fixture(params=[optimize, fused])
 def pair(request):
-    """A compressed model with a bias that matters, and what an engine makes of the same one."""
+    """A compressed model with large biases, and a copy with an engine."""
     model = dense("mpnet")
     for parameter in model.base_model.encoder.parameters():
         if parameter.ndim == 2:
@@ -28,11 +28,11 @@ def pair(request):
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_masks(pair, mask):
     want, got = (model(ids(), mask)[0] for model in pair)
-    assert_equal_where_seen(got, want, mask)
+    assert_equal_where_visible(got, want, mask)
 
 
 @torch.no_grad()
-def test_the_bias_matters(pair):
+def test_the_bias_changes_the_outputs(pair):
     before, after = pair
     want = before(ids())[0]
     nn.init.zeros_(before.encoder.relative_attention_bias.weight)
@@ -41,17 +41,17 @@ def test_the_bias_matters(pair):
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 5])
-def test_as_long_as_the_model_can_be(pair, rows):
+def test_the_longest_sequences(pair, rows):
     want, got = (model(ids(rows, 38))[0] for model in pair)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_hidden_states_and_attentions(pair):
-    asked = {"output_hidden_states": True, "output_attentions": True}
-    want, got = (model(ids(), MASKS["right"], **asked) for model in pair)
+    arguments = {"output_hidden_states": True, "output_attentions": True}
+    want, got = (model(ids(), MASKS["right"], **arguments) for model in pair)
     for after, before in zip(got.hidden_states, want.hidden_states, strict=True):
-        assert_equal_where_seen(after, before, MASKS["right"])
+        assert_equal_where_visible(after, before, MASKS["right"])
     for after, before in zip(got.attentions, want.attentions, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_longer_than_the_config_says(pair):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_without_biases_for_all_positions_short_texts_are_as_before():
+def test_an_encoder_without_biases_for_all_positions_is_unsupported():
     config = copy.deepcopy(dense("mpnet").base_model.config)
     config.relative_attention_num_buckets = 20
     model = compress(type(dense("mpnet").base_model)(config).eval())
@@ -80,7 +80,7 @@ def test_without_biases_for_all_positions_short_texts_are_as_before():
     assert "biases of its 40 positions cannot be had" in [*paths(model).values()][0]
 
 
-def test_bert_has_none():
+def test_bert_has_no_position_bias():
     (found,) = find_encoders(dense("bert")).values()
     assert isinstance(found, SupportedEncoder)
     assert found.position_bias(5, torch.device("cpu")) is None

@@ -1,4 +1,4 @@
-"""What an optimized model keeps, saves and loads."""
+"""State of an optimized model: memory, saving, loading, copies, and `restore`."""
 
 import copy
 import gc
@@ -18,7 +18,7 @@ from lada_ops.compression.pretrained import compression_of
 from lada_ops.engine import optimize as optimize_module
 from lada_ops.engine.bypassed import copied_module
 from lada_ops.modules.packed_linear import PackedLinear
-from tests.engine.models import compress, compressed, fused, seen
+from tests.engine.models import compress, compressed, fused, visible
 from tests.tiny_encoders import batch, outputs, tiny_bert
 
 SKIPPED = type, types.ModuleType, types.FunctionType, types.CodeType
@@ -30,13 +30,13 @@ def bert():
 
 
 def reachable_bytes(root):
-    """Size of all tensors and arrays that `root` keeps alive, each memory once."""
-    storages, met, todo = {}, set(), [root]
+    """Bytes of all tensors and arrays reachable from `root`, shared memory counted once."""
+    storages, visited, todo = {}, set(), [root]
     while todo:
         thing = todo.pop()
-        if id(thing) in met or isinstance(thing, SKIPPED):
+        if id(thing) in visited or isinstance(thing, SKIPPED):
             continue
-        met.add(id(thing))
+        visited.add(id(thing))
         if isinstance(thing, torch.Tensor) and not thing.is_meta:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
@@ -50,7 +50,7 @@ def reachable_bytes(root):
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
-def test_memory_is_that_of_the_weights_before(method):
+def test_memory_is_near_that_before(method):
     model = tiny_bert(hidden_size=128, intermediate_size=512)
     if method is not None:
         lada_ops.compress(model, 4, method, block=(32, 16), quiet=True)
@@ -85,7 +85,7 @@ def test_state_dict_is_as_before(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_saved_and_loaded_it_is_the_compressed_model(method, tmp_path):
+def test_a_saved_model_loads_as_the_compressed_model(method, tmp_path):
     model = compress(tiny_bert(), method)
     want = outputs(model)
     optimize(model).save_pretrained(tmp_path)
@@ -93,14 +93,14 @@ def test_saved_and_loaded_it_is_the_compressed_model(method, tmp_path):
     torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
 
 
-def test_saved_it_records_how_it_was_compressed(bert, tmp_path):
+def test_the_compression_record_is_saved(bert, tmp_path):
     want = compression_of(bert)
     optimize(bert).save_pretrained(tmp_path)
     assert want is not None
     assert compression_of(AutoModel.from_pretrained(tmp_path)) == want
 
 
-def test_saved_in_bf16_its_linears_are_as_rounded(bert, tmp_path):
+def test_saved_from_bf16_weights_are_rounded(bert, tmp_path):
     linear = bert.encoder.layer[0].output.dense
     u, bias = linear.u.detach().bfloat16().float(), linear.bias.detach().clone()
     optimize(bert, torch.bfloat16).save_pretrained(tmp_path)
@@ -110,7 +110,7 @@ def test_saved_in_bf16_its_linears_are_as_rounded(bert, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "encoder", "encoder.layer.0.attention.self.query"])
-def test_loading_weights_is_refused_before_anything_changed(bert, name):
+def test_loading_is_refused_before_anything_changes(bert, name):
     before = {name: t.clone() for name, t in bert.state_dict().items()}
     module = optimize(bert).get_submodule(name)
     other = {name: t + 1 for name, t in module.state_dict().items()}
@@ -119,7 +119,7 @@ def test_loading_weights_is_refused_before_anything_changed(bert, name):
     torch.testing.assert_close(bert.state_dict(), before, rtol=0, atol=0)
 
 
-def test_what_holds_no_packed_linear_can_be_loaded(bert):
+def test_other_modules_can_be_loaded(bert):
     embeddings = optimize(bert).embeddings
     other = {name: t + 1 for name, t in embeddings.state_dict().items()}
     embeddings.load_state_dict(other)
@@ -131,7 +131,7 @@ def pickled(model):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
-def test_copies_say_the_same(bert, copied):
+def test_copies_compute_the_same(bert, copied):
     want = outputs(optimize(bert))
     other = copied(bert)
     del bert
@@ -139,7 +139,7 @@ def test_copies_say_the_same(bert, copied):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
-def test_copies_share_nothing_and_take_no_more(bert, copied):
+def test_copies_share_no_memory_and_take_no_more(bert, copied):
     other = copied(optimize(bert))
     one, two = reachable_bytes(bert), reachable_bytes(other)
     assert two < 1.05 * one  # pickled, the biases that are views of another are no longer
@@ -156,7 +156,7 @@ def test_copies_refuse_to_load_too(bert, copied):
     assert other.embeddings.word_embeddings.weight.equal(before)
 
 
-def test_a_mixed_model_keeps_what_is_dense_dense(tmp_path):
+def test_a_partly_compressed_model_keeps_dense_linears(tmp_path):
     model = compress(tiny_bert(), layers=r"(key|intermediate\.dense)$")
     want = outputs(model)
     torch.testing.assert_close(outputs(optimize(model))[:, 0], want[:, 0], rtol=1e-4, atol=1e-5)
@@ -167,7 +167,7 @@ def test_a_mixed_model_keeps_what_is_dense_dense(tmp_path):
     torch.testing.assert_close(outputs(loaded), want, rtol=0, atol=0)
 
 
-def test_without_memory_for_the_way_back_the_model_stays(bert, monkeypatch):
+def test_an_error_while_copying_leaves_the_model(bert, monkeypatch):
     before = [id(module) for module in bert.modules()]
     copied = []
 
@@ -183,7 +183,7 @@ def test_without_memory_for_the_way_back_the_model_stays(bert, monkeypatch):
     assert [id(module) for module in bert.modules()] == before
 
 
-def test_nothing_of_the_linears_before_stays(bert):
+def test_no_original_linear_is_left(bert):
     optimize(bert)
     kept = {type(m) for m in bert.encoder.modules()} & {nn.Linear, LowRankLinear}
     assert not kept
@@ -192,7 +192,7 @@ def test_nothing_of_the_linears_before_stays(bert):
 
 class TestRestore:
     @pytest.mark.parametrize("method", [None, *METHODS])
-    def test_is_what_was_before(self, method):
+    def test_gives_back_the_model_before(self, method):
         model = tiny_bert() if method is None else compress(tiny_bert(), method)
         before = outputs(model)
         state = {name: t.clone() for name, t in model.state_dict().items()}
@@ -207,7 +207,7 @@ class TestRestore:
         torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0)
         torch.testing.assert_close(outputs(model.eval()), before, rtol=0, atol=0)
 
-    def test_from_bf16_weights_are_rounded_and_the_rest_is_not(self, bert):
+    def test_from_bf16_only_weights_are_rounded(self, bert):
         linear = bert.encoder.layer[0].output.dense
         u, bias = linear.u.detach().bfloat16().float(), linear.bias.detach().clone()
         restore(optimize(bert, torch.bfloat16))
@@ -223,8 +223,8 @@ class TestRestore:
         restore(optimize(bert))
         bert(**batch())[0].sum().backward()
         bert.load_state_dict({name: t + 1e-3 for name, t in bert.state_dict().items()})
-        want = seen(outputs(bert))
-        torch.testing.assert_close(seen(outputs(optimize(bert))), want, rtol=1e-4, atol=1e-5)
+        want = visible(outputs(bert))
+        torch.testing.assert_close(visible(outputs(optimize(bert))), want, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
     def test_of_a_copy(self, bert, copied):
@@ -237,7 +237,7 @@ class TestRestore:
             bert.load_state_dict(bert.state_dict())
 
     @pytest.mark.parametrize("engine", [optimize, fused])
-    def test_what_was_tied_is_tied_again(self, engine):
+    def test_tied_parameters_are_tied_again(self, engine):
         model = tiny_bert()
         first, second = model.encoder.layer
         second.output.dense.weight = first.output.dense.weight
@@ -252,7 +252,7 @@ class TestRestore:
         assert model.lm_head.weight is first.attention.output.dense.weight
         torch.testing.assert_close(outputs(model), want, rtol=0, atol=0)
 
-    def test_what_was_tied_to_a_layer_that_was_cut_comes_back(self):
+    def test_a_parameter_tied_to_a_removed_layer_comes_back(self):
         model = tiny_bert()
         first, second = model.encoder.layer
         second.output.dense.weight = first.output.dense.weight
@@ -261,7 +261,7 @@ class TestRestore:
         restore(model)
         assert model.encoder.layer[0].output.dense.weight.equal(want)
 
-    def test_of_linears_that_stand_alone(self):
+    def test_single_linears(self):
         model = nn.Sequential(LowRankLinear(24, 40, 6, activation="gelu"), nn.Linear(40, 3)).eval()
         x = torch.randn(5, 24)
         want = model(x)

@@ -1,4 +1,4 @@
-"""A model that is changed after `optimize`: it says what the changed model says, or refuses."""
+"""Changes after `optimize`: the model computes what the changed model does, or refuses them."""
 
 import copy
 import logging
@@ -136,15 +136,15 @@ CHANGES = [
 
 @pytest.fixture(params=ENGINES)
 def pair(request):
-    """A compressed model, and what an engine makes of the same one, which ran once."""
+    """A compressed model, and the same model with an engine, which has run once."""
     before, after = (compress(tiny_bert()) for _ in range(2))
     ENGINES[request.param](after)
-    said(after)
+    output_of(after)
     return before, after
 
 
 @torch.no_grad()
-def said(model):
+def output_of(model):
     return model(ids(), mask_of("111111111", "111100000", "100000000"))[0][:, 0]
 
 
@@ -155,55 +155,55 @@ def changed(model, change):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_it_says_what_the_changed_model_says(pair, change, caplog):
+def test_outputs_follow_the_change(pair, change, caplog):
     before, after = (changed(model, change) for model in pair)
     with caplog.at_level(logging.WARNING, "lada_ops"):
         for _ in range(2):
-            torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
-    if change is not replace_encoder:  # nothing is left of the engine then
+            torch.testing.assert_close(output_of(after), output_of(before), rtol=1e-4, atol=1e-5)
+    if change is not replace_encoder:  # the engine is gone with it
         (warning,) = caplog.messages
         assert "was changed after lada_ops.optimize" in warning
         assert "call lada_ops.restore" in warning
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_restored_it_says_so_too(pair, change):
+def test_outputs_of_the_restored_model_follow_the_change(pair, change):
     before, after = (changed(model, change) for model in pair)
     restore(after)
-    torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output_of(after), output_of(before), rtol=1e-4, atol=1e-5)
 
 
-def test_what_makes_no_difference_is_no_change(pair, caplog):
+def test_irrelevant_changes_are_ignored(pair, caplog):
     _, model = pair
     model.gradient_checkpointing_enable()
     model.encoder.layer[0].chunk_size_feed_forward = 3
     model.config.id2label = {0: "no"}
     model.set_attn_implementation("eager")
     model.resize_token_embeddings(64, mean_resizing=False)
-    said(model)
+    output_of(model)
     assert caplog.messages == []
 
 
 @torch.no_grad()
-def test_another_config_counts(pair):
+def test_a_new_config_is_used(pair):
     for model in pair:
         model.config = copy.deepcopy(model.config)
         model.config.output_hidden_states = True
         assert len(model(ids()).hidden_states) == 3
 
 
-def test_numbers_written_into_a_norm_count(pair):
+def test_values_written_into_a_norm_are_used(pair):
     before, after = (changed(model, multiply_data) for model in pair)
-    torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output_of(after), output_of(before), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_weights_loaded_into_a_norm_count(assign):
+def test_weights_loaded_into_a_norm_are_used(assign):
     before, after = compress(tiny_bert()), optimize(compress(tiny_bert()))
     state = {name: t + 0.5 for name, t in norm(before).state_dict().items()}
     for model in (before, after):
         norm(model).load_state_dict(state, assign=assign)
-    torch.testing.assert_close(said(after), said(before), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output_of(after), output_of(before), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -214,37 +214,37 @@ def test_weights_loaded_into_a_fused_layer_are_refused(assign):
         norm(model).load_state_dict(state, assign=assign)
 
 
-def test_in_half_precision_it_says_nearly_the_same(pair):
-    want = said(pair[0])
+def test_conversion_to_half_precision(pair):
+    want = output_of(pair[0])
     pair[1].bfloat16()
-    torch.testing.assert_close(said(pair[1]).float(), want, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(output_of(pair[1]).float(), want, rtol=0.1, atol=0.1)
 
 
 @torch.no_grad()
-def test_a_norm_given_in_a_functional_call_counts_for_that_call(pair):
+def test_functional_call_replaces_a_norm_for_one_call(pair):
     name = "encoder.layer.1.attention.output.LayerNorm.weight"
     given = {name: torch.linspace(0, 2, 32)}
-    usual = said(pair[1])
+    usual = output_of(pair[1])
     want, got = (torch.func.functional_call(m, given, (ids(),))[0] for m in pair)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    assert said(pair[1]).equal(usual)
+    assert output_of(pair[1]).equal(usual)
 
 
-def test_a_linear_given_in_a_functional_call_is_refused():
+def test_functional_call_of_a_linear_is_refused():
     model = optimize(compress(tiny_bert()))
     given = {"encoder.layer.0.output.dense.u": torch.zeros(32, 10)}
     with pytest.raises(RuntimeError, match=r"u cannot be set: .* call lada_ops.restore first"):
         torch.func.functional_call(model, given, (ids(),))
 
 
-def test_lora_added_later_is_refused_with_the_way_out():
+def test_lora_added_later_is_refused():
     with pytest.raises(ValueError, match=r"lada_ops.restore gives it back"):
         get_peft_model(optimize(compressed("bert")), LoraConfig(target_modules=["query"]))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
-def test_prefixes_of_peft_are_seen(padded):
+def test_prefix_tuning_is_followed(padded):
     config = PrefixTuningConfig(
         task_type="SEQ_CLS", num_virtual_tokens=3, num_layers=2, num_attention_heads=2, token_dim=32
     )
@@ -258,21 +258,21 @@ def test_prefixes_of_peft_are_seen(padded):
 
 
 class TestInSharedMemory:
-    def test_it_goes_on_in_the_engine(self, caplog):
+    def test_the_engine_goes_on(self, caplog):
         model = optimize(compress(tiny_bert()))
-        want = said(model)
+        want = output_of(model)
         model.share_memory()
-        assert said(model).equal(want)
+        assert output_of(model).equal(want)
         assert caplog.messages == []
 
-    def test_pickled_for_another_process_the_model_stays(self):
+    def test_pickling_for_another_process_leaves_the_model(self):
         model = optimize(compress(tiny_bert()))
-        want = said(model)
+        want = output_of(model)
         wrong, stop = [], threading.Event()
 
         def call():
             while not stop.is_set():
-                if not said(model).equal(want):
+                if not output_of(model).equal(want):
                     wrong.append(1)
 
         thread = threading.Thread(target=call)
@@ -284,15 +284,15 @@ class TestInSharedMemory:
         stop.set()
         thread.join()
         assert wrong == []
-        assert said(model).equal(want)
-        assert said(pickler.loads(pickler.dumps(model))).equal(want)
+        assert output_of(model).equal(want)
+        assert output_of(pickler.loads(pickler.dumps(model))).equal(want)
 
 
-def test_a_copy_notices_its_own_changes_alone(pair):
+def test_a_copy_detects_its_own_changes_only(pair):
     before, after = pair
     other = copy.deepcopy(after)
-    want = said(after)
+    want = output_of(after)
     cut(other)
     cut(before)
-    torch.testing.assert_close(said(other), said(before), rtol=1e-4, atol=1e-5)
-    assert said(after).equal(want)
+    torch.testing.assert_close(output_of(other), output_of(before), rtol=1e-4, atol=1e-5)
+    assert output_of(after).equal(want)

@@ -1,4 +1,4 @@
-"""What every module with a block-sparse part must do beside `ModuleSuite`."""
+"""Suite of tests for modules with a block-sparse part, beside those of `ModuleSuite`."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ from torch import nn
 from lada_ops import Bsr
 from tests.modules.module_suite import IN, OUT, ModuleSuite, is_panel_major
 
-WRONG_INDICES = {  # of 2 x 3 = 6 of the 3 x 10 blocks: name -> how to spoil it
+WRONG_INDICES = {  # name -> tensor, and a change that makes it invalid
     "outside": ("col_indices", lambda t: t.fill_(10)),
     "negative": ("col_indices", lambda t: t.fill_(-1)),
     "twice": ("col_indices", lambda t: t.fill_(0)),
@@ -26,7 +26,7 @@ WRONG_INDICES = {  # of 2 x 3 = 6 of the 3 x 10 blocks: name -> how to spoil it
 
 
 def set_rows(module, counts):
-    """`module` with the first `counts` block columns in each block row."""
+    """`module` with the first `counts` blocks in each block row."""
     if module.values.is_meta:
         return module
     module.crow_indices = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
@@ -58,7 +58,7 @@ class BsrModuleSuite(ModuleSuite):
         assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
 
     @pytest.mark.parametrize("wrong", WRONG_INDICES)
-    def test_refuses_wrong_indices_that_come_alone(self, wrong):
+    def test_refuses_wrong_indices_loaded_alone(self, wrong):
         module = self.make()
         before = copy.deepcopy(module.state_dict())
         name, spoil = WRONG_INDICES[wrong]
@@ -173,15 +173,15 @@ class BsrModuleSuite(ModuleSuite):
         module.load_state_dict(other.state_dict(), assign=assign)
         assert module.order is None
 
-    def test_order_of_a_module_on_meta_is_unknown(self):
+    def test_order_of_a_module_on_meta_is_none(self):
         assert self.packed(device="meta").order is None
 
-    def test_order_comes_with_the_tensors_of_a_module_on_meta(self):
+    def test_order_follows_tensors_loaded_into_a_module_on_meta(self):
         module, other = self.packed(), self.packed(device="meta")
         other.load_state_dict(module.state_dict(), assign=True)
         assert other.order.tolist() == [0, 1, 3, 2]
 
-    def test_values_may_come_alone_to_a_module_on_meta(self):
+    def test_values_alone_load_into_a_module_on_meta(self):
         module, other = self.packed(), self.packed(device="meta")
         other.load_state_dict({"values": module.values}, strict=False, assign=True)
         assert other.order is None
@@ -192,14 +192,14 @@ class BsrModuleSuite(ModuleSuite):
         assert module.values.shape[0] == 12
         assert module.order is not None
 
-    def test_from_format_fills_packs_up(self):
+    def test_from_format_pads_packs(self):
         module = set_rows(self.packed(), [7, 5, 0, 3])
         padded = self.cls.from_format(module.format, module.bias)
         assert padded.crow_indices.diff().tolist() == [8, 8, 0, 4]
         assert padded.order.tolist() == [0, 1, 3, 2]
         assert torch.equal(padded.to_linear().weight, module.to_linear().weight)
 
-    def test_what_was_filled_up_loads_by_its_density(self):
+    def test_a_padded_module_loads_by_its_density(self):
         padded = self.cls.from_format(set_rows(self.packed(), [7, 5, 0, 3]).format)
         size = {**self.size, "block": (32, 16), "density": padded.bsr.density}
         other = self.cls(128, 128, **size, bias=False)
@@ -224,7 +224,7 @@ class BsrModuleSuite(ModuleSuite):
         compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), module(x))
 
-    def test_order_is_brought_up_to_date_by_hand(self):
+    def test_update_order(self):
         module = self.packed()
         module.crow_indices = torch.tensor([0, 4, 12, 16, 16], dtype=torch.int32)
         module.col_indices = torch.tensor([*range(4), *range(8), *range(4)], dtype=torch.int32)

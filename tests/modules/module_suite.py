@@ -1,4 +1,4 @@
-"""What every compressed module must do; `tests/test_<stem>.py` names the module."""
+"""Suite of tests for compressed modules; the test file of each stem names its module."""
 
 import copy
 from typing import Any
@@ -136,7 +136,7 @@ class ModuleSuite:
         assert self.make().train(training).to_linear().training == training
 
     @pytest.mark.parametrize("trained", ["weight", "bias"])
-    def test_to_linear_keeps_what_is_frozen(self, trained):
+    def test_to_linear_keeps_requires_grad(self, trained):
         module = self.make().requires_grad_(False)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_((name == "bias") == (trained == "bias"))
@@ -239,7 +239,7 @@ class ModuleSuite:
         changed = {n for n, t in module.state_dict().items() if not torch.equal(t, before[n])}
         assert changed == trained
 
-    def test_training_learns_its_own_kind(self):
+    def test_training_fits_a_module_of_its_own_format(self):
         torch.manual_seed(1)
         teacher, student = self.make().requires_grad_(False), self.make()
         if self.sparse:

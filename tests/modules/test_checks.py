@@ -20,7 +20,7 @@ NEED_VALUES = ["plan", "layer_statistics", "compress", "shrink"]
 
 @pytest.mark.parametrize("model", ["bert", None, {}, tiny_bert], ids=["str", "None", "dict", "def"])
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_no_model_is_named(name, model):
+def test_other_types_than_modules_are_named(name, model):
     assert hasattr(lada_ops, name)
     message = f"{name}: model is {type(model).__name__}; expected a torch.nn.Module"
     with pytest.raises(TypeError, match=message):

@@ -33,7 +33,7 @@ def module():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """To be called with the variants that a tuned table finds fastest."""
+    """Function that sets the variants that a tuned table finds fastest, by token count."""
 
     def measured(*variants):
         asked = iter(variants)
@@ -46,12 +46,12 @@ def measured(monkeypatch):
 
 
 class TestDenseCopy:
-    def test_is_made_once(self):
-        made, tensors = [], [torch.ones(2)]
+    def test_is_computed_once(self):
+        computed, tensors = [], [torch.ones(2)]
         kept = DenseCopy()
         for _ in range(3):
-            kept.get(tensors, lambda: made.append(1) or tensors[0] * 2)
-        assert len(made) == 1
+            kept.get(tensors, lambda: computed.append(1) or tensors[0] * 2)
+        assert len(computed) == 1
 
     @pytest.mark.parametrize(
         "change",
@@ -62,13 +62,13 @@ class TestDenseCopy:
         ],
         ids=["in place", "set", "data"],
     )
-    def test_is_made_again_once_a_tensor_has_changed(self, change):
+    def test_is_recomputed_after_a_tensor_has_changed(self, change):
         t, kept = torch.ones(2), DenseCopy()
         kept.get([t], t.clone)
         change(t)
         assert torch.equal(kept.get([t], t.clone), t)
 
-    def test_is_made_again_for_another_tensor_in_the_place_of_the_first(self):
+    def test_is_recomputed_for_a_new_tensor_at_the_same_address(self):
         memory, kept = bytearray(8), DenseCopy()
         first = torch.frombuffer(memory, dtype=torch.float32)
         kept.get([first], first.clone)
@@ -86,7 +86,7 @@ class TestDenseCopy:
         [copy.deepcopy, lambda kept: pickle.loads(pickle.dumps(kept))],
         ids=["copy", "pickle"],
     )
-    def test_is_not_taken_along(self, again):
+    def test_copies_start_without_it(self, again):
         kept = DenseCopy()
         kept.get([torch.ones(2)], lambda: torch.ones(2))
         assert kept.nbytes == 8
@@ -118,7 +118,7 @@ class TestKeepDense:
         ],
         ids=["block-sparse", "sparse-low-rank"],
     )
-    def test_blocks_too(self, make, names, monkeypatch):
+    def test_block_sparse_weights_are_kept(self, make, names, monkeypatch):
         asked = []
         variant = Variant("dense")
         monkeypatch.setattr(tuning, "fastest", lambda *key: asked.append(key) or variant)
@@ -167,12 +167,12 @@ class TestKeepDense:
         with torch.no_grad():
             assert module.dense_for(ON_GPU) is not None
 
-    def test_autocast_takes_none(self, module, monkeypatch):
+    def test_autocast_gets_none(self, module, monkeypatch):
         module.keep_dense = True
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
         assert module.dense_for(ON_GPU) is None
 
-    def test_a_graph_takes_none(self, module, monkeypatch):
+    def test_a_graph_gets_none(self, module, monkeypatch):
         module.keep_dense = True
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         assert module.dense_for(ON_GPU) is None

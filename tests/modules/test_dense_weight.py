@@ -1,4 +1,4 @@
-"""The `weight` of compressed linears: read by code that knows `nn.Linear`, written by none."""
+"""`weight` of compressed linears: readable as that of `nn.Linear`, not writable."""
 
 import copy
 import operator
@@ -40,7 +40,7 @@ def module(request) -> Any:
     return made
 
 
-def test_weight_is_multiplied_out(module):
+def test_weight_is_the_dense_product(module):
     assert torch.equal(module.weight + 0, module.format.to_dense())
     assert (module.weight.shape, module.weight.dtype) == ((64, 32), torch.float32)
 
@@ -67,7 +67,7 @@ def test_weight_is_no_part_of_the_module(module):
     assert torch.equal(pickle.loads(pickle.dumps(module)).weight + 0, module.format.to_dense())
 
 
-def test_shape_and_dtype_multiply_nothing(module, monkeypatch):
+def test_shape_and_dtype_compute_nothing(module, monkeypatch):
     monkeypatch.setattr(type(module), "_compute_dense", None)
     weight = module.weight
     assert (weight.shape, weight.dtype, weight.requires_grad) == ((64, 32), torch.float32, True)

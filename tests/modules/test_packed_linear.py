@@ -23,7 +23,7 @@ def packed(source, dtype=torch.float32):
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_computes_what_its_source_does(kind, bias):
+def test_computes_the_same_as_its_source(kind, bias):
     source = SOURCES[kind](bias=bias)
     x = torch.randn(7, 48)
     torch.testing.assert_close(packed(source)(x), source(x), rtol=1e-4, atol=1e-5)
@@ -62,7 +62,7 @@ def test_any_strides(x):
 
 
 @torch.no_grad()
-def test_the_activation_comes_along():
+def test_the_activation_is_kept():
     source = SOURCES["low rank"](activation="gelu")
     x = torch.randn(7, 48)
     torch.testing.assert_close(packed(source)(x), source(x), rtol=1e-4, atol=1e-5)
@@ -98,7 +98,7 @@ def test_loading_a_state_dict_is_refused():
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", list(SOURCES))
-def test_multiplied_out_it_says_the_same_and_keeps_its_factors(kind):
+def test_packed_dense_it_computes_the_same_and_keeps_its_factors(kind):
     source = SOURCES[kind]()
     x = torch.randn(7, 48)
     linear = PackedLinear(source, pack_linears([source], torch.bfloat16, True), True)
@@ -139,7 +139,7 @@ def test_bad_inputs_are_refused(x, error, message):
         packed(SOURCES["dense"]())(x)
 
 
-def test_repr_tells_what_it_was():
+def test_repr_has_the_source_and_the_dtype():
     text = repr(packed(SOURCES["low rank"](), torch.bfloat16))
     assert "LowRankLinear(in_features=48" in text
     assert "packed=bfloat16" in text

@@ -18,22 +18,22 @@ FP32 = torch.float32
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What was measured, and the ratio that it is told to find."""
+    """List of the measured (sources, dtype), with the ratio that each measurement returns."""
 
     class Measured(list):
         ratio = 2.0
 
-    found = Measured()
+    calls = Measured()
 
     def measure(sources, dtype):
-        found.append((tuple(sources), dtype))
-        return found.ratio
+        calls.append((tuple(sources), dtype))
+        return calls.ratio
 
     monkeypatch.setattr(choice, "_measured_ratio", measure)
-    return found
+    return calls
 
 
-def in_doubt():
+def large_factors():
     return LowRankLinear(64, 64, 28)
 
 
@@ -46,18 +46,18 @@ def in_doubt():
 )
 def test_the_measured_ratio_decides(measured, ratio, why):
     measured.ratio = ratio
-    assert choose([in_doubt()], FP32) == (ratio < 1, why)
+    assert choose([large_factors()], FP32) == (ratio < 1, why)
 
 
 @pytest.mark.parametrize("sources", [[nn.Linear(8, 8)], [LowRankLinear(64, 64, 8)]], ids=repr)
-def test_nothing_is_measured_where_there_is_no_doubt(measured, sources):
+def test_dense_and_small_weights_are_not_measured(measured, sources):
     assert not choose(sources, FP32).dense
     assert measured == []
 
 
-def test_what_was_measured_is_remembered(measured, cache_folder):
+def test_measured_ratios_are_cached(measured, cache_folder):
     for _ in range(3):
-        choose([in_doubt()], FP32)
+        choose([large_factors()], FP32)
     assert len(measured) == 1
     (file,) = cache_folder.glob("cpu-*.json")
     assert list(json.loads(file.read_text()).values()) == [2.0]
@@ -69,22 +69,22 @@ def test_what_was_measured_is_remembered(measured, cache_folder):
         lambda: ([LowRankLinear(64, 64, 30)], FP32),
         lambda: ([LowRankLinear(64, 96, 28)], FP32),
         lambda: ([BlockSparseLinear(64, 64, (16, 16), 0.9)], FP32),
-        lambda: ([in_doubt(), in_doubt()], FP32),
-        lambda: ([in_doubt()], torch.bfloat16),
+        lambda: ([large_factors(), large_factors()], FP32),
+        lambda: ([large_factors()], torch.bfloat16),
     ],
-    ids=["rank", "size", "format", "beside another", "dtype"],
+    ids=["rank", "size", "format", "merged", "dtype"],
 )
 def test_other_weights_are_measured_anew(measured, other):
-    choose([in_doubt()], FP32)
+    choose([large_factors()], FP32)
     choose(*other())
     assert len(measured) == 2
 
 
 def test_other_threads_are_measured_anew(measured):
     before = torch.get_num_threads()
-    choose([in_doubt()], FP32)
+    choose([large_factors()], FP32)
     torch.set_num_threads(before + 1)
-    choose([in_doubt()], FP32)
+    choose([large_factors()], FP32)
     torch.set_num_threads(before)
     assert len(measured) == 2
 
@@ -97,38 +97,38 @@ RATIOS = ["0", "-1", "1" + 400 * "0", "1e999", "NaN", "true", "null", '"2"', "[]
     [*NO_JSON, b"[1]", b"null", b"2", *(b'{"KEY": %s}' % ratio.encode() for ratio in RATIOS)],
     ids=lambda content: content[:14],
 )
-def test_a_damaged_file_is_written_anew(measured, cache_folder, content, caplog):
-    choose([in_doubt()], FP32)
+def test_a_damaged_file_is_rewritten(measured, cache_folder, content, caplog):
+    choose([large_factors()], FP32)
     (file,) = cache_folder.glob("cpu-*.json")
     (key,) = json.loads(file.read_text())
     file.write_bytes(content.replace(b"KEY", key.encode()))
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        choice = choose([in_doubt()], FP32)
+        choice = choose([large_factors()], FP32)
     assert choice == (False, "compressed, measured 2.00 times as fast as dense")
     assert "is ignored and written anew" in caplog.text
     assert list(json.loads(file.read_text()).values()) == [2.0]
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(measured, cache_folder, caplog):
+def test_an_unwritable_cache_folder_is_a_warning(measured, cache_folder, caplog):
     cache_folder.write_text("a file in its place")
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        assert not choose([in_doubt()], FP32).dense
+        assert not choose([large_factors()], FP32).dense
     assert "cannot remember what was measured" in caplog.text
 
 
-def test_a_folder_in_the_place_of_the_file_is_no_error(measured, cache_folder, caplog):
-    choose([in_doubt()], FP32)
+def test_a_folder_in_the_place_of_the_cache_file_is_a_warning(measured, cache_folder, caplog):
+    choose([large_factors()], FP32)
     (file,) = cache_folder.glob("cpu-*.json")
     file.unlink()
     file.mkdir()
     with caplog.at_level(logging.WARNING, "lada_ops"):
-        assert not choose([in_doubt()], FP32).dense
+        assert not choose([large_factors()], FP32).dense
     assert "cannot remember what was measured" in caplog.text
     assert list(cache_folder.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_it_measures_a_ratio(monkeypatch, dtype):
+def test_the_ratio_is_measured(monkeypatch, dtype):
     run = linear.packed_linear_fwd
 
     def checked(packed, x):
@@ -136,12 +136,12 @@ def test_it_measures_a_ratio(monkeypatch, dtype):
         return run(packed, x)
 
     monkeypatch.setattr(linear, "packed_linear_fwd", checked)
-    assert 0 < choice._measured_ratio([in_doubt()], dtype) < 100
+    assert 0 < choice._measured_ratio([large_factors()], dtype) < 100
 
 
-def test_what_is_faster_dense_runs_dense_and_keeps_its_factors(measured):
+def test_a_linear_that_is_faster_dense_runs_dense_and_keeps_its_factors(measured):
     measured.ratio = 0.5
-    model = nn.Sequential(in_doubt())
+    model = nn.Sequential(large_factors())
     x = torch.randn(5, 64)
     with torch.no_grad():
         want = model(x)

@@ -1,4 +1,4 @@
-"""What an encoder would launch on a GPU, counted on tensors without memory that pose as a GPU's."""
+"""Counts of an encoder's GPU launches, on meta tensors that pose as CUDA tensors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_KERNELS = {"empty", "empty_like", "new_empty", "_unsafe_view", "detach"}
 
 
 class Launches(TorchDispatchMode):
-    """Counts kernels by name: torch's own, and those that the bodies of our ops launch."""
+    """Counter of kernels by name: torch's own, and those that our ops launch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         name = func._schema.name
         if name in OPS:
-            with self:  # what the op launches counts, not the op
+            with self:  # count the op's launches, not the op
                 return OPS[name]._backend_fns["cuda"](*args, **(kwargs or {}))
         view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
         if not view and name.removeprefix("aten::") not in NO_KERNELS:
@@ -50,7 +50,10 @@ class Launches(TorchDispatchMode):
 
 
 def launches_of(encoder: nn.Module, size: tuple[int, int, int], monkeypatch) -> Counter[str]:
-    """Of an encoder on hidden states (batch, length, features) in fp16 on a GPU without tables."""
+    """Launches by kernel of an fp16 encoder on a GPU without tuned tables.
+
+    size: of the hidden states, (batch, length, features).
+    """
     from lada_kernels import tuning
 
     launches = Launches()
@@ -67,7 +70,7 @@ def launches_of(encoder: nn.Module, size: tuple[int, int, int], monkeypatch) -> 
         patch.setattr(F, "scaled_dot_product_attention", attention)
         patch.setattr(tuning, "unsupported", lambda index: None)
         patch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
-        patch.setattr(Watch, "changed", lambda self: False)  # by the move to the meta device
+        patch.setattr(Watch, "changed", lambda self: False)  # the move to meta is a change
         encoder.half().to("meta")
         x = torch.empty(size, dtype=torch.half, device="meta")
         launches.counts.clear()

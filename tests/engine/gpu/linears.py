@@ -1,4 +1,4 @@
-"""Small linears of every kind, in fp64, and what they are given."""
+"""Small fp64 linears of every format, norms and inputs for them."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from lada_ops import BlockSparseLinear, LowRankLinear, SparseLowRankLinear
 
 BLOCK = (8, 4)
-KINDS = {
+FORMATS = {
     "dense": lambda out=24, **more: nn.Linear(16, out, **more),
     "low rank": lambda out=24, rank=5, **more: LowRankLinear(16, out, rank, **more),
     "block sparse": lambda out=24, block=BLOCK, **more: BlockSparseLinear(
@@ -18,11 +18,11 @@ KINDS = {
 }
 
 
-def make(kind, *args, **kwargs):
-    linear = KINDS[kind](*args, **kwargs, dtype=torch.float64)
+def make(format, *args, **kwargs):
+    linear = FORMATS[format](*args, **kwargs, dtype=torch.float64)
     if linear.bias is not None:
         nn.init.normal_(linear.bias)
-    if kind == "sparse + low rank":
+    if format == "sparse + low rank":
         nn.init.normal_(linear.values)
     return linear
 

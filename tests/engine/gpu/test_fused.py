@@ -1,4 +1,4 @@
-"""Fused layers, on the CPU: what they say there is what they say on a GPU."""
+"""Fused layers, run on the CPU, where they compute the same as on a GPU."""
 
 import copy
 import pickle
@@ -10,8 +10,8 @@ from torch import nn
 
 from lada_ops import LowRankLinear, optimize, paths, restore
 from lada_ops.compression.plan import METHODS
-from tests.engine.inputs import MASKS, MORE_THAN_PADDING, assert_equal_where_seen, ids
-from tests.engine.models import KNOWN, compress, compressed, dense, fused, seen
+from tests.engine.inputs import MASKS, MORE_THAN_PADDING, assert_equal_where_visible, ids
+from tests.engine.models import KNOWN, compress, compressed, dense, fused, visible
 from tests.tiny_encoders import batch, outputs, tiny_bert
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
@@ -24,10 +24,10 @@ def bert():
 
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize("name", KNOWN)
-def test_model_says_what_it_said(name, method):
+def test_outputs_are_unchanged(name, method):
     model = dense(name) if method is None else compressed(name, method)
-    want = seen(outputs(model))
-    torch.testing.assert_close(seen(outputs(fused(model))), want, **CLOSE)
+    want = visible(outputs(model))
+    torch.testing.assert_close(visible(outputs(fused(model))), want, **CLOSE)
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def test_model_says_what_it_said(name, method):
 def test_masks(mask, attention):
     model = compress(tiny_bert(attn_implementation=attention))
     want = model(ids(), mask)[0]
-    assert_equal_where_seen(fused(model)(ids(), mask)[0], want, mask)
+    assert_equal_where_visible(fused(model)(ids(), mask)[0], want, mask)
 
 
 @torch.no_grad()
@@ -53,14 +53,16 @@ def test_padding_is_left_out(bert):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}], ids=["plain", "by layer"])
-def test_a_row_that_is_all_padding(bert, asked):
+@pytest.mark.parametrize(
+    "arguments", [{}, {"output_hidden_states": True}], ids=["plain", "by layer"]
+)
+def test_a_row_that_is_all_padding(bert, arguments):
     mask = MASKS["right"].clone()
     mask[1] = 0
     want = bert(ids(), mask)[0]
-    got = fused(bert)(ids(), mask, **asked)[0]
+    got = fused(bert)(ids(), mask, **arguments)[0]
     assert got.isfinite().all()
-    assert_equal_where_seen(got, want, mask)
+    assert_equal_where_visible(got, want, mask)
 
 
 @torch.no_grad()
@@ -79,17 +81,17 @@ def test_under_autocast(bert, mask):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("what", ["hidden_states", "attentions"])
+@pytest.mark.parametrize("requested", ["hidden_states", "attentions"])
 @pytest.mark.parametrize("name", KNOWN)
-def test_what_is_asked_for_is_given(name, what):
+def test_requested_outputs_are_returned(name, requested):
     model = compressed(name)
     model.set_attn_implementation("eager")
-    asked: dict[str, Any] = {f"output_{what}": True}
-    want = model(**batch(), **asked)[what]
-    got = fused(model)(**batch(), **asked)[what]
+    arguments: dict[str, Any] = {f"output_{requested}": True}
+    want = model(**batch(), **arguments)[requested]
+    got = fused(model)(**batch(), **arguments)[requested]
     assert len(got) == len(want) > 0
     for after, before in zip(got, want, strict=True):
-        torch.testing.assert_close(seen(after), seen(before), **CLOSE)
+        torch.testing.assert_close(visible(after), visible(before), **CLOSE)
 
 
 @torch.no_grad()
@@ -99,23 +101,23 @@ def test_hooks_inside_are_called(bert):
     fused(bert).encoder.layer[1].output.dense.register_forward_hook(
         lambda module, given, y: met.append(y.shape)
     )
-    torch.testing.assert_close(seen(outputs(bert)), seen(want), **CLOSE)
+    torch.testing.assert_close(visible(outputs(bert)), visible(want), **CLOSE)
     assert met == [(3, 9, 32)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("changed", ["q", "ranks"])
-def test_a_mixed_layer(changed):
+def test_a_layer_of_mixed_formats(changed):
     model = compress(tiny_bert(), layers="(key|value|output.dense)$")
     if changed == "ranks":
         attention = model.encoder.layer[0].attention.self
         attention.query = LowRankLinear.from_linear(attention.query, 3)
-    want = seen(outputs(model))
-    torch.testing.assert_close(seen(outputs(fused(model))), want, **CLOSE)
+    want = visible(outputs(model))
+    torch.testing.assert_close(visible(outputs(fused(model))), want, **CLOSE)
 
 
 @torch.no_grad()
-def test_another_thread_gets_its_own_answers(bert):
+def test_threads_get_their_own_outputs(bert):
     from concurrent.futures import ThreadPoolExecutor
 
     inputs = [batch(seed=seed) for seed in range(16)]
@@ -123,12 +125,12 @@ def test_another_thread_gets_its_own_answers(bert):
     fused(bert)
 
     @torch.no_grad()
-    def answer(one):
+    def forward(one):
         return bert(**one)[0]
 
     with ThreadPoolExecutor(4) as pool:
-        for got, before in zip(pool.map(answer, inputs), want, strict=True):
-            torch.testing.assert_close(seen(got), seen(before), **CLOSE)
+        for got, before in zip(pool.map(forward, inputs), want, strict=True):
+            torch.testing.assert_close(visible(got), visible(before), **CLOSE)
 
 
 class TestState:
@@ -136,7 +138,7 @@ class TestState:
         before = {name: t.clone() for name, t in bert.state_dict().items()}
         torch.testing.assert_close(dict(fused(bert).state_dict()), before, rtol=0, atol=0)
 
-    def test_saved_and_loaded_it_is_the_compressed_model(self, bert, tmp_path):
+    def test_a_saved_model_loads_as_the_compressed_model(self, bert, tmp_path):
         from transformers import AutoModel
 
         want = outputs(bert)
@@ -153,7 +155,7 @@ class TestState:
             part.load_state_dict(other)
         torch.testing.assert_close(dict(bert.state_dict()), before, rtol=0, atol=0)
 
-    def test_what_is_not_fused_can_be_loaded(self, bert):
+    def test_other_modules_can_be_loaded(self, bert):
         embeddings = fused(bert).embeddings
         other = {name: t + 1 for name, t in embeddings.state_dict().items()}
         embeddings.load_state_dict(other)
@@ -163,19 +165,19 @@ class TestState:
         with pytest.raises(RuntimeError, match="in training mode"):
             fused(bert).train()(ids())
 
-    def test_a_copy_says_the_same(self, bert):
+    def test_a_copy_computes_the_same(self, bert):
         want = outputs(fused(bert))
         other = copy.deepcopy(bert)
         del bert
         torch.testing.assert_close(outputs(other), want, rtol=0, atol=0)
 
-    def test_it_follows_another_dtype(self, bert):
-        want = seen(outputs(bert))
-        got = seen(outputs(fused(bert).double()))
+    def test_conversion_to_another_dtype(self, bert):
+        want = visible(outputs(bert))
+        got = visible(outputs(fused(bert).double()))
         assert got.dtype == torch.float64
         torch.testing.assert_close(got.float(), want, **CLOSE)
 
-    def test_it_gives_gradients_to_its_inputs(self, bert):
+    def test_gradients_of_inputs(self, bert):
         x = torch.randn(2, 5, 32, requires_grad=True)
         (want,) = torch.autograd.grad(bert(inputs_embeds=x)[0].square().sum(), x)
         (got,) = torch.autograd.grad(fused(bert)(inputs_embeds=x)[0].square().sum(), x)
@@ -184,7 +186,7 @@ class TestState:
 
 class TestRestore:
     @pytest.mark.parametrize("method", [None, *METHODS])
-    def test_is_what_was_before(self, method):
+    def test_gives_back_the_model_before(self, method):
         model = dense("bert") if method is None else compressed("bert", method)
         before = outputs(model)
         types = {name: type(module) for name, module in model.named_modules()}
@@ -196,7 +198,7 @@ class TestRestore:
         assert all(module.training for module in model.modules())
         torch.testing.assert_close(outputs(model.eval()), before, rtol=0, atol=0)
 
-    def test_weights_are_their_own_again(self, bert):
+    def test_weights_are_no_longer_views(self, bert):
         restore(fused(bert))
         for parameter in bert.parameters():
             assert parameter.untyped_storage().nbytes() == parameter.nbytes
@@ -223,7 +225,7 @@ class TestRestore:
             restore(bert.encoder)
 
 
-def test_a_second_time_changes_nothing(bert):
+def test_optimize_changes_nothing_in_an_optimized_model(bert):
     before = [id(module) for module in fused(bert).modules()]
     assert optimize(bert) is bert
     assert [id(module) for module in bert.modules()] == before
@@ -245,10 +247,10 @@ def test_paths(bert):
 @torch.no_grad()
 @pytest.mark.parametrize("arguments", [{}, batch()], ids=["no mask", "a mask"])
 @pytest.mark.parametrize("name", ["bert", "electra", "distilbert", "mpnet"])
-def test_compiled_it_is_one_graph(name, arguments):
+def test_compiles_to_one_graph(name, arguments):
     model = fused(compressed(name)).base_model
     inputs = {"input_ids": ids()} | arguments
     want = model(**inputs)[0]
-    torch._dynamo.reset()  # every model's is the same code, compiled so often and no more
+    torch._dynamo.reset()  # all models share code, which is recompiled only so often
     compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_equal_where_seen(compiled(**inputs)[0], want, arguments.get("attention_mask"))
+    assert_equal_where_visible(compiled(**inputs)[0], want, arguments.get("attention_mask"))

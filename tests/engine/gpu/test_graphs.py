@@ -1,4 +1,4 @@
-"""CUDA graphs, by a recorder that needs no GPU: it writes to the same memory at every replay."""
+"""CUDA graphs, with a fake recorder that writes to the same memory at every replay."""
 
 import copy
 import logging
@@ -11,7 +11,7 @@ import torch
 from lada_ops import capture_graphs, restore
 from lada_ops.engine.capture import record_graphs
 from lada_ops.engine.gpu.graphs import Graphs, Size
-from tests.engine.inputs import MASKS, assert_equal_where_seen, ids, mask_of
+from tests.engine.inputs import MASKS, assert_equal_where_visible, ids, mask_of
 from tests.engine.models import compress, compressed, fused
 from tests.tiny_encoders import batch, tiny_bert
 
@@ -20,7 +20,7 @@ SIZES = [(1, 16), (4, 9), (4, 20)]
 
 
 class FakeRecorder:
-    """Has room for so many recordings; `log` tells what was done."""
+    """Recorder without a GPU, with memory for `room` recordings; `log` lists its actions."""
 
     device = torch.device("cpu")
 
@@ -51,7 +51,7 @@ class FakeRecorder:
 
 
 def recorded(model, sizes=SIZES, room=100, limit=16):
-    """The model with graphs of these sizes, and their recorder."""
+    """Fused model with graphs of these sizes, and their recorder."""
     recorder = FakeRecorder(room)
     record_graphs(fused(model).forward, sizes, lambda: Graphs(recorder, limit))
     return model, recorder
@@ -64,17 +64,17 @@ def bert():
 
 @pytest.fixture
 def pair(bert):
-    """A model, the same with graphs, and their recorder."""
+    """A model, a copy with graphs, and their recorder."""
     return bert, *recorded(copy.deepcopy(bert))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("types", [None, TYPES], ids=["", "types"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_replays_say_what_the_model_says(pair, mask, types):
+def test_replays_equal_the_model(pair, mask, types):
     before, after, recorder = pair
     want, got = (model(ids(), mask, types) for model in (before, after))
-    assert_equal_where_seen(got[0], want[0], mask)
+    assert_equal_where_visible(got[0], want[0], mask)
     if mask is None or mask[:, 0].all():  # the pooler reads the first position
         torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
     assert recorder.replays == ["replay (4, 9)"]
@@ -82,11 +82,11 @@ def test_replays_say_what_the_model_says(pair, mask, types):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert"])
-def test_of_other_kinds(name):
+def test_models_like_roberta(name):
     before = compressed(name).base_model
     after, recorder = recorded(copy.deepcopy(before))
     want, got = (model(**batch()) for model in (before, after))
-    assert_equal_where_seen(got[0], want[0], batch()["attention_mask"])
+    assert_equal_where_visible(got[0], want[0], batch()["attention_mask"])
     assert recorder.replays
 
 
@@ -106,7 +106,7 @@ def test_of_other_kinds(name):
         ((4, 21), None),
     ],
 )
-def test_the_smallest_that_fits_and_wastes_no_more_than_half(pair, size, replay):
+def test_the_smallest_fitting_size_is_replayed(pair, size, replay):
     before, after, recorder = pair
     given = torch.randint(5, 60, size)
     torch.testing.assert_close(after(given)[0], before(given)[0], rtol=1e-4, atol=1e-5)
@@ -115,7 +115,7 @@ def test_the_smallest_that_fits_and_wastes_no_more_than_half(pair, size, replay)
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [
         {"position_ids": torch.arange(9)[None] + 3},
         {"input_ids": None, "inputs_embeds": torch.randn(3, 9, 32)},
@@ -125,18 +125,18 @@ def test_the_smallest_that_fits_and_wastes_no_more_than_half(pair, size, replay)
         {"token_type_ids": TYPES[:1]},
         {"attention_mask": torch.ones(3, 1, 9, 9).tril().bool()},
     ],
-    ids=lambda asked: next(iter(asked)),
+    ids=lambda arguments: next(iter(arguments)),
 )
-def test_other_calls_run_without(pair, asked):
+def test_other_calls_run_without_graphs(pair, arguments):
     before, after, recorder = pair
-    inputs = {"input_ids": ids()} | asked
+    inputs = {"input_ids": ids()} | arguments
     torch.testing.assert_close(after(**inputs)[0], before(**inputs)[0], rtol=1e-4, atol=1e-5)
     assert recorder.replays == []
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("where", ["embeddings", "pooler.dense", "encoder.layer.1.output.dense"])
-def test_hooks_are_called_until_they_are_gone(pair, where):
+def test_hooks_are_called_until_they_are_removed(pair, where):
     _, model, recorder = pair
     met = []
     hook = model.get_submodule(where).register_forward_hook(lambda *_: met.append(where))
@@ -148,7 +148,7 @@ def test_hooks_are_called_until_they_are_gone(pair, where):
 
 
 @torch.no_grad()
-def test_under_autocast_it_runs_without(pair):
+def test_autocast_runs_without_graphs(pair):
     _, model, recorder = pair
     with torch.autocast("cpu", torch.bfloat16):
         model(ids())
@@ -170,7 +170,7 @@ def test_outputs_are_the_callers_own(pair):
 
 
 @torch.no_grad()
-def test_nothing_of_an_earlier_call_is_left(pair):
+def test_inputs_of_an_earlier_call_are_cleared(pair):
     _, model, _ = pair
     want = model(ids(2, 9))
     model(ids(4, 9).flip(1), None, torch.ones(4, 9, dtype=torch.long))
@@ -178,7 +178,7 @@ def test_nothing_of_an_earlier_call_is_left(pair):
 
 
 @torch.no_grad()
-def test_who_comes_next_waits_for_the_copies_of_the_last(pair):
+def test_a_replay_waits_for_the_copies_of_the_last_outputs(pair):
     _, model, recorder = pair
     for _ in range(2):
         model(ids())
@@ -186,33 +186,33 @@ def test_who_comes_next_waits_for_the_copies_of_the_last(pair):
 
 
 @torch.no_grad()
-def test_threads_get_their_own_answers(pair):
+def test_threads_get_their_own_outputs(pair):
     before, model, _ = pair
     inputs = [torch.randint(5, 60, (1 + i % 4, 9)) for i in range(40)]
     want = [before(one)[0] for one in inputs]
 
     @torch.no_grad()
-    def answer(one):
+    def forward(one):
         return model(one)[0]
 
     with ThreadPoolExecutor(4) as pool:
-        for got, expected in zip(pool.map(answer, inputs), want, strict=True):
+        for got, expected in zip(pool.map(forward, inputs), want, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["roberta", "electra", "distilbert", "mpnet", "modernbert"])
-def test_other_kinds(name):
+def test_other_architectures(name):
     before = compressed(name).base_model
     model, recorder = recorded(copy.deepcopy(before))
     for mask in (None, MASKS["right"], MASKS["left"]):
         got, want = model(ids(), mask), before(ids(), mask)
         assert got.keys() == want.keys()
-        assert_equal_where_seen(got[0], want[0], mask)
+        assert_equal_where_visible(got[0], want[0], mask)
     assert len(recorder.replays) == 3
 
 
-def test_recorded_in_inference_mode_it_replays_outside(bert):
+def test_a_recording_of_inference_mode_replays_outside(bert):
     with torch.inference_mode():
         model, recorder = recorded(bert)
     model(ids())
@@ -222,18 +222,18 @@ def test_recorded_in_inference_mode_it_replays_outside(bert):
 
 
 class TestLimits:
-    def test_the_least_recently_used_goes_first(self, bert):
+    def test_the_least_recently_used_is_dropped(self, bert):
         model, _ = recorded(bert, [(1, 8), (2, 8)], limit=2)
         model(ids(1, 8))
         record_graphs(model.forward, [(3, 8)], lambda: pytest.fail("there are some"))
         assert list(model.forward.graphs.sizes) == ["1x8", "3x8"]
 
-    def test_what_is_recorded_is_not_recorded_again(self, bert):
+    def test_a_recorded_size_is_not_recorded_again(self, bert):
         model, recorder = recorded(bert, [(1, 8)])
         record_graphs(model.forward, [(1, 8)], lambda: pytest.fail("there are some"))
         assert recorder.room == 99
 
-    def test_without_memory_others_go_and_then_it_runs_without(self, bert, caplog):
+    def test_without_memory_graphs_are_dropped_and_the_model_runs_without(self, bert, caplog):
         with caplog.at_level(logging.WARNING, "lada_ops"):
             model, recorder = recorded(bert, [(1, 8), (2, 8)], room=1)
         assert model.forward.graphs.sizes == {}
@@ -242,11 +242,11 @@ class TestLimits:
             model(ids(1, 8))
         assert recorder.replays == []
 
-    def test_bytes_are_told(self, bert):
+    def test_bytes_of_each_size(self, bert):
         model, _ = recorded(bert, [(1, 8)])
         assert model.forward.graphs.sizes == {"1x8": 4 * (8 * 32 + 32)}
 
-    def test_none_is_refused(self):
+    def test_a_limit_of_0_is_refused(self):
         with pytest.raises(ValueError, match="limit 0; expected 1 or more"):
             Graphs(FakeRecorder(), 0)
 
@@ -254,14 +254,14 @@ class TestLimits:
 class TestState:
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
     @torch.no_grad()
-    def test_copies_have_none(self, pair, copied):
+    def test_copies_have_no_graphs(self, pair, copied):
         _, model, recorder = pair
         other = copied(model)
         assert other.forward.graphs is None
         torch.testing.assert_close(other(ids())[0], model(ids())[0], rtol=1e-4, atol=1e-5)
         assert len(recorder.replays) == 1
 
-    def test_restored_it_has_none(self, pair):
+    def test_a_restored_model_has_no_graphs(self, pair):
         before, model, recorder = pair
         restore(model)
         with torch.no_grad():
@@ -276,7 +276,7 @@ class TestRefuses:
         ):
             capture_graphs(bert, [(1, 8)])
 
-    def test_another_kind(self):
+    def test_an_unsupported_architecture(self):
         with pytest.raises(ValueError, match="or torch.compile of others"):
             capture_graphs(compressed("deberta"), [(1, 8)])
 
@@ -295,7 +295,7 @@ class TestRefuses:
         ("name", "longest"),
         [("roberta", 39), ("mpnet", 38), ("distilbert", 40), ("modernbert", 40)],
     )
-    def test_lengths_that_there_are_no_positions_for(self, name, longest):
+    def test_lengths_beyond_the_positions(self, name, longest):
         model = fused(compressed(name)).base_model
         with pytest.raises(ValueError, match=f"of 1 to {longest}"):
             record_graphs(model.forward, [(1, longest + 1)], lambda: pytest.fail("recorded"))

@@ -1,4 +1,4 @@
-"""How many kernels an optimized model launches, counted without a GPU."""
+"""Number of kernels that an optimized model launches, counted without a GPU."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from tests.tiny_encoders import tiny_bert
 FEW, MANY = (2, 16, 64), (16, 128, 64)  # batch, length, features
 
 
-def of_a_layer(method, optimized, size, monkeypatch):
-    """What one layer more adds to an encoder's launches."""
+def launches_per_layer(method, optimized, size, monkeypatch):
+    """Launches that one more layer adds to an encoder."""
     counts = []
     for layers in (1, 2):
         model = tiny_bert(
@@ -31,9 +31,9 @@ def of_a_layer(method, optimized, size, monkeypatch):
     [(None, 12, 8), ("low_rank", 12, 4), ("block_sparse", 12, 7), ("sparse_low_rank", 18, 11)],
 )
 def test_launches_of_a_layer(method, before, after, monkeypatch):
-    assert of_a_layer(method, False, MANY, monkeypatch) == before
-    assert of_a_layer(method, True, MANY, monkeypatch) == after
+    assert launches_per_layer(method, False, MANY, monkeypatch) == before
+    assert launches_per_layer(method, True, MANY, monkeypatch) == after
 
 
-def test_a_feed_forward_on_few_tokens_is_split(monkeypatch):
-    assert of_a_layer("low_rank", True, FEW, monkeypatch) == 5
+def test_a_feed_forward_on_few_tokens_takes_two_launches(monkeypatch):
+    assert launches_per_layer("low_rank", True, FEW, monkeypatch) == 5
