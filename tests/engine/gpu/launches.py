@@ -42,7 +42,7 @@ class Launches(TorchDispatchMode):
         name = func._schema.name
         if name in OPS:
             with self:  # count the op's launches, not the op
-                return OPS[name]._backend_fns["cuda"](*args, **(kwargs or {}))
+                return OPS[name]._init_fn(*args, **(kwargs or {}))
         view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
         if not view and name.removeprefix("aten::") not in NO_KERNELS:
             self.counts[name] += 1
