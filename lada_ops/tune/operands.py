@@ -45,7 +45,7 @@ class Operands:
         dtype, parts = getattr(torch, case.dtype), case.parts
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(*shape, device=device) * scale).to(dtype)
+            return (torch.randn(*shape, dtype=torch.float32, device=device) * scale).to(dtype)
 
         def factors(suffix: str, out: int, rank: int, cols: int) -> Tensors:
             return {
