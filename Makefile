@@ -9,20 +9,26 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CHECKED := -O1 -g -Wall -Wextra -Werror
 RESULTS := benchmarks/results/$(shell $(BIN)/python -c 'from lada_ops.host.environment import device_slug; print(device_slug())' 2>/dev/null)
 
-.PHONY: demo test test-release test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
+.PHONY: demo test test-all test-release test-triton $(TRITONS:%=test-triton-%) test-sanitized lint results readme clean
 
 demo: $(SET_UP)  ## the main job on a real model; DATA=path/to/stsb for a true score
 	$(BIN)/lada demo $(if $(DATA),--data $(DATA))
 
-test: $(SET_UP)  ## all tests
-	$(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal
 
-test-release: test test-triton test-sanitized lint  ## all that is checked, in half an hour
+test: $(SET_UP)  ## one case of each kind, in minutes
+	$(PYTEST) -m "not exhaustive"
+
+test-all: $(SET_UP)  ## every case, then kernels under the oldest Triton supported
+	$(PYTEST)
+	$(MAKE) test-triton-$(firstword $(TRITONS))
+
+test-release: test-all test-triton test-sanitized lint  ## all that is checked
 
 test-triton: $(TRITONS:%=test-triton-%)  ## kernels and machine code under other versions of Triton
 
 $(TRITONS:%=test-triton-%): test-triton-%: .venv/triton-%/.set-up
-	PYTHONPATH=.venv/triton-$* $(BIN)/python -m pytest -q -p no:cacheprovider \
+	PYTHONPATH=.venv/triton-$* $(PYTEST) -p no:cacheprovider \
 		tests/kernels --ignore=tests/kernels/cpu tests/machine_code tests/test_static_gate.py
 
 test-sanitized: $(SANITIZED)/.built  ## the native kernels under AddressSanitizer and UBSan

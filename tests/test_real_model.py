@@ -34,13 +34,12 @@ def dense():
 def compressed(dense, tokenizer):
     """method -> the model at 2.5x, and its report."""
     batches = token_batches(tokenizer, CALIBRATION)
+    statistics = lada_ops.layer_statistics(dense, batches, quiet=True)
     models = {}
     for method in METHODS:
         model = copy.deepcopy(dense)
         plan = lada_ops.plan(model, 2.5, method)
-        report = lada_ops.compress(
-            model, plan=plan, calibration=batches, sequential=False, quiet=True
-        )
+        report = lada_ops.compress(model, plan=plan, calibration=statistics, quiet=True)
         models[method] = model, report
     return models
 

@@ -127,9 +127,9 @@ class TestWeights:
     ("pattern", "needs"),
     [
         ("packed dense", None),
-        ("torch int8 dynamic", None),
-        ("onnxruntime fp32 low_rank 5x", "onnxruntime"),
-        ("onnxruntime int8", "onnxruntime"),
+        pytest.param("torch int8 dynamic", None, marks=pytest.mark.exhaustive),
+        pytest.param("onnxruntime fp32 low_rank 5x", "onnxruntime", marks=pytest.mark.exhaustive),
+        pytest.param("onnxruntime int8", "onnxruntime", marks=pytest.mark.exhaustive),
         ("openvino fp32 low_rank 5x", "openvino"),
     ],
 )

@@ -13,7 +13,15 @@ from lada_kernels.cpu.instruction_sets import INSTRUCTION_SETS
 SANITIZED = os.environ.get("LADA_SANITIZED")  # a folder of builds by `make test-sanitized`
 
 
-@pytest.fixture(scope="session", params=INSTRUCTION_SETS)
+# the one that is loaded here, and the one that uses no intrinsics
+CHOSEN = (next(filter(native.supported, INSTRUCTION_SETS)), "portable")
+BUILDS = [
+    pytest.param(name, marks=[] if name in CHOSEN else pytest.mark.exhaustive)
+    for name in INSTRUCTION_SETS
+]
+
+
+@pytest.fixture(scope="session", params=BUILDS)
 def library(request) -> ctypes.CDLL:
     if not native.supported(request.param):
         pytest.skip(f"this CPU does not run {request.param}")
