@@ -1,4 +1,4 @@
-"""What the property tests share: how many examples they take, and JSON with something wrong."""
+"""Helpers of the property tests: the number of examples, and JSON with something wrong."""
 
 import copy
 import json
@@ -59,5 +59,5 @@ def damaged(draw, content):
 
 
 def same(a, b):
-    """Whether JSON values are equal in type and value."""
+    """True if JSON values are equal in type and value."""
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

@@ -22,7 +22,7 @@ def embedder(tmp_path_factory):
 
 @pytest.fixture
 def batches(embedder):
-    """As its tokenizer returns them: with more than tensors."""
+    """Batches as the model's tokenizer returns them: with more than tensors."""
     return [embedder.tokenize(sentences) for sentences in SENTENCES]
 
 

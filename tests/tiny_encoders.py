@@ -68,5 +68,5 @@ def batch(rows: int = 3, length: int = 9, seed: int = 0) -> dict[str, torch.Tens
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel) -> torch.Tensor:
-    """What the model says to `batch()`: its logits or its last hidden state."""
+    """Logits or last hidden state of the model for `batch()`."""
     return model(**batch())[0]

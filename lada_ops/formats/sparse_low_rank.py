@@ -42,11 +42,11 @@ class SparseLowRank:
         return self.low_rank.to_dense() + self.bsr.to_dense()
 
     def to(self, dtype: torch.dtype) -> SparseLowRank:
-        """Both parts in another dtype."""
+        """Sum of the parts in another dtype."""
         return SparseLowRank(self.low_rank.to(dtype), self.bsr.to(dtype))
 
     def scaled(self, rows: Tensor) -> SparseLowRank:
-        """Both parts with their rows multiplied by ``rows (out,)``."""
+        """Sum of the parts with their rows multiplied by ``rows (out,)``."""
         return SparseLowRank(self.low_rank.scaled(rows), self.bsr.scaled(rows))
 
     def counts(self) -> Counts:

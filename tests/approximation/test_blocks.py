@@ -15,7 +15,7 @@ def random(rows=24, cols=40):
 
 
 def kept_mask(bsr):
-    """Where (out, in) the stored blocks lie."""
+    """Mask (out, in) of the elements in stored blocks."""
     grid = torch.zeros(bsr.grid, dtype=torch.bool)
     for row in range(bsr.grid[0]):
         grid[row, bsr.col_indices[bsr.crow_indices[row] : bsr.crow_indices[row + 1]].long()] = True

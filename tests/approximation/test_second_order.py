@@ -44,7 +44,7 @@ def test_losses_are_what_each_removal_adds_to_the_error(layer):
 
 
 def test_a_block_that_another_repeats_goes_first_whatever_its_size():
-    """What size alone cannot see: the two largest blocks hear the same input."""
+    """Size alone cannot see it: the two largest blocks multiply the same input."""
     x = torch.eye(4).double()
     x[1] = x[0]
     gram = x @ x.T + 1e-6 * torch.eye(4).double()

@@ -130,7 +130,7 @@ def weighed_error(weight, factors, x, outputs):
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=str)
 @pytest.mark.parametrize("rank", [1, 7, 24])
 def test_two_sided_is_the_best_of_its_rank_for_errors_that_are_weighed(shape, rank):
-    """Its error is the tail of the spectrum that Eckart and Young leave, in the weighed norm."""
+    """The error is the tail of the weighed weight's spectrum, as Eckart and Young have it."""
     weight, (x, gram), (_, outputs) = (
         random(shape),
         inputs_and_gram(shape[1]),

@@ -17,7 +17,7 @@ SMALL = {"rank_multiple": 2, "block": (8, 8), "quiet": True}
 
 
 def planned_bytes(linear, layer):
-    """What the layer will store: factors, blocks, indices and bias, each counted by hand."""
+    """Stored bytes of a planned layer: factors, blocks, indices and bias, counted by hand."""
     item, bias = linear.weight.element_size(), 0 if linear.bias is None else linear.out_features
     stored = bias * item
     if layer.rank is not None:
@@ -86,7 +86,7 @@ class TestPlan:
             assert blocks / 4 == pytest.approx(round(blocks / 4))
 
     def test_layers_of_some_rank_may_be_without_blocks(self):
-        """Where the budget is below a pack of 128 x 64 for each."""
+        """The budget is below a pack of 128 x 64 for each layer."""
         model = nn.Sequential(*(nn.Linear(384, 384, bias=False, device="meta") for _ in range(3)))
         made = plan(model, 10, "sparse_low_rank", rank_multiple=1, layers="")
         assert sorted(layer.density or 0 for layer in made.layers.values()) == [0, 0, 4 / 72]

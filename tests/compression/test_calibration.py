@@ -19,7 +19,7 @@ def grams(model, batches, names=None):
 
 @torch.no_grad()
 def inputs_of(model, inputs, names):
-    """What each linear gets, in fp64."""
+    """Inputs of each linear, in fp64."""
     seen, handles = {}, []
     for name in names:
         keep = lambda _, args, name=name: seen.__setitem__(name, args[0].double())  # noqa: E731
@@ -31,7 +31,7 @@ def inputs_of(model, inputs, names):
 
 
 def brute_force(model, batches, names):
-    """Every token by itself: the sum of its outer products, over the number of tokens."""
+    """Second moments, token by token: the mean of the outer products."""
     sums, tokens = {}, dict.fromkeys(names, 0)
     for inputs in batches:
         for name, x in inputs_of(model, inputs, names).items():
@@ -44,7 +44,7 @@ def brute_force(model, batches, names):
 
 
 def states(model):
-    """What calibration must not change: the tensors, the modes, the hooks."""
+    """State that calibration must not change: tensors, modes, number of hooks."""
     return (
         {name: tensor.clone() for name, tensor in model.state_dict().items()},
         {name: module.training for name, module in model.named_modules()},

@@ -33,7 +33,7 @@ def test_inputs_are_centred_where_there_is_a_bias():
 
 @pytest.mark.parametrize("tokens", [1, 3, 1000])
 def test_covariance_of_constant_inputs_is_never_negative(tokens):
-    """Where rounding would: the third of x + x + x is not x."""
+    """Rounding would make it so: the third of x + x + x is not x."""
     x = torch.full((tokens, 8), 0.1, dtype=torch.float64) * torch.logspace(-4, 4, 8).double()
     seen = LayerStatistics(x.T @ x / tokens, x.sum(0) / tokens, torch.eye(8))
     left = seen.centred_for(nn.Linear(8, 8)).inputs

@@ -1,4 +1,4 @@
-"""What errors of a linear's outputs cost; its inputs are in test_calibrate.py."""
+"""Second moments of the output gradients; those of the inputs are in test_calibration.py."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ BATCHES = [batch(3, 9), batch(2, 5, seed=1)]
 
 
 def jacobian(model, inputs, name):
-    """Of the answers at real tokens, by the outputs of a linear: (answers, tokens, out)."""
+    """Jacobian (model outputs at real tokens, tokens, out) by the outputs of a linear."""
     kept, real = [], inputs["attention_mask"].bool()
     linear = model.get_submodule(name)
     handle = linear.register_forward_hook(lambda _, __, output: kept.append(output))

@@ -1,4 +1,4 @@
-"""What a saved model takes over from its source: all but the weights that it replaces, no more."""
+"""Files that a saved model takes over from its source: all but the weights that it replaces."""
 
 import json
 import os

@@ -50,7 +50,7 @@ def test_blocks_are_better_by_their_own_objective_than_by_none(layer, objective,
 
 
 def test_fisher_keeps_the_rows_whose_errors_cost_most():
-    """Of two rows that one rank cannot both hold, the one that matters, though it is smaller."""
+    """One rank holds one of the two rows: the one whose errors cost more, though it is smaller."""
     weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]]).double()
     norm = ErrorNorm.of("fisher", torch.eye(2).double(), torch.tensor([1.0, 1e4]).double().diag())
     got = fit(weight, LayerPlan("low_rank", 2, 2, rank=1), norm)
@@ -65,7 +65,7 @@ def test_scales_do_not_see_how_inputs_go_together(layer):
 
 @pytest.mark.parametrize("plan", [BLOCK_SPARSE, BOTH], ids=lambda plan: plan.format)
 def test_selection_decides_on_the_blocks(plan):
-    """Where inputs are of like sizes: it is by their correlation that the choices differ."""
+    """Inputs are of like sizes, so that only their correlation makes the choices differ."""
     x = torch.randn(IN, IN).double() @ torch.randn(IN, 100).double()
     weight, norm = torch.randn(OUT, IN).double(), ErrorNorm(x @ x.T)
     by_size, second_order = (fit(weight, plan, norm, s) for s in ("wanda", "second_order"))

@@ -98,7 +98,7 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_tensors_are_aligned(self, tmp_path, method):
-        """In the file they are not, where products are slower and round otherwise."""
+        """Unaligned tensors, as they lie in the file, make products slower and round otherwise."""
         saved(tmp_path, tiny_bert(), method)
         compressed = [m for m in load(tmp_path).modules() if isinstance(m, CompressedLinear)]
         assert compressed

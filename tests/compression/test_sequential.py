@@ -42,7 +42,7 @@ def in_sequence(model, method="low_rank", **kwargs):
 
 
 def both(model, dense, name):
-    """What a linear answers in the compressed model and in the dense one, at real tokens."""
+    """Outputs of a linear in the compressed model and in the dense one, at real tokens."""
     with torch.no_grad():
         now = model.get_submodule(name)(tokens_at(model, name))
         return now, dense.get_submodule(name)(tokens_at(dense, name))
@@ -129,7 +129,7 @@ def test_each_is_fitted_to_what_the_ones_before_it_give():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name):
-    """All but ALBERT, whose layers are one, run each layer once."""
+    """Layers run once each, but for ALBERT's, which share their weights."""
     model, seen = with_head(name), []
     linears = encoder_linears(model)
     fit_in_sequence(model, linears, CALIBRATION, lambda n, _: seen.append(n) or linears[n])

@@ -30,7 +30,7 @@ def bsr(**changes):
 
 
 def dense():
-    """What `bsr` stands for, by hand: every element tells its own place."""
+    """Dense weight of `bsr`, by hand: each element tells its own place."""
     places = 100.0 * torch.arange(6)[:, None] + torch.arange(12) + 1
     kept = torch.zeros(6, 12)
     kept[0:2, 3:6] = 1
