@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 
 import pytest
 import torch
@@ -25,6 +26,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
     monkeypatch.setattr(f"lada_ops.host.files.os.{step}", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_json(path, {"x": 2})
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_threads_that_write_the_same_file_do_not_mix(tmp_path, monkeypatch):
+    path, fsync = tmp_path / "a.json", os.fsync
+
+    def overtaken(descriptor):
+        monkeypatch.setattr("lada_ops.host.files.os.fsync", fsync)
+        other = threading.Thread(target=write_json, args=(path, {"x": 2}))
+        other.start()
+        other.join()
+        fsync(descriptor)
+
+    monkeypatch.setattr("lada_ops.host.files.os.fsync", overtaken)
+    write_json(path, {"x": 1})
     assert json.loads(path.read_text()) == {"x": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
