@@ -1,6 +1,7 @@
 """The architecture, asserted: who may import whom, every stem in every room, no giant files."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -160,10 +161,13 @@ def test_every_op_is_a_stem_but_what_follows_a_product():
     assert ops == {*STEMS, "__init__", "add_norm", "epilogue", "reference", "tracing"}
 
 
-def test_public_names_are_there():
-    import lada_ops
-
-    assert [name for name in lada_ops.__all__ if not hasattr(lada_ops, name)] == []
+@pytest.mark.parametrize(
+    "package", ["lada_ops", "lada_ops.distill", "lada_ops.evaluate", "lada_ops.latency"]
+)
+def test_public_names_are_there(package):
+    module = importlib.import_module(package)
+    assert module.__all__
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
 def test_functions_are_not_hidden_by_modules_of_their_name():
