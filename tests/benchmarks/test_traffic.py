@@ -32,6 +32,7 @@ def test_a_folder_without_tasks_is_refused(tmp_path):
         glue_texts(tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_results_are_those_of_the_readmes_table(glue, tmp_path):
     model = write_tiny_model(tmp_path / "model")
     args = ["--data", glue, "--model", model, "--batches", "1,3", "--requests", 2, "--rounds", 1]

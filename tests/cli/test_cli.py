@@ -145,6 +145,7 @@ def test_bench_prints_a_table(compressed):
     assert "1x16" in result.stdout
 
 
+@pytest.mark.exhaustive
 def test_bench_of_texts_tells_percentiles_and_cold_starts(compressed, tmp_path):
     (tmp_path / "texts.txt").write_text("the old dog sleeps under the house .\na cat\n" * 4)
     result = run(

@@ -70,7 +70,11 @@ class TestPlan:
         model = nn.Sequential(*(nn.Linear(256, 256, bias=False, device="meta") for _ in range(3)))
         check_budget(model, plan(model, 3, method, layers=""), 3)
 
-    @pytest.mark.parametrize("block", [(1, 1), (16, 16), (64, 32), (256, 192)], ids=str)
+    @pytest.mark.parametrize(
+        "block",
+        [pytest.param((1, 1), marks=pytest.mark.exhaustive), (16, 16), (64, 32), (256, 192)],
+        ids=str,
+    )
     def test_budget_of_any_block(self, bert_base, block):
         check_budget(bert_base, plan(bert_base, 4, "block_sparse", block=block), 4)
 

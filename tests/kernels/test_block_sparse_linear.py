@@ -255,6 +255,7 @@ def test_dense_way_takes_the_dense_weight(kernels, fwd, device):
     assert_matches(y, dense_oracle(x, dense, None, residual, "tanh"))
 
 
+@pytest.mark.exhaustive
 def test_every_token_count(fwd, device):
     kind = {"dtype": torch.float16, "device": device}
     weight = sparse_weight(torch.ones(1, 4) > 0, (16, 16), **kind)

@@ -155,6 +155,7 @@ def test_split_covers_n(kernels, one_launch, m, device, monkeypatch):
     assert_matches(one_launch(x, u, v, None), dense_oracle(x, u.double() @ v.double()))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
 def test_every_token_count(kernels, norm, device):
     kind = {"dtype": torch.float16, "device": device}

@@ -151,6 +151,7 @@ def test_dense_way_takes_the_dense_weight(kernels, fwd, device):
     assert_matches(y, dense_oracle(x, dense, None, None, "tanh"))
 
 
+@pytest.mark.exhaustive
 def test_every_token_count(fwd, device):
     pattern = torch.ones(1, 4) > 0
     largest = token_counts(device)[-1]

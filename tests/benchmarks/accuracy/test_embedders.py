@@ -50,6 +50,7 @@ def run(small, ratios):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.exhaustive
 def test_students_are_trained_once_and_compared_with_the_dense_model(small):
     run(small, "3")
     weights = small / "work" / "embedder-3x" / "model.safetensors"

@@ -126,7 +126,7 @@ class TestWeights:
 @pytest.mark.parametrize(
     ("pattern", "needs"),
     [
-        ("packed dense", None),
+        pytest.param("packed dense", None, marks=pytest.mark.exhaustive),
         pytest.param("torch int8 dynamic", None, marks=pytest.mark.exhaustive),
         pytest.param("onnxruntime fp32 low_rank 5x", "onnxruntime", marks=pytest.mark.exhaustive),
         pytest.param("onnxruntime int8", "onnxruntime", marks=pytest.mark.exhaustive),

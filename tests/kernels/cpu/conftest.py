@@ -13,10 +13,9 @@ from lada_kernels.cpu.instruction_sets import INSTRUCTION_SETS
 SANITIZED = os.environ.get("LADA_SANITIZED")  # a folder of builds by `make test-sanitized`
 
 
-# the one that is loaded here, and the one that uses no intrinsics
-CHOSEN = (next(filter(native.supported, INSTRUCTION_SETS)), "portable")
+BEST = next(filter(native.supported, INSTRUCTION_SETS))
 BUILDS = [
-    pytest.param(name, marks=[] if name in CHOSEN else pytest.mark.exhaustive)
+    pytest.param(name, marks=[] if name == BEST else pytest.mark.exhaustive)
     for name in INSTRUCTION_SETS
 ]
 
