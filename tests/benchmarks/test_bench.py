@@ -46,11 +46,13 @@ def test_there_is_one_benchmark_per_stem():
     assert stems == STEMS
 
 
+@pytest.mark.exhaustive
 def test_every_stem_writes_its_result_file(results):
     (folder,) = (results / "ours").iterdir()
     assert {path.name for path in folder.iterdir()} == {f"{stem}.json" for stem in STEMS}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("stem", sorted(STEMS))
 def test_every_result_compares_with_dense_and_has_its_environment(results, stem):
     (path,) = (results / "ours").glob(f"*/{stem}.json")
@@ -64,6 +66,7 @@ def test_every_result_compares_with_dense_and_has_its_environment(results, stem)
         assert comparison["settings"]["rounds"] >= 7
 
 
+@pytest.mark.exhaustive
 def test_pytest_benchmark_times_each_and_stores_the_comparison(results):
     benchmarks = json.loads((results / "theirs.json").read_text())["benchmarks"]
     assert len(benchmarks) == len(STEMS)
