@@ -28,7 +28,11 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("dtypes", [(), DTYPES[:1], DTYPES], ids=["none", "fp32", "all"])
+@pytest.mark.parametrize(
+    "dtypes",
+    [(), pytest.param(DTYPES[:1], marks=pytest.mark.exhaustive), DTYPES],
+    ids=["none", "fp32", "all"],
+)
 def test_demo_does_the_whole_job(small, dtypes, monkeypatch):
     monkeypatch.setattr(demo, "fast_dtypes", lambda: dtypes)
     results = demo.run_demo(small / "out", small / "stsb", quiet=True)
@@ -62,7 +66,10 @@ def test_demo_refuses_a_model_that_comes_back_changed(small, monkeypatch):
         demo.run_demo(small / "out", quiet=True)
 
 
-@pytest.mark.parametrize("wrong", ["low_rank 4x int8", "low_rank 4x bf16"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["low_rank 4x int8", pytest.param("low_rank 4x bf16", marks=pytest.mark.exhaustive)],
+)
 def test_demo_goes_on_without_times_of_what_int8_makes_wrong(wrong, small, monkeypatch):
     def refuse(dense, models, batches, **options):
         if wrong in models:

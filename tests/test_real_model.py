@@ -87,7 +87,7 @@ def ragged(tokenizer):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [None, *METHODS])
+@pytest.mark.parametrize("method", [None, *CASES])
 def test_fused_layers_are_right_on_ragged_text(method, compressed, dense, tokenizer):
     model = dense if method is None else compressed(method)[0]
     inputs = ragged(tokenizer)
