@@ -65,7 +65,7 @@ class Rotation:
             with torch.cuda.graph(graph):
                 for call in itertools.islice(itertools.cycle(self.calls), self.count):
                     alive.append(call())
-        except Exception:
+        except BaseException:
             torch.cuda.set_stream(stream)  # a failed capture leaves torch on its own stream
             raise
         self.output = alive[-1]

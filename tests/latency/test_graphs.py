@@ -102,11 +102,12 @@ def test_a_graph_is_captured_once(cuda):
     assert cuda.count("capture") == 1
 
 
-def test_a_capture_that_fails_leaves_the_stream_as_it_was(cuda):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(error, cuda):
     def fails():
-        raise RuntimeError("not permitted when stream is capturing")
+        raise error("not permitted when stream is capturing")
 
-    with pytest.raises(RuntimeError, match="not permitted"):
+    with pytest.raises(error, match="not permitted"):
         Rotation([fails]).replay()
     assert cuda[-1] == "on current"
 

@@ -74,7 +74,7 @@ class CudaRecorder:
             try:
                 with torch.cuda.graph(graph, pool=self.pool):
                     outputs = call()
-            except Exception:
+            except BaseException:
                 torch.cuda.set_stream(stream)  # after a failed capture torch stays on the capture's
                 raise
             return outputs, graph.replay, torch.cuda.memory_allocated() - before

@@ -62,7 +62,7 @@ def test_low_rank_beside_blocks(library, rank):
     packed = pack([Weight(45, 37, u, v, sparse)], [None], torch.int8)
     want = exact(x, u @ v + sparse)
     y = packed_linear_fwd(packed, x, library=library)
-    # the scale of v is 1 / 127, which is rounded
+    # the scale of v is 1 / 127, which is rounded: the nearest integer is the exact output
     torch.testing.assert_close(y, want, rtol=1e-6, atol=0.5)
 
 
