@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .variants import EPILOGUES, VARIANTS, TileConfig, check_block_tiles
-from .weight_names import Weight
+from .weight_names import WeightName
 
 FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
@@ -201,9 +201,9 @@ def _measured(where: str, item: Any) -> Measured:
     return Measured(float(us), TileConfig(**tiles))
 
 
-def _weight(where: str, name: Any, stem: str) -> Weight:
+def _weight(where: str, name: Any, stem: str) -> WeightName:
     _check(isinstance(name, str), f"{where} is {name!r}; expected a name")
-    weight = Weight.parse(name)
+    weight = WeightName.parse(name)
     _check(
         (weight.stem, weight.name) == (stem, name),
         f"{where} is {name!r}, of {weight.stem}; expected one of {stem}, such as {weight.name}",

@@ -19,7 +19,7 @@ _WEIGHTS = {
 }
 
 
-class Weight(NamedTuple):
+class WeightName(NamedTuple):
     """Numbers in the name of a weight; 0 for those of parts that it lacks."""
 
     stem: str
@@ -32,8 +32,8 @@ class Weight(NamedTuple):
     rank2: int = 0
 
     @classmethod
-    def parse(cls, name: str) -> Weight:
-        """Weight with this name, such as r128, r64x3 or 128x16-d20; ValueError if it is none."""
+    def parse(cls, name: str) -> WeightName:
+        """Parsed name, such as r128, r64x3 or 128x16-d20; ValueError if it is none."""
         for stem, pattern in _WEIGHTS.items():
             if match := re.fullmatch(pattern, name, re.ASCII):
                 numbers = {k: int(v) for k, v in match.groupdict().items() if v is not None}

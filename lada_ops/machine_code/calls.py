@@ -41,9 +41,9 @@ class LauncherCall:
     @classmethod
     def of_entry(cls, key: Key, tokens: int, variant: Variant) -> LauncherCall:
         """Call that computes an entry of a tuned table by `variant`."""
-        from lada_kernels.weight_names import Weight
+        from lada_kernels.weight_names import WeightName
 
-        stem, dtype = Weight.parse(key.weight).stem, getattr(torch, key.dtype)
+        stem, dtype = WeightName.parse(key.weight).stem, getattr(torch, key.dtype)
         epilogue = {"plain": "none", "fused": "gelu", "norm": "norm"}[key.epilogue]
         return cls(stem, tokens, key.k, key.n, key.weight, epilogue, dtype, variant)
 
@@ -119,9 +119,9 @@ class LauncherCall:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Weights and biases by the names of the launcher's parameters."""
-        from lada_kernels.weight_names import Weight
+        from lada_kernels.weight_names import WeightName
 
-        meta, k, n, parts = self._meta, self.k, self.n, Weight.parse(self.weight)
+        meta, k, n, parts = self._meta, self.k, self.n, WeightName.parse(self.weight)
         if parts.hidden:
             hidden, rank1, rank2 = parts.hidden, parts.rank, parts.rank2
             up = {"u1": meta(hidden, rank1), "v1": meta(rank1, k), "bias1": meta(hidden)}
@@ -142,15 +142,15 @@ class LauncherCall:
     @property
     def _dense(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Dense weight, or both weights of a feed-forward."""
-        from lada_kernels.weight_names import Weight
+        from lada_kernels.weight_names import WeightName
 
-        meta, k, n, hidden = self._meta, self.k, self.n, Weight.parse(self.weight).hidden
+        meta, k, n, hidden = self._meta, self.k, self.n, WeightName.parse(self.weight).hidden
         return (meta(hidden, k), meta(n, hidden)) if hidden else meta(n, k)
 
     @property
     def _groups(self) -> dict[str, int]:
         """The argument `groups`, where the weight is several pairs of factors."""
-        from lada_kernels.weight_names import Weight
+        from lada_kernels.weight_names import WeightName
 
-        groups = Weight.parse(self.weight).groups
+        groups = WeightName.parse(self.weight).groups
         return {"groups": groups} if groups > 1 else {}

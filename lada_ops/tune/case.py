@@ -21,7 +21,7 @@ from ..modules.sparse_low_rank_linear import SparseLowRankLinear
 
 if TYPE_CHECKING:
     from lada_kernels.table import Key
-    from lada_kernels.weight_names import Weight
+    from lada_kernels.weight_names import WeightName
 
 _SHAPE = re.compile(r"(\d+)x(\d+):([^:]+)(?::([a-z]+))?")
 
@@ -64,7 +64,7 @@ class Case:
     @classmethod
     def parse(cls, text: str, tokens: int, dtype: str = "bfloat16") -> Case:
         """Case in its bucket, from ``KxN:WEIGHT[:EPILOGUE]`` such as "768x3072:r128:fused"."""
-        from lada_kernels.weight_names import Weight
+        from lada_kernels.weight_names import WeightName
 
         match = _SHAPE.fullmatch(text.strip())
         if match is None:
@@ -73,7 +73,7 @@ class Case:
                 "(in x out : weight : plain, fused or norm)"
             )
         k, n, weight, epilogue = match.groups()
-        name = Weight.parse(weight).name
+        name = WeightName.parse(weight).name
         return cls(int(k), int(n), name, epilogue or "plain", _bucket(tokens), dtype)
 
     @property
@@ -81,11 +81,11 @@ class Case:
         return self.parts.stem
 
     @property
-    def parts(self) -> Weight:
+    def parts(self) -> WeightName:
         """Numbers in the weight's name."""
-        from lada_kernels.weight_names import Weight
+        from lada_kernels.weight_names import WeightName
 
-        return Weight.parse(self.weight)
+        return WeightName.parse(self.weight)
 
     @property
     def key(self) -> Key:

@@ -1,7 +1,7 @@
 import pytest
 
 from lada_kernels import weight_names
-from lada_kernels.weight_names import Weight
+from lada_kernels.weight_names import WeightName
 
 
 @pytest.mark.parametrize(
@@ -37,26 +37,26 @@ def test_tokens_belong_to_the_next_power_of_two(m, bucket):
 @pytest.mark.parametrize(
     ("name", "weight"),
     [
-        ("r128", Weight("low_rank_linear", rank=128)),
-        ("r64x3", Weight("low_rank_linear", rank=64, groups=3)),
-        ("128x16-d20", Weight("block_sparse_linear", rows=128, cols=16, percent=20)),
+        ("r128", WeightName("low_rank_linear", rank=128)),
+        ("r64x3", WeightName("low_rank_linear", rank=64, groups=3)),
+        ("128x16-d20", WeightName("block_sparse_linear", rows=128, cols=16, percent=20)),
         (
             "r64+64x32-d05",
-            Weight("sparse_low_rank_linear", rank=64, rows=64, cols=32, percent=5),
+            WeightName("sparse_low_rank_linear", rank=64, rows=64, cols=32, percent=5),
         ),
         (
             "r64x3+64x32-d05",
-            Weight("sparse_low_rank_linear", rank=64, groups=3, rows=64, cols=32, percent=5),
+            WeightName("sparse_low_rank_linear", rank=64, groups=3, rows=64, cols=32, percent=5),
         ),
-        ("r64-3072-r128", Weight("low_rank_ffn", rank=64, hidden=3072, rank2=128)),
+        ("r64-3072-r128", WeightName("low_rank_ffn", rank=64, hidden=3072, rank2=128)),
     ],
 )
 def test_a_name_tells_the_numbers_and_they_the_name(name, weight):
-    assert Weight.parse(name) == weight
+    assert WeightName.parse(name) == weight
     assert weight.name == name
 
 
 @pytest.mark.parametrize("name", ["", "r", "r0", "64", "r64x", "128x16", "128x16-d101", "r64-r64"])
 def test_a_name_of_no_weight_is_refused(name):
     with pytest.raises(ValueError, match="expected such as r128"):
-        Weight.parse(name)
+        WeightName.parse(name)

@@ -191,11 +191,11 @@ def keep_dense(module: nn.Module) -> None:
     The ops then choose by the number of tokens.
     """
     from lada_kernels.tuning import dense_is_ever_fastest
-    from lada_kernels.weight_names import Weight
+    from lada_kernels.weight_names import WeightName
 
     use_user_tables()
     for call in tuned_calls(module):
-        stem, size = Weight.parse(call.weight).stem, (call.dtype, call.k, call.n)
+        stem, size = WeightName.parse(call.weight).stem, (call.dtype, call.k, call.n)
         if dense_is_ever_fastest(stem, call.weight, *size, call.device_index):
             for linear in call.linears:
                 linear.register_tensors(dense=linear.to_dense())
