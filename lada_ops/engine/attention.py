@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from .masks import window_mask
 
@@ -65,6 +64,8 @@ class VarlenAttention:
         if self.cos_sin is not None:
             q, k = (apply_rotary(t, self.cos_sin[:, None]) for t in (q, k))
         if q.is_cuda:
+            from torch.nn.attention.varlen import varlen_attn  # slow to import
+
             sizes = self.starts, self.starts, self.longest, self.longest
             window = -1 if self.window is None else self.window
             attended = varlen_attn(q, k, v, *sizes, window_size=(window, window))
