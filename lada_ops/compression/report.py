@@ -58,7 +58,9 @@ class CompressionReport:
 
     @property
     def ratio(self) -> float:
-        """Stored bytes of the linears, dense over compressed."""
+        """Stored bytes of the linears, dense over compressed; 1 without linears."""
+        if not self.layers:
+            return 1.0
         return self.dense.stored_bytes / self.compressed.stored_bytes
 
     def __repr__(self) -> str:

@@ -49,6 +49,11 @@ def test_ratio_is_that_of_stored_bytes():
     assert report().ratio == 1200 / 240
 
 
+def test_an_empty_report_has_ratio_1():
+    empty = CompressionReport({}, 5000, 5000)
+    assert (empty.ratio, empty.to_dict()["ratio"]) == (1.0, 1.0)
+
+
 def test_it_prints_as_sums_and_a_line_a_layer():
     assert str(report()).splitlines() == [
         "CompressionReport: 2 linears; linears 0.00 to 0.00 MB, whole model 0.01 to 0.00 MB",
