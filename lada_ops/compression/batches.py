@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 NO_BATCH = "no batches; expected at least one, in no iterator that was read to its end before"
-LENGTH = 128
-"""Tokens of a calibration text; longer ones are truncated."""
 
 
 def listed_batches(
@@ -44,10 +42,10 @@ def listed_batches(
         raise ValueError(f"{argument}: {NO_BATCH}")
     if not all(isinstance(item, str) for item in items):
         return items  # `model_inputs` refuses any that is no batch
-    from ..data.texts import token_batches
+    from ..data.texts import MAX_LENGTH, token_batches
 
     found = pretrained_models(model).values()
-    length = min([LENGTH, *map(longest, found)])
+    length = min([MAX_LENGTH, *map(longest, found)])
     return token_batches(tokenizer or _tokenizer(argument, found), items, max_length=length)
 
 

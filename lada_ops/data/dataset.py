@@ -7,10 +7,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .glue import Examples, Task
+from .texts import MAX_LENGTH
 
 
 def tokenized(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int = 128
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int = MAX_LENGTH
 ) -> list[dict[str, Any]]:
     """Model inputs and `labels` of each example, not padded, as Trainer takes them."""
     first, *second = (list(column) for column in zip(*examples.texts, strict=True))

@@ -11,6 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+MAX_LENGTH = 128
+"""Tokens of a text, by default; longer texts are truncated."""
+
 
 def read_utf8(path: Path, option: str | None = None) -> str:
     """Text of a UTF-8 file, without a byte order mark; a ``.gz`` file is decompressed.
@@ -117,7 +120,7 @@ def token_batches(
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     batch_size: int = 32,
-    max_length: int = 128,
+    max_length: int = MAX_LENGTH,
 ) -> list[dict[str, Any]]:
     """Model inputs of the sentences, sorted by length, in batches padded to their longest.
 

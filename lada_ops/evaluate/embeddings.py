@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..architectures.encoders import encoder_linears
 from ..compression.pretrained import compression_of
 from ..data.glue import SentencePairs
+from ..data.texts import MAX_LENGTH
 
 BUCKETS = ((1, 16), (1, 128), (8, 128), (32, 128))  # batch x length
 
@@ -25,7 +26,7 @@ def embed(
     rows: dict[str, Tensor] = {}
     for texts in _by_length(sentences, 64):
         inputs = tokenizer(
-            texts, padding=True, truncation=True, max_length=128, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         ).to(model.device)
         weights = inputs["attention_mask"][..., None]
         mean = (model(**inputs).last_hidden_state * weights).sum(1) / weights.sum(1)

@@ -20,6 +20,7 @@ from ..compression.replacement import model_bytes
 from ..data.dataset import check_model, tokenized
 from ..data.glue import Examples, Task, find_task, read_split
 from ..data.metrics import scores
+from ..data.texts import MAX_LENGTH
 from ..formats.counts import Counts
 from ..host.extras import require
 from ..latency.bench import ServedModels
@@ -28,7 +29,6 @@ from .loyalty import label_loyalty, probability_loyalty
 from .robustness import read_attacked, robustness
 
 BATCH = 64
-MAX_LENGTH = 128
 
 
 def evaluate(
