@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lada_ops import capture_graphs, restore
+from lada_ops import restore
 from lada_ops.engine.capture import record_graphs
-from lada_ops.engine.gpu.graphs import Graphs, Size
+from lada_ops.engine.gpu.graphs import Graphs
 from tests.engine.inputs import MASKS, assert_equal_where_visible, ids, mask_of
 from tests.engine.models import compress, compressed, fused
 from tests.tiny_encoders import batch, tiny_bert
@@ -267,35 +267,3 @@ class TestState:
         with torch.no_grad():
             torch.testing.assert_close(model(ids())[0], before(ids())[0], rtol=0, atol=0)
         assert recorder.replays == []
-
-
-class TestRefuses:
-    def test_a_model_that_is_not_optimized(self, bert):
-        with pytest.raises(
-            ValueError, match="BertModel holds no model of BertMod.*lada_ops.optimize made"
-        ):
-            capture_graphs(bert, [(1, 8)])
-
-    def test_an_unsupported_architecture(self):
-        with pytest.raises(ValueError, match="or torch.compile of others"):
-            capture_graphs(compressed("deberta"), [(1, 8)])
-
-    def test_the_cpu(self, bert):
-        with pytest.raises(ValueError, match="the model is on cpu; expected a GPU"):
-            capture_graphs(fused(bert), [(1, 8)])
-
-    @pytest.mark.parametrize("size", [(0, 8), (1, 0), (1, 41)])
-    def test_sizes_out_of_range_before_any_is_recorded(self, bert, size):
-        model = fused(bert)
-        with pytest.raises(ValueError, match=rf"size {Size(*size)}; expected .* of 1 to 40"):
-            record_graphs(model.forward, [(1, 8), size], lambda: pytest.fail("recorded"))
-        assert model.forward.graphs is None
-
-    @pytest.mark.parametrize(
-        ("name", "longest"),
-        [("roberta", 39), ("mpnet", 38), ("distilbert", 40), ("modernbert", 40)],
-    )
-    def test_lengths_beyond_the_positions(self, name, longest):
-        model = fused(compressed(name)).base_model
-        with pytest.raises(ValueError, match=f"of 1 to {longest}"):
-            record_graphs(model.forward, [(1, longest + 1)], lambda: pytest.fail("recorded"))
