@@ -76,8 +76,9 @@ def fit_in_sequence(
     The returned module replaces the linear for all later ones, in copies of the model's layers: the
     model itself stays unchanged. Linears that share one input form one step (as SparseGPT goes
     through a model, Frantar and Alistarh, ICML 2023, but with the dense model's outputs as target).
-    Linears outside layers that run once each, one after another, are left out: in ALBERT, all. The
-    hidden states of all batches are kept in memory, dense and compressed.
+    Linears outside of a stack of layers are left out, and so are all linears of a model whose
+    layers do not run once each, one after another (ALBERT). The hidden states of all batches are
+    kept in memory, dense and compressed.
     """
     blocks = _blocks(model, names)
     with eval_mode(model):
@@ -160,7 +161,7 @@ def _first(answer: Any) -> Tensor:
 
 
 class _EnoughError(Exception):
-    """End of a layer's forward once the wanted inputs are recorded."""
+    """Stop of a layer's forward, raised once the wanted inputs are recorded."""
 
 
 def _inputs(

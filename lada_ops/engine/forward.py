@@ -27,7 +27,7 @@ from .watch import PLAIN_ATTENTION, Watch
 class Engine(Protocol):
     """Computation of an encoder's layers.
 
-    watch: detects changes of the layers; `ModelForward` asks it before it replays a graph.
+    watch: detects changes of the layers; `ModelForward` checks it before it replays a graph.
     """
 
     watch: Watch
@@ -70,8 +70,9 @@ class _Forward:
 class ModelForward(_Forward):
     """Embeddings, encoder, and the final norm and pooler if any, without transformers in between.
 
-    What transformers does in between takes as long as a layer of a small model on one sentence.
-    A call for more than the last hidden state and the pooler's output gets the model's own forward.
+    On one sentence, the Python code of transformers that is left out takes as long as a layer of a
+    small model. A call for more than the last hidden state and the pooler's output gets the
+    model's own forward.
 
     graphs: CUDA graphs that are replayed for some sizes, or None.
     """
