@@ -6,7 +6,7 @@ import torch
 from lada_ops.engine.cpu import native
 from lada_ops.engine.cpu.choice import Choice
 from lada_ops.engine.cpu.native import LinearPacker, pack_encoder
-from lada_ops.engine.find import find_encoders
+from lada_ops.engine.find import SupportedEncoder, find_encoders
 from lada_ops.engine.masks import UnsupportedCall
 from tests.engine.models import dense
 
@@ -16,6 +16,7 @@ FP32 = torch.float32
 def packed(name):
     """Engine and linears of a tiny dense model's encoder."""
     (encoder,) = find_encoders(dense(name)).values()
+    assert isinstance(encoder, SupportedEncoder)
     return pack_encoder(encoder, FP32)
 
 
@@ -86,6 +87,7 @@ class TestEngine:
     def test_it_holds_no_memory_of_the_model(self):
         model = dense("bert")
         (encoder,) = find_encoders(model).values()
+        assert isinstance(encoder, SupportedEncoder)
         engine, _ = pack_encoder(encoder, FP32)
         want = engine(hidden_states())
         with torch.no_grad():
