@@ -167,6 +167,7 @@ def block_sparse_linear_dvalues(
     splits, m_per_program = split_rows(m, tiles.BLOCK_M, packs, MIN_PROGRAMS)
     dtype = torch.float32 if splits > 1 else dy.dtype
     out = dy.new_empty(splits, nnz * block_cols * block_rows, dtype=dtype)
+    sizes = {"M": m, "nnz": nnz, "block_rows": grid_rows, "m_per_program": m_per_program}
     constants: dict[str, Any] = {
         "BSR_ROWS": block_rows,
         "BSR_COLS": block_cols,
@@ -179,10 +180,7 @@ def block_sparse_linear_dvalues(
         crow_ptr=crow_indices,
         col_ptr=col_indices,
         out_ptr=out,
-        M=m,
-        nnz=nnz,
-        block_rows=grid_rows,
-        m_per_program=m_per_program,
+        **sizes,
         stride_ym=dy.stride(0),
         stride_xm=x.stride(0),
         **constants,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..modules.checks import check_module
 from ..modules.compressed_linear import CompressedLinear
 from ..modules.low_rank_ffn import LowRankFFN
-from ..ops.epilogue import KERNEL_DTYPES
+from ..ops.dispatch import KERNEL_DTYPES
 from .bypassed import copied_module
 from .cpu.native import LinearPacker, NativeEngine, pack_encoder
 from .find import SupportedEncoder, find_encoders

@@ -12,7 +12,7 @@ from ..approximation.blocks import prune_blocks
 from ..formats.bsr import INDEX_DTYPE, Bsr, bsr_to_dense, panel_major
 from ..formats.grid import block_count, grid_of, group_of
 from ..ops.block_sparse_linear import block_sparse_linear
-from ..ops.epilogue import check_x
+from ..ops.checks import check_x
 from .compressed_linear import CompressedLinear
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..formats.counts import Counts
 from ..formats.sparse_low_rank import Format
 from ..host.user_tables import use_user_tables
-from ..ops.epilogue import needs_grad
+from ..ops.dispatch import needs_grad
 from ..ops.reference import ACTIVATIONS
 from .dense_copy import DenseCopy, KeepDense, check_keep_dense
 from .dense_weight import DenseWeight, not_written

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..formats.bsr import Bsr, gather_blocks
 from ..formats.low_rank import LowRank
-from ..ops.epilogue import check_epilogue, needs_grad
+from ..ops.checks import check_epilogue
+from ..ops.dispatch import needs_grad
 from ..ops.tracing import exporter, tracer_of
 from .compressed_linear import CompressedLinear
 from .dense_weight import DenseWeight

@@ -3,19 +3,9 @@
 import torch
 from torch import Tensor
 
-from .epilogue import (
-    autocast,
-    check_epilogue,
-    epilogue_backward,
-    join_norm,
-    kernel_epilogue,
-    kernels_run,
-    needs_product,
-    on_its_gpu,
-    rows,
-    split_norm,
-    wants_plain,
-)
+from .checks import check_epilogue
+from .dispatch import autocast, kernels_run, on_its_gpu, rows, runs_reference
+from .epilogue import epilogue_backward, join_norm, kernel_epilogue, needs_product, split_norm
 from .reference import Norm, epilogue_ref
 
 
@@ -40,7 +30,7 @@ def add_norm(
         raise ValueError("add_norm: x (); expected (..., features)")
     check_epilogue("add_norm", x, x.shape[-1], None, activation, residual, norm)
     is_empty = activation == "none" and residual is None and norm is None
-    if not is_empty and x.is_cuda and not wants_plain():
+    if not is_empty and x.is_cuda and not runs_reference():
         return _op(x, activation, residual, weight, shift, eps)
     return epilogue_ref(x, activation, residual, norm)
 

@@ -6,22 +6,18 @@ import torch
 from torch import Tensor
 
 from ..formats.bsr import bsr_to_dense, gather_blocks, panel_major
-from .epilogue import (
+from .checks import check_epilogue, check_operands
+from .dispatch import (
     autocast,
-    check_epilogue,
-    check_operands,
     contiguous,
-    epilogue_backward,
-    join_norm,
-    kernel_epilogue,
     kernels_run,
     needs_grad,
     on_its_gpu,
     rows,
-    split_norm,
-    wants_plain,
+    runs_reference,
     warn_once,
 )
+from .epilogue import epilogue_backward, join_norm, kernel_epilogue, split_norm
 from .reference import Norm, block_sparse_linear_ref, epilogue_ref
 
 
@@ -60,7 +56,7 @@ def block_sparse_linear(
     norm = join_norm(weight, shift, eps)
     _check(x, crow_indices, col_indices, values, bias, activation, residual, norm, order, dense)
     args = x, crow_indices, col_indices, values, bias, activation, residual
-    if wants_plain():
+    if runs_reference():
         return block_sparse_linear_ref(*args, norm)
     trained = needs_grad(x, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:

@@ -4,21 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .epilogue import (
-    activation_backward,
-    autocast,
-    check_epilogue,
-    check_operands,
-    check_x,
-    epilogue_backward,
-    join_norm,
-    kernel_epilogue,
-    kernels_run,
-    on_its_gpu,
-    rows,
-    split_norm,
-    wants_plain,
-)
+from .checks import check_epilogue, check_operands, check_x
+from .dispatch import autocast, kernels_run, on_its_gpu, rows, runs_reference
+from .epilogue import activation_backward, epilogue_backward, join_norm, kernel_epilogue, split_norm
 from .low_rank_linear import dfactors_op, dx_op
 from .reference import Norm, epilogue_ref, low_rank_ffn_ref
 
@@ -57,7 +45,7 @@ def low_rank_ffn(
     norm = join_norm(weight, shift, eps)
     _check(x, u1, v1, bias1, u2, v2, bias2, activation, residual, norm, dense1, dense2)
     args = x, u1, v1, bias1, u2, v2, bias2, activation, residual
-    if x.is_cuda and not wants_plain():
+    if x.is_cuda and not runs_reference():
         return _op(*args, weight, shift, eps, exact_gelu, dense1, dense2)
     return low_rank_ffn_ref(*args, norm)
 

@@ -4,20 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .epilogue import (
-    autocast,
-    check_epilogue,
-    check_operands,
-    check_x,
-    epilogue_backward,
-    join_norm,
-    kernel_epilogue,
-    kernels_run,
-    on_its_gpu,
-    rows,
-    split_norm,
-    wants_plain,
-)
+from .checks import check_epilogue, check_operands, check_x
+from .dispatch import autocast, kernels_run, on_its_gpu, rows, runs_reference
+from .epilogue import epilogue_backward, join_norm, kernel_epilogue, split_norm
 from .reference import Norm, grouped_linear, low_rank_linear_ref
 
 
@@ -57,9 +46,9 @@ def low_rank_linear(
     norm = join_norm(weight, shift, eps)
     _check(x, u, v, bias, activation, residual, norm, groups, dense)
     args = x, u, v, bias, activation, residual
-    if x.is_cuda and not wants_plain():
+    if x.is_cuda and not runs_reference():
         return _op(*args, weight, shift, eps, groups, exact_gelu, dense)
-    return low_rank_linear_ref(*args, norm, groups)
+    return low_rank_linear_ref(*args, norm, groups=groups)
 
 
 @torch.library.custom_op("lada::low_rank_linear", mutates_args=())
@@ -80,7 +69,7 @@ def _op(
 ) -> Tensor:
     norm = join_norm(norm_weight, norm_bias, eps)
     if not kernels_run("low_rank_linear", x):
-        return low_rank_linear_ref(x, u, v, bias, activation, residual, norm, groups)
+        return low_rank_linear_ref(x, u, v, bias, activation, residual, norm, groups=groups)
     from lada_kernels.low_rank_linear import low_rank_linear_fwd
 
     epilogue = kernel_epilogue(bias, activation, residual, norm, exact_gelu)

@@ -1,6 +1,6 @@
 """References of the ops in plain torch: slow, differentiable, exportable, for any dtype."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,18 +52,13 @@ def grouped_linear(t: Tensor, u: Tensor, bias: Tensor | None, groups: int) -> Te
 
 
 def low_rank_linear_ref(
-    x: Tensor,
-    u: Tensor,
-    v: Tensor,
-    bias: Tensor | None = None,
-    activation: str = "none",
-    residual: Tensor | None = None,
-    norm: Norm | None = None,
-    groups: int = 1,
+    x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None = None, *epilogue: Any, groups: int = 1
 ) -> Tensor:
-    """``LN(act(x v^T u^T + bias) + residual)``, for `groups` pairs of factors that share x."""
-    z = grouped_linear(F.linear(x, v), u, bias, groups)
-    return epilogue_ref(z, activation, residual, norm)
+    """``LN(act(x v^T u^T + bias) + residual)``, for `groups` pairs of factors that share x.
+
+    epilogue: activation, residual and norm, of `epilogue_ref`.
+    """
+    return epilogue_ref(grouped_linear(F.linear(x, v), u, bias, groups), *epilogue)
 
 
 def low_rank_ffn_ref(
@@ -75,12 +70,14 @@ def low_rank_ffn_ref(
     v2: Tensor,
     bias2: Tensor | None,
     activation: str = "gelu",
-    residual: Tensor | None = None,
-    norm: Norm | None = None,
+    *residual_norm: Any,
 ) -> Tensor:
-    """``LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)``."""
+    """``LN(act(x v1^T u1^T + bias1) v2^T u2^T + bias2 + residual)``.
+
+    residual_norm: residual and norm, of `epilogue_ref`.
+    """
     h = low_rank_linear_ref(x, u1, v1, bias1, activation)
-    return low_rank_linear_ref(h, u2, v2, bias2, "none", residual, norm)
+    return low_rank_linear_ref(h, u2, v2, bias2, "none", *residual_norm)
 
 
 def block_sparse_linear_ref(
@@ -89,13 +86,14 @@ def block_sparse_linear_ref(
     col_indices: Tensor,
     values: Tensor,
     bias: Tensor | None = None,
-    activation: str = "none",
-    residual: Tensor | None = None,
-    norm: Norm | None = None,
+    *epilogue: Any,
 ) -> Tensor:
-    """``LN(act(x S^T + bias) + residual)`` with S as a dense weight."""
+    """``LN(act(x S^T + bias) + residual)`` with S as a dense weight.
+
+    epilogue: as in `low_rank_linear_ref`.
+    """
     weight = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
-    return epilogue_ref(F.linear(x, weight, bias), activation, residual, norm)
+    return epilogue_ref(F.linear(x, weight, bias), *epilogue)
 
 
 def sparse_low_rank_linear_ref(
@@ -106,15 +104,13 @@ def sparse_low_rank_linear_ref(
     col_indices: Tensor,
     values: Tensor,
     bias: Tensor | None = None,
-    activation: str = "none",
-    residual: Tensor | None = None,
-    norm: Norm | None = None,
+    *epilogue: Any,
     groups: int = 1,
 ) -> Tensor:
     """``LN(act(x v^T u^T + x S^T + bias) + residual)`` with S as a dense weight.
 
-    groups: as in `low_rank_linear_ref`.
+    groups, epilogue: as in `low_rank_linear_ref`.
     """
     weight = bsr_to_dense(crow_indices, col_indices, values, x.shape[-1])
     z = grouped_linear(F.linear(x, v), u, bias, groups) + F.linear(x, weight)
-    return epilogue_ref(z, activation, residual, norm)
+    return epilogue_ref(z, *epilogue)

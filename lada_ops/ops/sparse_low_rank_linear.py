@@ -6,21 +6,9 @@ from torch import Tensor
 
 from .block_sparse_linear import add_block_rows_, blocks_run, check_bsr_operands, dvalues_op
 from .block_sparse_linear import dx_op as block_sparse_dx
-from .epilogue import (
-    autocast,
-    check_epilogue,
-    check_operands,
-    check_x,
-    contiguous,
-    epilogue_backward,
-    join_norm,
-    kernel_epilogue,
-    needs_grad,
-    on_its_gpu,
-    rows,
-    split_norm,
-    wants_plain,
-)
+from .checks import check_epilogue, check_operands, check_x
+from .dispatch import autocast, contiguous, needs_grad, on_its_gpu, rows, runs_reference
+from .epilogue import epilogue_backward, join_norm, kernel_epilogue, split_norm
 from .low_rank_linear import dfactors_op
 from .low_rank_linear import dx_op as low_rank_dx
 from .reference import Norm, epilogue_ref, grouped_linear, sparse_low_rank_linear_ref
@@ -61,8 +49,8 @@ def sparse_low_rank_linear(
     bsr = crow_indices, col_indices, values
     _check(x, u, v, bsr, bias, activation, residual, norm, groups, order, dense)
     args = x, u, v, *bsr, bias, activation, residual
-    if wants_plain():
-        return sparse_low_rank_linear_ref(*args, norm, groups)
+    if runs_reference():
+        return sparse_low_rank_linear_ref(*args, norm, groups=groups)
     trained = needs_grad(x, u, v, values, bias, residual, weight, shift)
     if not x.is_cpu or torch.compiler.is_compiling() or trained:
         return _op(*args, weight, shift, eps, order, groups, exact_gelu, dense)
@@ -102,7 +90,7 @@ def _op(
     if not blocks_run("sparse_low_rank_linear", x, *values.shape[1:]):
         compute = sparse_low_rank_linear_ref if x.is_cuda else _forward_cpu
         bsr = crow_indices, col_indices, values
-        return compute(x, u, v, *bsr, bias, activation, residual, norm, groups)
+        return compute(x, u, v, *bsr, bias, activation, residual, norm, groups=groups)
     from lada_kernels.sparse_low_rank_linear import sparse_low_rank_linear_fwd
 
     y = sparse_low_rank_linear_fwd(

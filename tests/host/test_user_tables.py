@@ -8,7 +8,7 @@ import torch
 
 from lada_kernels import tuning
 from lada_ops.host import user_tables
-from lada_ops.ops.epilogue import kernels_run
+from lada_ops.ops.dispatch import kernels_run
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lada_ops.ops import reference
-from lada_ops.ops.reference import ACTIVATIONS, epilogue_ref
+from lada_ops.ops.reference import ACTIVATIONS, Norm, epilogue_ref
 
 FORMULAS = {  # of one number, from their definitions
     "none": lambda z: z,
@@ -54,3 +55,13 @@ def test_sparse_low_rank_linear_by_hand():
     crow, col = torch.tensor([0, 0, 1]), torch.tensor([2])
     y = reference.sparse_low_rank_linear_ref(x, u, v, crow, col, torch.tensor([[[3.0], [7]]]))
     assert y.tolist() == [[1, 1, 301, 701]]
+
+
+def test_a_norm_keeps_the_dtype(monkeypatch):
+    def in_autocast(*args):  # on a GPU, layer_norm gives fp32 there
+        return layer_norm(*args).float()
+
+    layer_norm = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", in_autocast)
+    z = torch.ones(2, 3, dtype=torch.float16)
+    assert epilogue_ref(z, "none", None, Norm(z[0], z[0], 1e-5)).dtype == z.dtype

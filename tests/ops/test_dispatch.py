@@ -1,4 +1,4 @@
-"""Checks, dispatch and epilogue of the ops; a stand-in plays the input on a GPU."""
+"""Dispatch of the ops; a stand-in plays the input on a GPU."""
 
 import warnings
 from contextlib import contextmanager
@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lada_kernels import tuning
 from lada_ops.ops import (
     add_norm,
     block_sparse_linear,
-    epilogue,
+    dispatch,
     low_rank_ffn,
     low_rank_linear,
     sparse_low_rank_linear,
 )
-from lada_ops.ops.reference import Norm, epilogue_ref
 
 
 def on_gpu(dtype=torch.bfloat16) -> Any:
@@ -27,7 +25,7 @@ def on_gpu(dtype=torch.bfloat16) -> Any:
 
 @pytest.fixture(autouse=True)
 def _nothing_warned_yet():
-    epilogue.warn_once.cache_clear()
+    dispatch.warn_once.cache_clear()
 
 
 class TestKernelsRun:
@@ -45,20 +43,20 @@ class TestKernelsRun:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
     def test_on_a_gpu_that_has_what_they_need(self, gpu, dtype):
         asked = gpu(None)
-        assert epilogue.kernels_run("low_rank_linear", on_gpu(dtype))
+        assert dispatch.kernels_run("low_rank_linear", on_gpu(dtype))
         assert asked == [3]
 
     def test_not_in_fp64(self, gpu):
         gpu(None)
-        assert not epilogue.kernels_run("low_rank_linear", on_gpu(torch.float64))
+        assert not dispatch.kernels_run("low_rank_linear", on_gpu(torch.float64))
 
     def test_an_old_gpu_is_named_once_with_what_is_needed(self, gpu):
         gpu("Tesla T4 has compute capability 7.5; expected 8.0 or newer")
         with pytest.warns(UserWarning, match="low_rank_linear: .* Tesla T4 .* expected 8.0"):
-            assert not epilogue.kernels_run("low_rank_linear", on_gpu())
+            assert not dispatch.kernels_run("low_rank_linear", on_gpu())
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not epilogue.kernels_run("low_rank_linear", on_gpu())
+            assert not dispatch.kernels_run("low_rank_linear", on_gpu())
 
 
 def test_a_body_runs_on_the_gpu_of_its_first_tensor(monkeypatch):
@@ -76,10 +74,10 @@ def test_a_body_runs_on_the_gpu_of_its_first_tensor(monkeypatch):
         log.append((args, kwargs))
 
     x = on_gpu()
-    epilogue.on_its_gpu(body)(x, 1, order=2)
+    dispatch.on_its_gpu(body)(x, 1, order=2)
     assert log == [x, ((x, 1), {"order": 2}), "left"]
     log.clear()
-    epilogue.on_its_gpu(body)(on_cpu := torch.ones(1))
+    dispatch.on_its_gpu(body)(on_cpu := torch.ones(1))
     assert log == [((on_cpu,), {})]
 
 
@@ -105,13 +103,3 @@ def test_every_op_enters_it(op, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     with pytest.raises(InterruptedError):
         op._init_fn(on_gpu())
-
-
-def test_a_norm_keeps_the_dtype(monkeypatch):
-    def in_autocast(*args):  # on a GPU, layer_norm gives fp32 there
-        return layer_norm(*args).float()
-
-    layer_norm = F.layer_norm
-    monkeypatch.setattr(F, "layer_norm", in_autocast)
-    z = torch.ones(2, 3, dtype=torch.float16)
-    assert epilogue_ref(z, "none", None, Norm(z[0], z[0], 1e-5)).dtype == z.dtype
