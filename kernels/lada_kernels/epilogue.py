@@ -13,22 +13,19 @@ import triton.language as tl
 from .activations import activate, kernel_activation
 from .variants import EpilogueKind
 
-Norm = tuple[torch.Tensor, torch.Tensor, float]
-"""LayerNorm's weight (N,), bias (N,) and eps."""
-
 
 class Epilogue(NamedTuple):
     """Epilogue ``LN(act(z + bias) + residual)`` of a product z (M, N).
 
     bias: (N,) or None. activation: a name known to `activations.activate`. residual: (M, N), rows
-    contiguous, any row stride, or None. norm: LayerNorm over all N, or None. exact_gelu: erf's GELU
-    in 16-bit dtypes too, see `activations.kernel_activation`.
+    contiguous, any row stride, or None. norm: weight (N,), bias (N,) and eps of LayerNorm over all
+    N, or None. exact_gelu: erf's GELU in 16-bit dtypes too, see `activations.kernel_activation`.
     """
 
     bias: torch.Tensor | None = None
     activation: str = "none"
     residual: torch.Tensor | None = None
-    norm: Norm | None = None
+    norm: tuple[torch.Tensor, torch.Tensor, float] | None = None
     exact_gelu: bool = False
 
     @property
