@@ -9,6 +9,8 @@ import torch
 
 from lada_kernels.cpu import abi, native
 from lada_kernels.cpu.instruction_sets import INSTRUCTION_SETS
+from lada_kernels.cpu.linear import packed_linear_fwd
+from lada_kernels.cpu.packing import Weight, pack
 
 SANITIZED = os.environ.get("LADA_SANITIZED")  # a folder of builds by `make test-sanitized`
 
@@ -43,6 +45,13 @@ def _seed_and_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def poisoned_workspace(library):
+    """Scratch memory of this thread filled with NaN, which unwritten elements would bring in."""
+    weight = pack([Weight(32, 8192, sparse=torch.ones(32, 8192))], [None], torch.float32)
+    packed_linear_fwd(weight, torch.full((32, 8192), torch.nan), library=library)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def test_any_number_of_rows(m, dtype, library):
     assert_near(run(case, x, library), case.oracle(x), dtype)
 
 
+@pytest.mark.usefixtures("poisoned_workspace")
 @pytest.mark.parametrize(
     ("n", "k"), [(1, 1), (1, 40), (40, 1), (7, 13), (33, 31), (50, 67), (129, 5)]
 )
