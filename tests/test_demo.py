@@ -121,16 +121,6 @@ def test_missing_model_package_names_the_remedy(monkeypatch):
         demo.model_folder()
 
 
-def test_embeddings_do_not_depend_on_order_or_batch(small):
-    model = load_model(demo.model_folder(), "cpu")
-    tokenizer = demo.AutoTokenizer.from_pretrained(demo.model_folder())
-    sentences = ["the dog", "a cat sleeps under the old house", "the dog"]
-    together = demo.embed(model, tokenizer, sentences)
-    alone = torch.cat([demo.embed(model, tokenizer, [s]) for s in sentences])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
-
-
 def row(name: str) -> dict:
     return {
         "name": name,
