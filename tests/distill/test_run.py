@@ -67,7 +67,7 @@ def test_lada_block_ends_at_its_ratio(recipe, tmp_path):
     assert not student.training
 
 
-@pytest.mark.parametrize("stop", [3, 11])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.exhaustive), 11])
 def test_a_run_that_is_cut_off_goes_on_as_if_it_was_not(stop, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2}
     whole = run(tmp_path / "whole", **settings)

@@ -22,10 +22,10 @@ def by_reference(case, operands):
     given.pop("order", None)
     weight, bias = given.pop("norm_weight", None), given.pop("norm_bias", None)
     norm = None if weight is None or bias is None else reference.Norm(weight, bias, EPS)
-    if case.parts.groups > 1:
-        given["groups"] = case.parts.groups
     activation = "gelu" if case.epilogue == "fused" or case.parts.hidden else "none"
-    return getattr(reference, f"{case.stem}_ref")(**given, activation=activation, norm=norm)
+    epilogue = activation, given.pop("residual", None), norm
+    groups = {"groups": case.parts.groups} if case.parts.groups > 1 else {}
+    return getattr(reference, f"{case.stem}_ref")(*given.values(), *epilogue, **groups)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
