@@ -256,6 +256,7 @@ class TestKernelsName:
         )
         assert not Path(run(program)).is_relative_to(ROOT / "kernels")
 
+    @pytest.mark.exhaustive
     def test_transformers_works_beside_us(self):
         program = "import transformers.modeling_utils, lada_kernels, lada_ops; print('fine')"
         assert run(program) == "fine"
@@ -282,6 +283,7 @@ class TestKernelsName:
         )
         assert run(program, first=hugging_faces) == "True"
 
+    @pytest.mark.exhaustive
     def test_pytest_starts_with_theirs(self, hugging_faces):
         program = (
             "import sys, pytest\n"
