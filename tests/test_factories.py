@@ -1,6 +1,7 @@
 """Tensors are made where and in what the caller's are, whatever torch's defaults say."""
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -183,8 +184,16 @@ def cases(tmp_path: Path) -> dict[str, Callable[[], Callable[[], Any]]]:
     return found
 
 
+# `make test` has one dtype and one method of each kind
+REPEATED = re.compile("bfloat16|int8|(saved|loaded|optimized) (block|sparse)")
+CASES = [
+    pytest.param(case, marks=[pytest.mark.exhaustive] if REPEATED.search(case) else [])
+    for case in cases(Path())
+]
+
+
 @pytest.mark.parametrize("default", DEFAULTS)
-@pytest.mark.parametrize("case", cases(Path()))
+@pytest.mark.parametrize("case", CASES)
 def test_defaults_of_torch_change_nothing(case, default, tmp_path):
     if case.startswith("loaded") and default == "meta":
         pytest.skip("transformers refuses to load where tensors have no data")

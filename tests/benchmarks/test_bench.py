@@ -75,6 +75,7 @@ def test_pytest_benchmark_times_each_and_stores_the_comparison(results):
         assert benchmark["extra_info"]["comparison"]["baseline"] == "dense"
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_fails_writes_nothing(tmp_path):
     pytest.importorskip("pytest_benchmark", reason="needs: pip install lada-ops[bench]")
     (tmp_path / "test_fails.py").write_text("def test_fails(benchmark):\n    benchmark(1 / 0)\n")

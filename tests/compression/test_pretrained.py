@@ -320,6 +320,7 @@ class TestTraining:
 
 
 class TestConfig:
+    @pytest.mark.exhaustive
     def test_second_registration_is_harmless(self):
         program = "import importlib, lada_ops.compression.pretrained as p; importlib.reload(p)"
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

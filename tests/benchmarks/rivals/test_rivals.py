@@ -127,10 +127,10 @@ class TestWeights:
     ("pattern", "needs"),
     [
         pytest.param("packed dense", None, marks=pytest.mark.exhaustive),
-        pytest.param("torch int8 dynamic", None, marks=pytest.mark.exhaustive),
+        ("torch int8 dynamic", None),
         pytest.param("onnxruntime fp32 low_rank 5x", "onnxruntime", marks=pytest.mark.exhaustive),
         pytest.param("onnxruntime int8", "onnxruntime", marks=pytest.mark.exhaustive),
-        ("openvino fp32 low_rank 5x", "openvino"),
+        pytest.param("openvino fp32 low_rank 5x", "openvino", marks=pytest.mark.exhaustive),
     ],
 )
 def test_rivals_give_eagers_outputs(pattern, needs, tmp_path):

@@ -246,7 +246,16 @@ def test_paths(bert):
 
 @torch.no_grad()
 @pytest.mark.parametrize("arguments", [{}, batch()], ids=["no mask", "a mask"])
-@pytest.mark.parametrize("name", ["bert", "electra", "distilbert", "mpnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        *(
+            pytest.param(n, marks=pytest.mark.exhaustive)
+            for n in ("electra", "distilbert", "mpnet")
+        ),
+    ],
+)
 def test_compiles_to_one_graph(name, arguments):
     model = fused(compressed(name)).base_model
     inputs = {"input_ids": ids()} | arguments

@@ -100,7 +100,7 @@ def test_sequences_of_any_length(lengths, threads, dtype, library):
     assert_near(y, oracle(layers, x, lengths), dtype)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_relative_position_bias(lengths, threads, dtype, library):
     torch.set_num_threads(threads)

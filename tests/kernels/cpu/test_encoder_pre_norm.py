@@ -93,7 +93,7 @@ def oracle(layers, x, lengths):
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_sequences_of_any_length(lengths, threads, dtype, library):
     torch.set_num_threads(threads)
