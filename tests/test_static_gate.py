@@ -30,7 +30,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 DENSE = Variant("dense")
 OTHERS = [name for name in TARGETS if name != "sm_90"]
-# sm_80, sm_86 and sm_89 have the tensor cores of sm_120, and no less shared memory
+# products on sm_80, sm_86 and sm_89 are mma.sync, as on sm_120, which has no more shared memory
 FAMILIES = ["sm_100", "sm_120", "gfx942"]
 KERNELS = [  # together, every kernel
     LauncherCall("low_rank_linear", 8192, 3072, 768, "r96", "norm"),
